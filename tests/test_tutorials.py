@@ -249,8 +249,8 @@ def test_embedding(place: Path) -> None:
     printed = run(
         "embedding", ("--epochs 3", "--epochs 1"), ("jsonl --output small", "jsonl --recovery-steps 2 --output small")
     )
-    assert open_exported(Path("small/model")).task is EMBEDDING
-    assert open_exported(Path("small-reranker/model")).task is CLASSIFICATION
+    assert open_exported(Path("small/model")).kind is EMBEDDING
+    assert open_exported(Path("small-reranker/model")).kind is CLASSIFICATION
     assert "unpruned-model" in printed and "held-out loss" in printed
     losses = json.loads(Path("recovered/training.json").read_text())["eval_data"]["losses"]
     assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]

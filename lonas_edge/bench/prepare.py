@@ -65,7 +65,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
     names = list(dict.fromkeys((SUBNET, *(_default_arms(exported) if options.arms is None else options.arms))))
     raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --arms.")
     folders = [name for name in names if name not in VARIANTS and not _is_gguf(name)]
-    opened = {name: open_exported(Path(name), ours=False, task=exported.task) for name in folders}
+    opened = {name: open_exported(Path(name), ours=False, kind=exported.kind) for name in folders}
     source, warnings = None, []
     if any(VARIANTS[name].needs_source for name in names if name in VARIANTS):
         progress("Checking base and adapter", None)
@@ -110,8 +110,8 @@ def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions)
     ]
     files = [name for name in names if _is_gguf(name)]
     problems += [f"{name}: {problem}" for name in files if (problem := _gguf_problem(Path(name)))]
-    if not exported.task.generates:
-        problems += [f"{name}: llama.cpp cannot run a {exported.task.name} ({exported.folder})" for name in files]
+    if not exported.kind.generates:
+        problems += [f"{name}: llama.cpp cannot run a {exported.kind.name} ({exported.folder})" for name in files]
     elif options.device.startswith("NPU") and any(case.batch_size > 1 for case in options.cases):
         problems.append(f"--device {options.device}: an NPU runs one prompt at a time; omit --batch-size")
     labels = Counter(map(_label, names))
@@ -145,7 +145,7 @@ def _ir_variant(name: str, opened: "Exported", inputs: Inputs) -> Variant:
     """Describe an IR. All IRs get the same properties: those tuned for the sub-network."""
     exported, options = inputs.exported, inputs.options
     properties: dict[str, str] = {}
-    if exported.task.generates:
+    if exported.kind.generates:
         on_npu = options.device.startswith("NPU")
         kv_cache = {"KV_CACHE_PRECISION": FORMATS[exported.weight_format].kv_cache}
         properties = npu_lengths(options.cases) if on_npu else kv_cache
@@ -154,7 +154,7 @@ def _ir_variant(name: str, opened: "Exported", inputs: Inputs) -> Variant:
     parameters = opened.manifest.sizes.subnetwork.parameters if opened.manifest else None
     return Variant(
         name,
-        "ir" if exported.task.generates else "ir-classifier",
+        "ir" if exported.kind.generates else "ir-classifier",
         opened.folder,
         options.device,
         opened.weight_format,
@@ -207,7 +207,7 @@ def _export_maximal(adapter: str | None, base: str, folder: Path, storage: Mappi
 def _torch_variant(name: str, inputs: Inputs, merged: bool) -> Variant:
     source, options = inputs.source, inputs.options
     assert source  # it is needed
-    parameters, generates = inputs.exported.own_manifest.sizes.unpruned.parameters, inputs.exported.task.generates
+    parameters, generates = inputs.exported.own_manifest.sizes.unpruned.parameters, inputs.exported.kind.generates
     return Variant(
         name,
         "torch" if generates else "torch-classifier",
@@ -218,7 +218,7 @@ def _torch_variant(name: str, inputs: Inputs, merged: bool) -> Variant:
         merged,
         parameters=parameters,
         bytes_estimate=parameters * DTYPES[options.torch_dtype].bytes,
-        outputs=_outputs(inputs.exported.config) if inputs.exported.task is CLASSIFICATION else 0,
+        outputs=_outputs(inputs.exported.config) if inputs.exported.kind is CLASSIFICATION else 0,
     )
 
 

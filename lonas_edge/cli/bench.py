@@ -105,17 +105,17 @@ def _tune(where: RunOptions, options: BenchOptions) -> None:
         from lonas_edge.exporting.exported import open_exported
 
         settings = TuneOptions(options.cases[0], options.schedule, options.device, options.threads, where.objective)
-        tuned = tune(open_exported(where.exported, task=CAUSAL_LM), settings, report)
+        tuned = tune(open_exported(where.exported, kind=CAUSAL_LM), settings, report)
     print(json.dumps(tuned.to_json(), indent=1)) if where.json else _print_tuned(tuned, where.exported)
 
 
 def _for_task(opened: "Exported", where: RunOptions, options: BenchOptions) -> BenchOptions:
     """Adapt the cases to an encoder, which generates no tokens."""
-    if opened.task.generates:
+    if opened.kind.generates:
         return options
     if given(where, "new_tokens"):
-        raise click.UsageError(f"--new-tokens: {opened.folder} is a {opened.task.name} and generates nothing; omit it")
-    length = min(opened.task.sequence_length, opened.context or opened.task.sequence_length)
+        raise click.UsageError(f"--new-tokens: {opened.folder} is a {opened.kind.name} and generates nothing; omit it")
+    length = min(opened.kind.sequence_length, opened.context or opened.kind.sequence_length)
     cases = [replace(case, new_tokens=0) for case in options.cases]
     cases = cases if where.prompt_len else [replace(case, prompt_len=length) for case in cases]
     return replace(options, cases=tuple(dict.fromkeys(cases)))

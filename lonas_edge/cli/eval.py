@@ -15,8 +15,8 @@ from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
-from lonas_edge.data.tasks import resolve, there
 from lonas_edge.data.templates import CHAT, PROMPTS
+from lonas_edge.data.test_sets import resolve, there
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, RERANK, TASKS, Encode, Protocol, choose_protocol
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lonas_edge.evaluate.record import EvalRecord
     from lonas_edge.evaluate.settings import EvalSettings
     from lonas_edge.evaluate.targets import Target
-    from lonas_edge.families import Task
+    from lonas_edge.families import ModelKind
 
 _NO_IR, _NO_TORCH, _NO_SOURCE = "no TARGET is an IR", "no TARGET runs in PyTorch", "no TARGET is an adapter or a base model"
 _USED = {  # options that only some targets use, and the message where none does
@@ -118,7 +118,7 @@ def run(options: EvalOptions, where: RunOptions) -> None:
         with importing():
             from lonas_edge.evaluate.report import for_card
             from lonas_edge.evaluate.run import evaluate_into
-            from lonas_edge.evaluate.targets import open_targets, task_of_targets
+            from lonas_edge.evaluate.targets import kind_of_targets, open_targets
             from lonas_edge.exporting.exported import store_evaluation
             from lonas_edge.ir.runtime import check_device
             from lonas_edge.output import OutputDirectory
@@ -126,17 +126,17 @@ def run(options: EvalOptions, where: RunOptions) -> None:
         directory = OutputDirectory(options.output, options.overwrite, used) if options.output else None
         if directory:
             directory.check(_ROOM, resumable=True)
-        task = task_of_targets(references, options.model)
-        if not task.generates:
+        kind = kind_of_targets(references, options.model)
+        if not kind.generates:
             idle = ("protocol", "prompt", "num_beams")
-            _refuse_idle(options, where, dict.fromkeys(idle, f"a {task.name} has no prompt template"))
+            _refuse_idle(options, where, dict.fromkeys(idle, f"a {kind.name} has no prompt template"))
         report("Opening", None)
         check_device(where.openvino_device)
         opened = open_targets(references, options.subnet or (None,), where, options.model, options.nncf_config)
         used_by_targets = frozenset[str]().union(*(target.uses for target in opened))
         reasons = {"device": _NO_IR if where.torch_device == "cpu" else _NO_TORCH, **_USED}
         _refuse_idle(options, where, {name: reason for name, reason in reasons.items() if name not in used_by_targets})
-        settings = _settings(options, where, opened, task)
+        settings = _settings(options, where, opened, kind)
         if options.card:
             _check_cards(opened)
         if directory:  # an adapter may name its base
@@ -149,7 +149,7 @@ def run(options: EvalOptions, where: RunOptions) -> None:
             store_evaluation(target.folder, result.protocol, for_card(result, record))
 
 
-def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target]", task: "Task") -> "EvalSettings":
+def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target]", kind: "ModelKind") -> "EvalSettings":
     """Tasks and protocol."""
     from lonas_edge.evaluate import classification, embedding, reranking
     from lonas_edge.evaluate.settings import EvalSettings
@@ -157,7 +157,7 @@ def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target
 
     named = options.tasks or None
     protocol: Protocol | Encode
-    if task.generates:
+    if kind.generates:
         present = there(TASKS, options.datasets) if named is None else resolve(TASKS, named)
         protocol = choose_protocol(options.protocol, [target.prompt for target in targets], present)
         _refuse_idle(options, where, _not_asked(protocol))
@@ -169,7 +169,7 @@ def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target
     else:
         candidates = reranking.sets_in(options.datasets)
         reranks = set(named) <= {*candidates} if named else candidates and all(len(each.outputs) == 1 for each in targets)
-        if task is EMBEDDING:
+        if kind is EMBEDDING:
             protocol, tasks = EMBED, embedding.choose_tasks(named, options.datasets)
         elif reranks:
             protocol, tasks = RERANK, tuple(dict.fromkeys(named or candidates))

@@ -78,7 +78,7 @@ def _cost_settings(source: "Source", options: SearchOptions, latency: LatencyOpt
     """Lengths by the task; an encoder's text is no longer than its context."""
     from lonas_edge.search.cost import CostSettings
 
-    task, prompt_len, new_tokens = source.architecture.family.task, latency.prompt_len, latency.new_tokens
+    task, prompt_len, new_tokens = source.architecture.family.kind, latency.prompt_len, latency.new_tokens
     if not task.generates:
         used = {"--prompt": given(options, "prompt")}
         if idle := [name for name, is_given in {**used, "--new-tokens": given(latency, "new_tokens")}.items() if is_given]:

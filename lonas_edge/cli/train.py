@@ -116,8 +116,8 @@ def run(options: InputOptions, how: TrainOptions) -> None:
         used = (options.model, *data, options.nncf_config, options.start, options.teacher, *files)
         OutputDirectory(options.output, options.overwrite, used).check(0, resumable=True)  # before a base is downloaded
         inputs = _inputs(options)
-        if not inputs.data.task.generates and given(how, "prompt"):
-            raise click.UsageError(f"--prompt has no effect: a {inputs.data.task.name} has no prompt template")
+        if not inputs.data.kind.generates and given(how, "prompt"):
+            raise click.UsageError(f"--prompt has no effect: a {inputs.data.kind.name} has no prompt template")
         record = train(
             inputs,
             options.output,

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, tokens_of
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, tokens_of
 
 TEXTS = (
     "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma.",
@@ -64,13 +64,13 @@ def _tokens(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
     return {"input_ids": prompts(tokenizer, tokens_of(config.to_dict()))}
 
 
-_COMPARED: Mapping[Task, Callable[[Any, Any], dict[str, torch.Tensor]]] = {
+_COMPARED: Mapping[ModelKind, Callable[[Any, Any], dict[str, torch.Tensor]]] = {
     CAUSAL_LM: _tokens,
     CLASSIFICATION: _pairs,
     EMBEDDING: _pairs,
 }
 
 
-def compared_inputs(task: Task, tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
-    """Make inputs to compare networks of a task on, by name, each [prompts, tokens]."""
-    return _COMPARED[task](tokenizer, config)
+def compared_inputs(kind: ModelKind, tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
+    """Make inputs to compare networks of a kind on, by name, each [prompts, tokens]."""
+    return _COMPARED[kind](tokenizer, config)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from lonas_edge.data.tasks import WordTask
+from lonas_edge.data.test_sets import WordTestSet
 
 _INSTRUCTION = re.compile(r".*?: (?P<body>.*?)\s*Answer format: (?P<words>\S+)\s*", re.DOTALL)
 
@@ -17,7 +17,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class CommonsenseTask(WordTask):
+class CommonsenseTestSet(WordTestSet):
     """A question with options, answered by a word."""
 
     # whether the instruction has a text for each option; BoolQ's options are its answer words
@@ -78,13 +78,13 @@ TASKS = {
     task.name: task
     for task in (
         # BoolQ's options are two words: their length has no meaning.
-        CommonsenseTask("boolq", "BoolQ", "acc", words=("true", "false"), spelled_out=False),
-        CommonsenseTask("piqa", "PIQA", words=_numbered("solution", 2)),
-        CommonsenseTask("social_i_qa", "SIQA", words=_numbered("answer", 5)),
-        CommonsenseTask("hellaswag", "HellaSwag", words=_numbered("ending", 4)),
-        CommonsenseTask("winogrande", "WinoG", words=_numbered("option", 2)),
-        CommonsenseTask("ARC-Easy", "ARC-e", words=_numbered("answer", 5)),
-        CommonsenseTask("ARC-Challenge", "ARC-c", words=_numbered("answer", 5)),
-        CommonsenseTask("openbookqa", "OBQA", words=_numbered("answer", 5)),
+        CommonsenseTestSet("boolq", "BoolQ", "acc", words=("true", "false"), spelled_out=False),
+        CommonsenseTestSet("piqa", "PIQA", words=_numbered("solution", 2)),
+        CommonsenseTestSet("social_i_qa", "SIQA", words=_numbered("answer", 5)),
+        CommonsenseTestSet("hellaswag", "HellaSwag", words=_numbered("ending", 4)),
+        CommonsenseTestSet("winogrande", "WinoG", words=_numbered("option", 2)),
+        CommonsenseTestSet("ARC-Easy", "ARC-e", words=_numbered("answer", 5)),
+        CommonsenseTestSet("ARC-Challenge", "ARC-c", words=_numbered("answer", 5)),
+        CommonsenseTestSet("openbookqa", "OBQA", words=_numbered("answer", 5)),
     )
 }

@@ -5,14 +5,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lonas_edge.data.tasks import Task, WordTask, response
+from lonas_edge.data.test_sets import TestSet, WordTestSet, response
 
 TOLERANCE = 0.001  # of a correct number
 _NUMBER = re.compile(r"-?\d+\.?\d*")
 
 
 @dataclass(frozen=True)
-class NumberTask(Task):
+class NumberTestSet(TestSet):
     """A question with a number as the answer, given as text or as a JSON number."""
 
     def fault(self, item: Any) -> str | None:
@@ -44,12 +44,12 @@ def _number(answer: object) -> float:
 
 _MATH: dict[str, Any] = {"collection": "math", "new_tokens": 256}
 _LAST: dict[str, Any] = {**_MATH, "reads": f"last number, correct within {TOLERANCE}"}
-TASKS: dict[str, Task] = {
+TASKS: dict[str, TestSet] = {
     task.name: task
     for task in (
-        NumberTask("gsm8k", "GSM8K", **_LAST),
-        WordTask("AQuA", "AQuA", words=tuple("ABCDE"), reads="first of the letters A to E", **_MATH),
-        NumberTask("mawps", "MAWPS", **_LAST),
-        NumberTask("SVAMP", "SVAMP", **_LAST),
+        NumberTestSet("gsm8k", "GSM8K", **_LAST),
+        WordTestSet("AQuA", "AQuA", words=tuple("ABCDE"), reads="first of the letters A to E", **_MATH),
+        NumberTestSet("mawps", "MAWPS", **_LAST),
+        NumberTestSet("SVAMP", "SVAMP", **_LAST),
     )
 }

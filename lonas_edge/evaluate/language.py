@@ -16,8 +16,8 @@ from lm_eval.tasks import TaskManager
 from transformers.utils.logging import disable_progress_bar
 
 from lonas_edge.data.conversations import chat_as_template, chat_template_of
-from lonas_edge.data.tasks import resolve, unknown_task
 from lonas_edge.data.templates import CHAT, Template
+from lonas_edge.data.test_sets import resolve, unknown_task
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.answer_log import LoggedTarget

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.data import commonsense, glue, math_tasks
-from lonas_edge.data.commonsense import CommonsenseTask
-from lonas_edge.data.tasks import EXPECTED, Task
+from lonas_edge.data.commonsense import CommonsenseTestSet
 from lonas_edge.data.templates import PROMPTS, REFERENCE, Example, Template
+from lonas_edge.data.test_sets import EXPECTED, TestSet
 from lonas_edge.errors import raise_all
 
 SIMILARITY = "STS-B"  # GLUE's task that embedding models have, too
-TASKS: Mapping[str, Task] = {**commonsense.TASKS, **math_tasks.TASKS}
+TASKS: Mapping[str, TestSet] = {**commonsense.TASKS, **math_tasks.TASKS}
 Sample = dict[str, Any]
 Document = dict[str, Any]  # a question for the harness's definitions
 Ask = Callable[[Any, Sample, Template], Document]  # the first is the task, of the protocol's own kind
@@ -40,7 +40,7 @@ class Protocol:
 
     name: str
     reported: str
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, TestSet]
     metric: str
     ask: Ask
     prompt: str | None = None
@@ -72,7 +72,7 @@ class Protocol:
         raise_all(f"{known.path(datasets)}: not a test set of {task} for the protocol {self.name}:", problems, EXPECTED)
         return items
 
-    def _problem(self, task: Task, item: Any) -> str | None:
+    def _problem(self, task: TestSet, item: Any) -> str | None:
         """Return the reason why a sample cannot be used, whatever the template."""
         problem = task.fault(item)
         if problem:
@@ -100,17 +100,17 @@ class Protocol:
         return max(length(f" {choice}") for choice in document["choices"])
 
 
-def _generate(_task: Task, sample: Sample, template: Template) -> Document:
+def _generate(_task: TestSet, sample: Sample, template: Template) -> Document:
     return {"prompt": template.prompt(_example(sample)), "answer": str(sample["answer"])}
 
 
-def _answer_word(task: CommonsenseTask, sample: Sample, template: Template) -> Document:
+def _answer_word(task: CommonsenseTestSet, sample: Sample, template: Template) -> Document:
     words = tuple(task.question(sample).options)
     choices = [template.response.format(output=f"the correct answer is {word}") for word in words]
     return _document(template.prompt(_example(sample)), sample["answer"], words, choices)
 
 
-def _option_text(task: CommonsenseTask, sample: Sample, _template: Template) -> Document:
+def _option_text(task: CommonsenseTestSet, sample: Sample, _template: Template) -> Document:
     question = task.question(sample)
     prompt = f"Question: {question.text}\nAnswer:"
     return _document(prompt, sample["answer"], tuple(question.options), tuple(question.options.values()))

@@ -16,14 +16,14 @@ from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import file_faults, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, TASKS, Task, context_of, family_of_config
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, MODEL_KINDS, ModelKind, context_of, family_of_config
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, RUNTIME
 from lonas_edge.ir.infer import open_model
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import read_config
-from lonas_edge.network.source import TRAINING, Source, locate, open_source, task_of_folder
+from lonas_edge.network.source import TRAINING, Source, kind_of_folder, locate, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.versions import versions
@@ -115,24 +115,24 @@ def open_targets(
     return opened
 
 
-def task_of_targets(references: Sequence[str], model: str | None = None) -> Task:
-    """The common task of the targets, from their configurations; arguments as for `open_targets`."""
-    tasks = {reference: _task_of(reference, model) for reference in references}
-    if len(set(tasks.values())) > 1:
-        kinds = ", ".join(f"{reference} is a {task.name}" for reference, task in tasks.items())
-        raise LonasEdgeError(f"{kinds}: evaluate them separately, because they have no task in common")
-    return next(iter(tasks.values()))
+def kind_of_targets(references: Sequence[str], model: str | None = None) -> ModelKind:
+    """The common kind of the targets, from their configurations; arguments as for `open_targets`."""
+    kinds = {reference: _kind_of(reference, model) for reference in references}
+    if len(set(kinds.values())) > 1:
+        described = ", ".join(f"{reference} is a {kind.name}" for reference, kind in kinds.items())
+        raise LonasEdgeError(f"{described}: evaluate them separately, because they have no task in common")
+    return next(iter(kinds.values()))
 
 
-def _task_of(reference: str, model: str | None) -> Task:
+def _kind_of(reference: str, model: str | None) -> ModelKind:
     folder = locate(reference, weights=False).folder
     if (folder / MODEL).exists():
-        return open_exported(folder, ours=(folder / MANIFEST).exists()).task
+        return open_exported(folder, ours=(folder / MANIFEST).exists()).kind
     if (folder / adapters.CONFIG).exists():
         stated = read_json(folder / adapters.CONFIG).get("task_type")
-        known = next((task for task in TASKS if task.peft == stated), None)
-        return known or open_source(reference, model, weights=False, elastic=False).architecture.family.task
-    return task_of_folder(folder) or CAUSAL_LM
+        known = next((kind for kind in MODEL_KINDS if kind.peft == stated), None)
+        return known or open_source(reference, model, weights=False, elastic=False).architecture.family.kind
+    return kind_of_folder(folder) or CAUSAL_LM
 
 
 def _outputs(config: Any) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ class _Opener:
             encode = open_model(folder / MODEL, run.openvino_device, properties)
             return embedder_of(encode, pooling) if pooling else encode
 
-        classifies, pooling = exported.task == CLASSIFICATION, _limited(exported.pooling, tokenizer, max_length)
+        classifies, pooling = exported.kind == CLASSIFICATION, _limited(exported.pooling, tokenizer, max_length)
         batch_size = _batch_size((folder / MODEL).with_suffix(".bin").stat().st_size, run)
         packages = (*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")
         conditions = {"device": run.openvino_device, "properties": properties, "batch_size": batch_size}
@@ -266,7 +266,7 @@ class _Opener:
         run = self.run
         config = {**read_config(folder), **(head or {})}
         family = family_of_config(config)
-        classifies = family is not None and family.task == CLASSIFICATION
+        classifies = family is not None and family.kind == CLASSIFICATION
         if run.torch_device == "cuda" and not torch.cuda.is_available():
             raise LonasEdgeError(f"{name}: --device cuda: PyTorch finds no CUDA device here")
         tokenizer = _tokenizer(folder)

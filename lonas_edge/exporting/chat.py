@@ -39,8 +39,8 @@ class Chat:
         """
         import openvino_genai
 
-        if not exported.task.generates:
-            raise LonasEdgeError(f"{exported.folder}: a {exported.task.name} generates nothing; use `lonas-edge eval`")
+        if not exported.kind.generates:
+            raise LonasEdgeError(f"{exported.folder}: a {exported.kind.name} generates nothing; use `lonas-edge eval`")
         self._exported, self._device, self._temperature = exported, device, temperature
         self.max_new_tokens = max_new_tokens
         with compiling(exported.folder, "CPU", {}):

@@ -251,7 +251,7 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
         subnetwork=Chosen(subnetwork.name, source.space.hash if subnetwork.widths else None, searched),
         base=origin(source.base, "base"),
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
-        pipeline=source.architecture.family.task.pipeline_tag,
+        pipeline=source.architecture.family.kind.pipeline_tag,
         task=training.task if training else None,
         prompt=training.prompt.name if training and training.prompt and options.adapter != SEPARATE else None,
         sizes=BothSizes(source.sizes(source.unpruned), source.sizes(subnetwork)),

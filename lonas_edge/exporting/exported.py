@@ -20,7 +20,16 @@ from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, adapter_file, record_rewritten
 from lonas_edge.exporting.model_card import model_card, sections, updated
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, context_of, family_of_config, tokens_of
+from lonas_edge.families import (
+    CAUSAL_LM,
+    CLASSIFICATION,
+    EMBEDDING,
+    MODEL_KINDS,
+    ModelKind,
+    context_of,
+    family_of_config,
+    tokens_of,
+)
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
 from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
 from lonas_edge.ir.runtime import RuntimeProperties
@@ -62,19 +71,19 @@ class Exported:
         return context_of(self.config)
 
     @property
-    def task(self) -> Task:
-        """Task of the model: as recorded, else by the IR's output, else by its configuration; a language model's by default."""
+    def kind(self) -> ModelKind:
+        """Kind of the model: as recorded, else by the IR's output, else by its configuration; a language model's by default."""
         if self.manifest:
-            return next((task for task in TASKS if task.pipeline_tag == self.manifest.pipeline), CAUSAL_LM)
+            return next((kind for kind in MODEL_KINDS if kind.pipeline_tag == self.manifest.pipeline), CAUSAL_LM)
         family = family_of_config(self.config)
         if self.embeds or not family:
             return EMBEDDING if self.embeds else CAUSAL_LM
-        return CLASSIFICATION if family.task is EMBEDDING else family.task
+        return CLASSIFICATION if family.kind is EMBEDDING else family.kind
 
     @property
     def pooling(self) -> Pooling | None:
         """Pooling of an embedding model: as recorded, else by its files, else the mean, with a warning; else None."""
-        if self.task is not EMBEDDING:
+        if self.kind is not EMBEDDING:
             return None
         return (self.manifest.pooling if self.manifest else None) or pooling_of(self.folder)
 
@@ -94,13 +103,13 @@ class Exported:
         return str(config.get("dtype") or "as stored")
 
 
-def open_exported(folder: Path, ours: bool = True, task: Task | None = None, adapters: bool = False) -> Exported:
+def open_exported(folder: Path, ours: bool = True, kind: ModelKind | None = None, adapters: bool = False) -> Exported:
     """Open an exported directory and check its files.
 
     Args:
         folder: The directory.
         ours: Whether `lonas-edge export` must have written it, without later changes; otherwise any IR of a model will do.
-        task: Required task of its model; any when None.
+        kind: Required kind of its model; any when None.
         adapters: Whether it may have separate adapters.
 
     Raises:
@@ -138,8 +147,8 @@ def open_exported(folder: Path, ours: bool = True, task: Task | None = None, ada
             "export openvino --task feature-extraction --library transformers`."
         )
     exported = Exported(folder, manifest, config, runtime_properties.properties if runtime_properties else {}, embeds)
-    if task and exported.task != task:
-        raise LonasEdgeError(f"{folder}: a {exported.task.name}; expected a {task.name}")
+    if kind and exported.kind != kind:
+        raise LonasEdgeError(f"{folder}: a {exported.kind.name}; expected a {kind.name}")
     return exported
 
 

@@ -55,7 +55,7 @@ class Job:
     def inputs(self) -> dict[str, torch.Tensor]:
         """Return the inputs of compared networks by name, each [prompts, tokens]."""
         architecture = self.model.source.architecture
-        return compared_inputs(architecture.family.task, self.tokenizer, architecture.config)
+        return compared_inputs(architecture.family.kind, self.tokenizer, architecture.config)
 
     def compare(self, reference: torch.Tensor, outputs: torch.Tensor) -> Parity:
         """Compare the outputs of a network for `inputs` with those of a reference."""

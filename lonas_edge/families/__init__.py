@@ -23,13 +23,13 @@ from lonas_edge.families.gemma3n import Gemma3n
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.granite import Granite
 from lonas_edge.families.granite4 import Granite4
+from lonas_edge.families.kinds import CAUSAL_LM, CLASSIFICATION, EMBEDDING, MODEL_KINDS, ModelKind, casefolded, output_names
 from lonas_edge.families.llama import Llama
 from lonas_edge.families.mpnet import MPNetEmbedder
 from lonas_edge.families.olmo2 import Olmo2
 from lonas_edge.families.phi3 import Phi3
 from lonas_edge.families.roberta import Roberta, RobertaEmbedder
 from lonas_edge.families.smollm3 import SmolLM3
-from lonas_edge.families.tasks import CAUSAL_LM, CLASSIFICATION, EMBEDDING, TASKS, Task, casefolded, output_names
 
 FAMILIES: tuple[Family, ...] = (
     Llama(),
@@ -58,16 +58,16 @@ __all__ = [
     "CLASSIFICATION",
     "EMBEDDING",
     "FAMILIES",
+    "MODEL_KINDS",
     "SUPPORTED_MODEL_TYPES",
-    "TASKS",
     "Block",
     "Family",
     "GroupKind",
     "HeadRule",
     "Linear",
     "LlamaCpp",
+    "ModelKind",
     "Part",
-    "Task",
     "WidthRule",
     "casefolded",
     "context_of",
@@ -81,17 +81,17 @@ __all__ = [
 ]
 
 
-def family_of(model_type: str | None, task: Task | None = None, classes: Sequence[str] = ()) -> Family | None:
+def family_of(model_type: str | None, kind: ModelKind | None = None, classes: Sequence[str] = ()) -> Family | None:
     """Choose the family of a `model_type`, or None.
 
     Args:
         model_type: The field of `config.json`.
-        task: The wanted task, if known; ignored where no family of the model type has it.
+        kind: The wanted kind, if known; ignored where no family of the model type has it.
         classes: Names of model classes, as in `architectures` of `config.json`. They choose among several families; the first
             family is the default.
     """
     known = [family for family in FAMILIES if model_type in family.model_types]
-    known = [family for family in known if family.task is task] or known
+    known = [family for family in known if family.kind is kind] or known
     named = [family for family in known if model_type and family.class_names[model_type]["model"] in classes]
     return next(iter(named or known), None)
 
@@ -116,7 +116,7 @@ def size_of(content: Mapping[str, Any], name: str) -> int | None:
     return next((content[each] for each in spellings if each in content), None)
 
 
-def family_of_config(content: Mapping[str, Any], task: Task | None = None) -> Family | None:
+def family_of_config(content: Mapping[str, Any], kind: ModelKind | None = None) -> Family | None:
     """The family of an unchecked `config.json`, as `family_of`."""
     classes = content.get("architectures")
-    return family_of(content.get("model_type"), task, classes if isinstance(classes, list) else ())
+    return family_of(content.get("model_type"), kind, classes if isinstance(classes, list) else ())

@@ -1,4 +1,4 @@
-"""Base of model families: tensors, the effect of elastic dimensions on them, configuration and task.
+"""Base of model families: tensors, the effect of elastic dimensions on them, configuration and kind.
 
 A family is behaviour. Layer names, the dimensions that shrink together, the places of embedding and head, and the configuration
 fields that hold a width are defined here, from configurations alone: no torch. Paths are those of the Hugging Face modules.
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lonas_edge.families.tasks import CAUSAL_LM, Task
+from lonas_edge.families.kinds import CAUSAL_LM, ModelKind
 
 BLOCK_KINDS = ("attention", "mlp", "layer", "mamba")
 Part = tuple[tuple[int, int], ...]  # of an axis: ranges (start, stop), in order, none touching the next
@@ -212,7 +212,7 @@ class Family(ABC):
         titles: Display names of the models, by `model_type`.
         class_names: By `model_type`, the class names in NNCF node names, by module: `model` with its head, `body`, a decoder
             `layer`, and by path the modules inside it and those between body and layers.
-        task: The task of the models.
+        kind: The kind of the models.
         sizes: Required fields of `config.json`, each with its other spellings; transformers would fill in those of another
             model.
         vocabularies: Fields with the number of rows of another table of tokens; ids are below each.
@@ -243,7 +243,7 @@ class Family(ABC):
 
     titles: ClassVar[Mapping[str, str]]
     class_names: ClassVar[Mapping[str, Mapping[str, str]]]
-    task: ClassVar[Task] = CAUSAL_LM
+    kind: ClassVar[ModelKind] = CAUSAL_LM
     sizes: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("vocab_size",),
         ("hidden_size",),
@@ -288,12 +288,12 @@ class Family(ABC):
 
     def class_fields(self, model_type: str) -> dict[str, Any]:
         """Fields of `config.json` that name the model's class, where the model type alone does not decide it."""
-        return {} if self.task.generates else {"architectures": [self.class_names[model_type]["model"]]}
+        return {} if self.kind.generates else {"architectures": [self.class_names[model_type]["model"]]}
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The model's inputs, in the order of search spaces."""
-        return tuple(name for name in self.task.inputs if self.segments or name != "token_type_ids")
+        return tuple(name for name in self.kind.inputs if self.segments or name != "token_type_ids")
 
     @property
     def head_modules(self) -> tuple[str, ...]:
@@ -419,7 +419,7 @@ class Family(ABC):
             paths = [".".join(parents[: end + 1]) for end in range(len(parents))]
             return [f"{names[prefix + path]}[{leaf}]" for path, leaf in zip(paths, parents, strict=True)]
 
-        path = [self.task.peft_model, "LoraModel[base_model]", f"{names['model']}[model]"]
+        path = [self.kind.peft_model, "LoraModel[base_model]", f"{names['model']}[model]"]
         path += [f"{names['body']}[{self.prefix.rstrip('.')}]"] if self.prefix else []
         path += [*spelled(between, "body."), f"ModuleList[{layers}]", f"{names['layer']}[{layer}]"]
         return "/".join([*path, *spelled(module.split(".")[:-1]), last, "linear_0"])

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, head_faults
 from lonas_edge.families.encoder import Embedder
+from lonas_edge.families.kinds import CLASSIFICATION, ModelKind
 from lonas_edge.families.llama import HIDDEN_STATE
-from lonas_edge.families.tasks import CLASSIFICATION, Task
 
 _QUERY, _KEY, _VALUE = (f"attention.self.{name}" for name in ("query", "key", "value"))
 
@@ -39,7 +39,7 @@ class Bert(Family):
             "output": "BertOutput",
         }
     }
-    task: ClassVar[Task] = CLASSIFICATION
+    kind: ClassVar[ModelKind] = CLASSIFICATION
     layers = "bert.encoder.layer"
     embedding = "bert.embeddings.word_embeddings"
     head = "classifier"

@@ -7,13 +7,13 @@ pooler is no part of it, either, since no pooling reads it.
 from typing import Any
 
 from lonas_edge.families.base import Family, Linear
-from lonas_edge.families.tasks import EMBEDDING
+from lonas_edge.families.kinds import EMBEDDING
 
 
 class Embedder(Family):
     """An encoder without a head; a family of an encoder adds its own names."""
 
-    task = EMBEDDING
+    kind = EMBEDDING
     head = ""
 
     @property

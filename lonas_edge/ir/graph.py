@@ -121,7 +121,7 @@ def _run(conversion: Conversion, log: Path, parent: int | None) -> None:
         family = convert(conversion.config, Path(conversion.vectors), Path(conversion.graph))
         if conversion.tokenizer is not None:
             tokenizer = load_tokenizer(Path(conversion.tokenizer), conversion.chat_template, conversion.max_length)
-            save_tokenizer(tokenizer, Path(conversion.folder), family.task)
+            save_tokenizer(tokenizer, Path(conversion.folder), family.kind)
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode())
@@ -220,7 +220,7 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     # the stock run-time options of an IR with compressed weights; `ir.convert` adds the one of uncompressed IRs
     quantized = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8))
     try:
-        export_from_model(model, output.parent, task=family.task.conversion, ov_config=quantized, stateful=True)
+        export_from_model(model, output.parent, task=family.kind.conversion, ov_config=quantized, stateful=True)
     finally:
         optimum_convert.save_model = stock_save  # the tokenizer is saved by it, too
     if not saved:

@@ -199,7 +199,7 @@ def adapter_file(folder: Path) -> Path:
 
 def head_outputs(folder: Path) -> int | None:
     """Number of outputs of the classification head in an adapter; None without one, or without weights."""
-    heads = {f"{family.head}.weight" for family in FAMILIES if family.task.new_head}
+    heads = {f"{family.head}.weight" for family in FAMILIES if family.kind.new_head}
     if not any((folder / name).exists() for name in (SAFETENSORS, PICKLE)):
         return None
     shapes = {plain_name(key): shape for key, shape in stored_shapes(adapter_file(folder)).items()}
@@ -257,7 +257,7 @@ def load_adapter(folder: Path, config: AdapterConfig, architecture: Architecture
             )
     advice = "Is --model the base it was trained on? Is the file complete?"
     tables = f"{architecture.family.embedding}.", f"{architecture.family.head}."
-    if architecture.family.task.generates and any(problem.startswith(tables) for problem in problems):
+    if architecture.family.kind.generates and any(problem.startswith(tables) for problem in problems):
         advice += (
             " If the vocabulary of the base was trimmed, pass the untrimmed one: the adapter has its own embedding or head, or "
             "copies of the base's, which save_pretrained(…, save_embedding_layers=False) leaves out."

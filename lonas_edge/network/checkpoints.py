@@ -215,7 +215,7 @@ def open_tensors(folder: Path) -> TensorFiles:
 
 
 def _headless(name: str, architecture: Architecture) -> str:
-    task = architecture.family.task
+    task = architecture.family.kind
     hint = f" (a body without the head of a {task.name}; adapters of `lonas-edge train` carry one)"
     return hint if task.new_head and name in architecture.head else ""
 
@@ -231,7 +231,7 @@ def open_base(folder: Path, architecture: Architecture, replaced: Collection[str
     family = architecture.family
     head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
     ignored = {head} if architecture.tied else set()
-    new_head = set(replaced) & architecture.head.keys() if family.task.new_head else set()
+    new_head = set(replaced) & architecture.head.keys() if family.kind.new_head else set()
     problems = [
         f"{name}: missing; expected {list(shape)}{_headless(name, architecture)}"
         for name, shape in expected.items()
@@ -255,6 +255,6 @@ def open_base(folder: Path, architecture: Architecture, replaced: Collection[str
         reason = f"differs from {embedding}, but config.json ties them (tie_word_embeddings)"
         problems.append(f"{head} in {tensors.file_of(head).name}: {reason}")
     headless = not new_head and any(name in architecture.head and name not in tensors.shapes for name in expected)
-    hint = EMBEDS if headless and family.task.new_head else ""
+    hint = EMBEDS if headless and family.kind.new_head else ""
     raise_all(f"{folder}: the base checkpoint does not match its config.json:", problems, hint)
     return tensors

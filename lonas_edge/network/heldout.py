@@ -14,7 +14,7 @@ from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import SentenceCollator, Sentences, encode_sentences, read_sentences
 from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, output_names
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, output_names
 from lonas_edge.files import sha256
 from lonas_edge.network.source import Source
 from lonas_edge.network.tokenizer import load_tokenizer
@@ -192,10 +192,10 @@ def read_held_out(
 
     `prompt` is the template's name, chosen by `choose_prompt` when None; errors name `option`, which sets the number.
     """
-    task = source.architecture.family.task
-    if task not in _READ:
-        raise LonasEdgeError(f"{source.folder}: a {task.name}; expected {' or '.join(f'a {known.name}' for known in _READ)}")
-    return _READ[task](source, data, prompts, seed, prompt, option)
+    kind = source.architecture.family.kind
+    if kind not in _READ:
+        raise LonasEdgeError(f"{source.folder}: a {kind.name}; expected {' or '.join(f'a {known.name}' for known in _READ)}")
+    return _READ[kind](source, data, prompts, seed, prompt, option)
 
 
 def _prompts(source: Source, data: Path, prompts: int, seed: int, prompt: str | None, option: str) -> HeldOut:
@@ -246,7 +246,7 @@ def _texts(source: Source, data: Path, prompts: int, seed: int, _prompt: str | N
     return HeldOutTexts(**common, sentences=sentences, pooling=pooling, context=min(pooling.max_length or context, context))
 
 
-_READ: Mapping[Task, Callable[..., HeldOut]] = {CAUSAL_LM: _prompts, CLASSIFICATION: _pairs, EMBEDDING: _texts}
+_READ: Mapping[ModelKind, Callable[..., HeldOut]] = {CAUSAL_LM: _prompts, CLASSIFICATION: _pairs, EMBEDDING: _texts}
 
 
 def _common(source: Source, data: Path, prompts: int, seed: int, option: str, count: int) -> dict[str, Any]:

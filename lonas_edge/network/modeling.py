@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedModel
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import Family, Task
+from lonas_edge.families import Family, ModelKind
 from lonas_edge.files import check_model_folder, read_by
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.configuration import check_model_config, parsed_config, read_config, read_generation_config
@@ -83,7 +83,7 @@ def check_builds(architecture: Architecture, path: Path) -> None:
 
 def _built(architecture: Architecture, config: Any, path: Path) -> PreTrainedModel:
     with read_by("transformers", path), init_empty_weights(include_buffers=False):
-        built = auto_model(architecture.family.task).from_config(config, dtype=torch.float32, **architecture.family.options)
+        built = auto_model(architecture.family.kind).from_config(config, dtype=torch.float32, **architecture.family.options)
         model: PreTrainedModel = built
     repair(model, architecture.family)
     wrong = [f"{name}: not finite, of the rope fields" for name, buffer in model.named_buffers() if not buffer.isfinite().all()]
@@ -91,9 +91,9 @@ def _built(architecture: Architecture, config: Any, path: Path) -> PreTrainedMod
     return model
 
 
-def auto_model(task: Task) -> Any:
-    """The transformers class that loads models for a task."""
-    return getattr(transformers, task.auto_model)
+def auto_model(kind: ModelKind) -> Any:
+    """The transformers class that loads models of a kind."""
+    return getattr(transformers, kind.auto_model)
 
 
 def _resize(layer: nn.Linear, out_features: int, in_features: int) -> None:

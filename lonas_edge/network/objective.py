@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind
 from lonas_edge.network.divergence import cross_entropy, kl_divergence
 from lonas_edge.space.architecture import Architecture
 
@@ -182,7 +182,7 @@ def _directions(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 _TOKENS, _CLASS, _NUMBER = NextToken(), OneClass(), OneNumber()
-_OF: Mapping[Task, Callable[[Architecture, Pooling | None], Objective]] = {
+_OF: Mapping[ModelKind, Callable[[Architecture, Pooling | None], Objective]] = {
     CAUSAL_LM: lambda _architecture, _pooling: _TOKENS,
     CLASSIFICATION: lambda architecture, _pooling: _NUMBER if architecture.config.num_labels == 1 else _CLASS,
     EMBEDDING: lambda _architecture, pooling: Embedding(pooling or Pooling()),
@@ -191,4 +191,4 @@ _OF: Mapping[Task, Callable[[Architecture, Pooling | None], Objective]] = {
 
 def objective_of(architecture: Architecture, pooling: Pooling | None = None) -> Objective:
     """The objective of a model's task and head, or of its pooling."""
-    return _OF[architecture.family.task](architecture, pooling)
+    return _OF[architecture.family.kind](architecture, pooling)

@@ -13,7 +13,7 @@ from typing import Any
 from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.pooling import Pooling, embeds, pooling_of
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, TASKS, Task, family_of, family_of_config
+from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, MODEL_KINDS, ModelKind, family_of, family_of_config
 from lonas_edge.files import check_model_folder, exists, read_by, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
@@ -161,7 +161,7 @@ class Source:
 
     def sizes(self, subnetwork: Subnetwork, seq_len: int | None = None) -> Sizes:
         """Sizes of a sub-network, or of `unpruned`; MACs at the length of the search space when `seq_len` is None."""
-        length = seq_len or self.space.sequence_length or self.architecture.family.task.sequence_length
+        length = seq_len or self.space.sequence_length or self.architecture.family.kind.sequence_length
         return measure(subnetwork, self.ranks(), length, self.unties)
 
 
@@ -215,11 +215,11 @@ def read_model_config(located: Located) -> Any:
         return parsed_config(content)
 
 
-def task_of_folder(folder: Path) -> Task | None:
-    """The task of a model directory by its files; None for a model type that is not supported."""
+def kind_of_folder(folder: Path) -> ModelKind | None:
+    """The kind of a model directory by its files; None for a model type that is not supported."""
     config = read_config(folder) if (folder / "config.json").exists() else {}
     family = family_of_config(config, EMBEDDING if embeds(folder) else None)
-    return family.task if family else None
+    return family.kind if family else None
 
 
 def open_source(
@@ -229,7 +229,7 @@ def open_source(
     weights: bool = True,
     outputs: Sequence[str] | None = None,
     elastic: bool = True,
-    task: Task | None = None,
+    kind: ModelKind | None = None,
 ) -> Source:
     """Read the configurations of a SOURCE and check that they fit; weights are not read yet.
 
@@ -240,7 +240,7 @@ def open_source(
         weights: Whether weights will be needed.
         outputs: Names of a new head's outputs; those of the adapter when None.
         elastic: Whether the adapter's own search space is read.
-        task: Task of a base model without an adapter, where its model type has several; by its files when None.
+        kind: Kind of a base model without an adapter, where its model type has several; by its files when None.
     """
     located = locate(source or model or "", weights)
     adapter_config = AdapterConfig.read(located.folder) if (located.folder / adapters.CONFIG).exists() else None
@@ -259,7 +259,7 @@ def open_source(
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     config = read_model_config(base)
     embedding = EMBEDDING if any(embeds(located.folder) for located in (adapter, base) if located) else None
-    wanted = (_task_of_adapter(adapter_config) if adapter_config else task) or embedding
+    wanted = (_kind_of_adapter(adapter_config) if adapter_config else kind) or embedding
     head = _head_fields(config, wanted, outputs or _outputs(adapter, training))
     _refuse_other_head(config, base)
     config = type(config).from_dict({**config.to_dict(), **head}) if head else config
@@ -273,7 +273,7 @@ def open_source(
     others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)
     raise_all(f"{base.folder}: not the base that {located.name} was trained on:", others, "Pass the right one with --model.")
     folders = [each.folder for each in (adapter, base) if each]
-    pooling = pooling_of(*folders, warn=weights) if architecture.family.task is EMBEDDING else None
+    pooling = pooling_of(*folders, warn=weights) if architecture.family.kind is EMBEDDING else None
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head, pooling)
     if training and training.recovered and training.recovered.widths and elastic:
         raise_all(
@@ -290,20 +290,20 @@ def open_source(
     return opened
 
 
-def _stated_task(config: AdapterConfig) -> Task | None:
-    """The task that an adapter names; None without one that is known."""
-    return next((task for task in TASKS if task.peft == config.lora.task_type), None)
+def _stated_kind(config: AdapterConfig) -> ModelKind | None:
+    """The kind that an adapter names; None without one that is known."""
+    return next((kind for kind in MODEL_KINDS if kind.peft == config.lora.task_type), None)
 
 
-def _task_of_adapter(config: AdapterConfig) -> Task | None:
-    """The task that an adapter names, or that of a classifier's head in it; None if neither tells."""
-    return _stated_task(config) or (CLASSIFICATION if adapters.head_outputs(config.path.parent) else None)
+def _kind_of_adapter(config: AdapterConfig) -> ModelKind | None:
+    """The kind that an adapter names, or that of a classifier's head in it; None if neither tells."""
+    return _stated_kind(config) or (CLASSIFICATION if adapters.head_outputs(config.path.parent) else None)
 
 
-def _head_fields(config: Any, task: Task | None, outputs: Sequence[str] | int | None) -> dict[str, Any]:
+def _head_fields(config: Any, kind: ModelKind | None, outputs: Sequence[str] | int | None) -> dict[str, Any]:
     """Fields of `config.json` that change with the task and the outputs of a head."""
-    family = family_of(config.model_type, task, config.architectures or ())
-    return {**family.task.head_fields(config, outputs), **family.class_fields(config.model_type)} if family else {}
+    family = family_of(config.model_type, kind, config.architectures or ())
+    return {**family.kind.head_fields(config, outputs), **family.class_fields(config.model_type)} if family else {}
 
 
 def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequence[str] | int | None:
@@ -316,9 +316,9 @@ def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequen
 
 def _refuse_other_head(config: Any, base: Located) -> None:
     """Raise if the model is a classifier of a model type whose classifiers are not supported."""
-    tasks = {family.task for family in FAMILIES if config.model_type in family.model_types}
+    kinds = {family.kind for family in FAMILIES if config.model_type in family.model_types}
     heads = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]
-    if heads and EMBEDDING in tasks and CLASSIFICATION not in tasks:
+    if heads and EMBEDDING in kinds and CLASSIFICATION not in kinds:
         raise LonasEdgeError(
             f"{base.folder / 'config.json'}: {', '.join(heads)}: classifiers and rerankers of {config.model_type} are not "
             "supported; expected an embedding model."
@@ -327,7 +327,7 @@ def _refuse_other_head(config: Any, base: Located) -> None:
 
 def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> None:
     """Raise if the adapter's task is known and not the model's."""
-    ours, theirs = architecture.family.task, _stated_task(config)
+    ours, theirs = architecture.family.kind, _stated_kind(config)
     if theirs and theirs != ours:
         raise LonasEdgeError(
             f"{config.path}: task_type {theirs.peft!r}, an adapter of a {theirs.name}; the model "

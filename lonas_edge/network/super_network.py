@@ -206,7 +206,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _by_transformers(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
-    task = architecture.family.task
+    task = architecture.family.kind
     with nullcontext() if task.generates else _quiet():
         model: PreTrainedModel = auto_model(task).from_pretrained(
             base.folder,
@@ -225,7 +225,7 @@ def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> 
     """Load a base model on the CPU, in `dtype`; a head that does not fit is initialized at random."""
     read_generation_config(base.folder)  # transformers reads it, too
     if architecture.unequal:  # transformers 5.5 has one width for all layers
-        model = load_unequal(architecture, base.folder, dtype, new_head=architecture.family.task.new_head)
+        model = load_unequal(architecture, base.folder, dtype, new_head=architecture.family.kind.new_head)
     else:
         model = _by_transformers(base, architecture, dtype)
     damaged = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}

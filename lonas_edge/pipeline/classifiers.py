@@ -53,7 +53,7 @@ def _add_accuracies(measured: dict[str, dict[str, Quality]], correct: Mapping[st
 
 def logits(folder: Path, sentences: Sentences, properties: Mapping[str, str], progress: Progress) -> np.ndarray:
     """Compute logits by an IR: [records, pairs of a record, outputs], float64. Long texts are cut, as in the trainings."""
-    exported, tokenizer = open_exported(folder, ours=False, task=CLASSIFICATION), require_tokenizer(folder, "measuring logits")
+    exported, tokenizer = open_exported(folder, ours=False, kind=CLASSIFICATION), require_tokenizer(folder, "measuring logits")
     encoded = encode_pairs(sentences.pairs, tokenizer, exported.context or MAX_LENGTH)
     infer = open_model(folder / MODEL, "CPU", {**exported.properties, **properties})
     collate, rows = PairCollator(tokenizer.pad_token_id or 0), [{**row, "labels": 0} for row in encoded]

@@ -82,7 +82,7 @@ def embedded(
     folder: Path, sentences: Sentences, pooling: Pooling, properties: Mapping[str, str], progress: Progress
 ) -> np.ndarray:
     """Compute embeddings of length 1 by an IR: [records, texts of a record, hidden]."""
-    exported, tokenizer = open_exported(folder, ours=False, task=EMBEDDING), require_tokenizer(folder, "measuring embeddings")
+    exported, tokenizer = open_exported(folder, ours=False, kind=EMBEDDING), require_tokenizer(folder, "measuring embeddings")
     context = exported.context or tokenizer.model_max_length
     longest = pooling.limited(tokenizer.model_max_length, context).max_length
     encoded = encode_sentences(sentences, pooling, tokenizer, int(longest or context))

@@ -165,7 +165,7 @@ class _Run:
         options, places = self.options, self._places(folder)
         counts = split(self.task, options.data, options.eval_data, options.seed, folder / "data")
         self._compare_with_recipe()
-        if options.eval_data and self.source.architecture.family.task.generates:
+        if options.eval_data and self.source.architecture.family.kind.generates:
             stages.check_held_out(places, self.source, options.eval_data, options.prompt)
         if places.adapter:
             stages.check_adapter(places)

@@ -367,7 +367,7 @@ def cost_of(picks: Mapping[str, Pick], task: PipelineTask) -> str:
     timed = sorted({measure for measure in bounded if COSTS[measure].timed})
     if len(timed) > 1:
         raise LonasEdgeError(f"--target bounds {' and '.join(timed)}; one run searches for one of them. Run compress twice.")
-    return next(iter([*timed, *bounded]), default_cost(task.task))
+    return next(iter([*timed, *bounded]), default_cost(task.kind))
 
 
 def command_line(*parts: Any) -> str:

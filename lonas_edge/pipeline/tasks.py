@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, output_names
+from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, output_names
 from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.search.cost import COSTS, CostSettings, context_faults
 
@@ -71,7 +71,7 @@ class PipelineTask(ABC):
 
     Attributes:
         name: Its name in records and messages.
-        task: The models' task.
+        kind: The models' kind.
         adapts: Whether a base model is fine-tuned first; other models are finished, and are compressed as they are.
         block: Kind of the blocks that the search removes.
         auto: The target `auto`.
@@ -97,7 +97,7 @@ class PipelineTask(ABC):
     """
 
     name: str
-    task: Task
+    kind: ModelKind
     adapts: bool
     block: str
     auto: str
@@ -124,7 +124,7 @@ class PipelineTask(ABC):
     @property
     def costs(self) -> list[str]:
         """Costs that a target can bound."""
-        return [name for name, cost in COSTS.items() if not cost.timed or cost.generates == self.task.generates]
+        return [name for name, cost in COSTS.items() if not cost.timed or cost.generates == self.kind.generates]
 
     def settings(self, options: CompressOptions) -> CostSettings:
         """Weight format and lengths of the options, with this task's defaults."""
@@ -137,7 +137,7 @@ class PipelineTask(ABC):
     def check(self, options: CompressOptions, source: "Source") -> None:
         """Refuse options that mean nothing for this task or source, and lengths beyond the model's context."""
         settings, problems = self.settings(options), []
-        if not self.task.generates:
+        if not self.kind.generates:
             given, settings = {"--prompt": options.prompt, "--new-tokens": options.new_tokens}, replace(settings, new_tokens=0)
             named = [f"{name} {value}" for name, value in given.items() if value is not None]
             problems = [f"{name}: a {self.name} generates no text; omit it" for name in named]
@@ -312,7 +312,7 @@ EMBEDDING_MODEL = _EmbeddingModel(
 )
 _AS_EMBEDDING: dict[str, Any] = vars(EMBEDDING_MODEL) | {
     "name": CLASSIFICATION.name,
-    "task": CLASSIFICATION,
+    "kind": CLASSIFICATION,
     # a sixth of the layers (docs/benchmarks/embeddings.md): distances of two classifiers or rerankers have no common scale
     "auto": "macs<=0.84x",
     "optimum": ("--task", CLASSIFICATION.conversion, "--library", "transformers"),
@@ -371,8 +371,8 @@ def task_of(source: "Source") -> PipelineTask:
     Raises:
         LonasEdgeError: If it is a classifier without a head.
     """
-    task = source.architecture.family.task
-    return _classifier_of(source) if task is CLASSIFICATION else PIPELINE_TASKS[task.name]
+    kind = source.architecture.family.kind
+    return _classifier_of(source) if kind is CLASSIFICATION else PIPELINE_TASKS[kind.name]
 
 
 def _classifier_of(source: "Source") -> PipelineTask:

@@ -49,7 +49,7 @@ class Vocabulary:
     def fertility(self) -> Fertility:
         """The tokens of the data, as a training on them gives them, uncut."""
         folder, trimmable = self.source.base.folder, self.tokenizer
-        task, pooling = self.source.architecture.family.task, self.source.pooling
+        task, pooling = self.source.architecture.family.kind, self.source.pooling
         glue = read_glue_data(self.data) if not pooling else None
         read, tokenizer = glue or read_training_data(self.data, task, pooling), require_tokenizer(folder, "trimming")
         options = read.with_prompt(TrainOptions(prompt=self.prompt, max_length=_LONGEST), None)

@@ -14,7 +14,7 @@ from lonas_edge.formats import DEFAULT_FORMAT
 from lonas_edge.ir import END_TO_END
 
 if TYPE_CHECKING:
-    from lonas_edge.families.tasks import Task
+    from lonas_edge.families.kinds import ModelKind
     from lonas_edge.network.source import Source
     from lonas_edge.search.dimensions import Cost as CostFunction
     from lonas_edge.search.latency_table import LatencyTable
@@ -73,17 +73,17 @@ COSTS = {
 COUNTED = tuple(name for name, cost in COSTS.items() if not cost.timed)
 
 
-def default_cost(task: "Task") -> str:
+def default_cost(kind: "ModelKind") -> str:
     """Return the default of `--cost`."""
-    return "tpot" if task.generates else "latency"
+    return "tpot" if kind.generates else "latency"
 
 
-def check_cost(name: str, task: "Task") -> None:
-    """Refuse a timed cost that models of a task do not have."""
-    if COSTS[name].timed and COSTS[name].generates != task.generates:
-        others = [f"--cost {cost.name}" for cost in COSTS.values() if cost.timed and cost.generates == task.generates]
-        does = "generates tokens" if task.generates else "generates no tokens"
-        raise LonasEdgeError(f"--cost {name}: a {task.name} {does}; use {' or '.join(others)}")
+def check_cost(name: str, kind: "ModelKind") -> None:
+    """Refuse a timed cost that models of a kind do not have."""
+    if COSTS[name].timed and COSTS[name].generates != kind.generates:
+        others = [f"--cost {cost.name}" for cost in COSTS.values() if cost.timed and cost.generates == kind.generates]
+        does = "generates tokens" if kind.generates else "generates no tokens"
+        raise LonasEdgeError(f"--cost {name}: a {kind.name} {does}; use {' or '.join(others)}")
 
 
 def context_faults(settings: CostSettings, context: int | None) -> list[str]:

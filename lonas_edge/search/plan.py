@@ -132,7 +132,7 @@ def base_hashes(source: Source) -> dict[str, str]:
 def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
     """Resolve and check the options."""
     _check_source(source)
-    task = source.architecture.family.task
+    task = source.architecture.family.kind
     cost = options.cost or default_cost(task)
     check_cost(cost, task)
     if options.evals < LEAST_EVALS:

@@ -13,7 +13,7 @@ from lonas_edge.families import (
     Block,
     Family,
     Linear,
-    Task,
+    ModelKind,
     WidthRule,
     family_of,
     key_value_heads,
@@ -61,11 +61,11 @@ class Architecture:
         wanted = f"expected at most {most} key-value heads, which divide the query heads"
         return [] if groups <= most and heads % groups == 0 else [f"layer {index}: {wanted}; found {groups} and {heads}"]
 
-    def require(self, task: Task, what: str, said_by: Path | None = None) -> None:
-        """Raise if the feature `what` does not work on the model's task, which the file `said_by` defines."""
-        if self.family.task != task:
+    def require(self, kind: ModelKind, what: str, said_by: Path | None = None) -> None:
+        """Raise if the feature `what` does not work on the kind of the model, which the file `said_by` defines."""
+        if self.family.kind != kind:
             where = f" ({said_by})" if said_by else ""
-            raise LonasEdgeError(f"{what} works on a {task.name}; {self.model_type} is a {self.family.task.name}{where}")
+            raise LonasEdgeError(f"{what} works on a {kind.name}; {self.model_type} is a {self.family.kind.name}{where}")
 
     @property
     def model_type(self) -> str:
@@ -125,7 +125,7 @@ class Architecture:
     def token_tables(self) -> frozenset[str]:
         """Names of the parameters with a row for each token: those of the embedding, and of a language model's head."""
         embedding = f"{self.family.embedding}.weight"
-        return frozenset({embedding, *self.head} if self.family.task.generates else {embedding})
+        return frozenset({embedding, *self.head} if self.family.kind.generates else {embedding})
 
     @property
     def default_targets(self) -> tuple[str, ...]:

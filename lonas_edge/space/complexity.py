@@ -62,7 +62,7 @@ def _linear_weights(subnetwork: Subnetwork, ranks: Mapping[str, int]) -> dict[st
 
 
 def _macs(subnetwork: Subnetwork, weights: Mapping[str, int], seq_len: int) -> int:
-    architecture, task = subnetwork.architecture, subnetwork.architecture.family.task
+    architecture, task = subnetwork.architecture, subnetwork.architecture.family.kind
     outer_tokens = seq_len if task.head_per_token else 1
     total = sum(
         count * (seq_len if architecture.split(name)[0] else outer_tokens)

@@ -61,7 +61,7 @@ def generate_space(
             elif (path := family.layer(layer), kind.rule) in architecture.rules and _choices(architecture, path, kind.rule):
                 made.append(_width_group(architecture, kind.rule, layer, ratios, adapter))
     groups = [[node_name(architecture, module, role, adapter) for module, role in members] for members, _ in made]
-    content = _configuration(groups, [values for _, values in made], architecture, seq_len or family.task.sequence_length)
+    content = _configuration(groups, [values for _, values in made], architecture, seq_len or family.kind.sequence_length)
     if blocks:
         training = content["bootstrapNAS"]["training"]
         training["elasticity"][EXTENSION] = {"version": EXTENSION_VERSION, "blocks": [[block] for block in blocks]}

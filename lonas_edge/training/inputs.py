@@ -97,12 +97,12 @@ def open_inputs(
     glue = read_glue_data(data, task)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
-    source = open_source(None, model, outputs=glue.head if glue else None, task=CLASSIFICATION if glue else None)
+    source = open_source(None, model, outputs=glue.head if glue else None, kind=CLASSIFICATION if glue else None)
     if source.adapter:
         raise LonasEdgeError(
             f"{source.adapter.folder}: is an adapter, but --model takes a base model. Use --from to train an adapter further."
         )
-    read = glue or read_training_data(data, source.architecture.family.task, source.pooling)
+    read = glue or read_training_data(data, source.architecture.family.kind, source.pooling)
     read.check(source)
     read_generation_config(source.base.folder)  # transformers reads it with the weights
     architecture = source.architecture
@@ -125,7 +125,7 @@ def open_recovery(
             "new adapter with --model."
         )
     glue = None if source.pooling and task is None else read_glue_data(data, task)
-    read = glue or read_training_data(data, source.architecture.family.task, source.pooling)
+    read = glue or read_training_data(data, source.architecture.family.kind, source.pooling)
     read.check(source)
     if source.adapter_config:
         read.check_head(source)
@@ -138,7 +138,7 @@ def open_recovery(
 
 def _refuse_other_parameters(config: AdapterConfig, architecture: Architecture) -> None:
     """Refuse parameters besides LoRA factors and the head of a classifier."""
-    heads = [*SEQ_CLS_HEAD_NAMES, *architecture.family.head_modules] if architecture.family.task.new_head else []
+    heads = [*SEQ_CLS_HEAD_NAMES, *architecture.family.head_modules] if architecture.family.kind.new_head else []
     values = {name: getattr(config.lora, name) for name in ("bias", "lora_bias")}
     values["modules_to_save"] = [name for name in config.lora.modules_to_save or () if name not in heads]
     others = [f"{name} = {value!r}" for name, value in values.items() if value not in ("none", False, [])]
@@ -158,7 +158,7 @@ def with_teacher(inputs: Inputs, reference: str, model: str | None = None) -> In
 def with_eval_data(inputs: Inputs, path: Path) -> Inputs:
     """Add held-out data of the training's kind."""
     glue = read_glue_data(path, inputs.data.glue) if inputs.data.pooling is None else None
-    read = glue or read_training_data(path, inputs.data.task, inputs.data.pooling)
+    read = glue or read_training_data(path, inputs.data.kind, inputs.data.pooling)
     if type(read) is not type(inputs.data):
         raise LonasEdgeError(
             f"{path}: --eval-data is {read.files[0].kind} data, but --data is {inputs.data.files[0].kind} data"
@@ -186,14 +186,14 @@ def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=list(options.target_modules or ()),
-        task_type=architecture.family.task.peft,
+        task_type=architecture.family.kind.peft,
     )
 
 
 def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str, int]:
     """Return the rank of each layer with an adapter, by module path; PEFT trains a classifier's head whole instead."""
     config = lora_config(options, architecture)
-    config.modules_to_save = list(architecture.family.head_modules) if architecture.family.task.new_head else None
+    config.modules_to_save = list(architecture.family.head_modules) if architecture.family.kind.new_head else None
     return AdapterConfig(Path("--target-modules"), config).ranks(architecture)
 
 
@@ -209,7 +209,7 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
             "A pair is learned by comparing it with the other pairs of a micro-batch; expected at least 2. Raise --batch-size "
             "or --micro-batch-size."
         )
-    if not inputs.data.task.generates:
+    if not inputs.data.kind.generates:
         _check_context(inputs, options)
     _refuse_own_teacher(inputs, options)
     may_lack_head = inputs.data.labelled or (inputs.start and inputs.start.config)  # a teacher alone trains no new head
@@ -256,7 +256,7 @@ def _check_labels(data: TrainingData, eval_data: TrainingData | None) -> None:
         CLASSIFICATION: f"Without a teacher, a classifier learns a GLUE task (TSV). {EMBEDS}",
     }
     raise LonasEdgeError(
-        f"{file}: {found} without labels need --teacher MODEL, such as the unpruned model. {learned[data.task]}"
+        f"{file}: {found} without labels need --teacher MODEL, such as the unpruned model. {learned[data.kind]}"
     )
 
 
@@ -326,5 +326,5 @@ def base_dtype(inputs: Inputs, options: TrainOptions) -> str:
     QAT of an encoder is in fp32, as a classifier's head is: the costs of rounding are measured without autocast.
     """
     precision = precision_of(options)
-    lossless = dtype_of(inputs.architecture.config.dtype).name == precision and inputs.data.task.generates
+    lossless = dtype_of(inputs.architecture.config.dtype).name == precision and inputs.data.kind.generates
     return precision if lossless or not options.weight_format else "fp32"

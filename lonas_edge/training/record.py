@@ -69,7 +69,7 @@ def make_record(
         tokens=state.num_input_tokens_seen or None,
         eval_data=_eval_data(inputs, hashes, tokens, state),
         int8_layers=int8_layers,
-        pipeline=inputs.data.task.pipeline_tag,
+        pipeline=inputs.data.kind.pipeline_tag,
         pooling=inputs.data.pooling.described if inputs.data.pooling else None,
     )
 

@@ -72,11 +72,11 @@ def open_teacher(
 
 def _check_head(teacher: Teacher, student: Architecture) -> None:
     """Refuse a teacher of another task, or a classifier whose outputs are others; unnamed outputs are taken in order."""
-    task, family = student.family.task, family_of_config(teacher.config)
-    if family and family.task is not task:
-        hint = f" {EMBEDS}" if family.task is EMBEDDING else ""
-        raise LonasEdgeError(f"{teacher.folder}: is a {family.task.name} and cannot teach a {task.name}.{hint}")
-    if task.generates or not student.head:
+    kind, family = student.family.kind, family_of_config(teacher.config)
+    if family and family.kind is not kind:
+        hint = f" {EMBEDS}" if family.kind is EMBEDDING else ""
+        raise LonasEdgeError(f"{teacher.folder}: is a {family.kind.name} and cannot teach a {kind.name}.{hint}")
+    if kind.generates or not student.head:
         return
     theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
     named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))

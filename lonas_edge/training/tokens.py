@@ -65,7 +65,7 @@ def tokenize(inputs: Inputs, options: TrainOptions) -> Tokenized:
         for example in encoded:
             check_vocabulary(example["input_ids"], inputs)
     held_out = _held_out(inputs, options, tokenizer, prompting)
-    if inputs.teacher and data.task is CAUSAL_LM:  # it has an answer to every token; held-out labels stay
+    if inputs.teacher and data.kind is CAUSAL_LM:  # it has an answer to every token; held-out labels stay
         files = [[{**example, "labels": example["input_ids"]} for example in file] for file in files]
     # the model looks padding up, too, and answers end with EOS
     ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]

@@ -19,7 +19,7 @@ from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import PAIR, SCORED, TRIPLET, SentenceCollator, Sentences, encode_sentences, read_sentences
 from lonas_edge.data.templates import choose_prompt
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, output_names
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, output_names
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.heldout import refuse_several_labels
 from lonas_edge.network.objective import Embedding, Objective, Ranking, Similarity, objective_of
@@ -50,7 +50,7 @@ class TrainingData(ABC):
     `purpose` names a training on it in errors; `head` and `glue` are set for classifiers only, `pooling` for embedding models.
     """
 
-    task: ClassVar[Task]
+    kind: ClassVar[ModelKind]
     max_length: ClassVar[int]  # tokens of the longest example by default
     files: tuple[DataFile, ...]
     purpose: str
@@ -74,7 +74,7 @@ class TrainingData(ABC):
 
     def check(self, source: Source) -> None:
         """Refuse a base that cannot learn the data, before its weights are read."""
-        source.architecture.require(self.task, self.purpose, source.base.folder / "config.json")
+        source.architecture.require(self.kind, self.purpose, source.base.folder / "config.json")
 
     def check_head(self, source: Source) -> None:
         """Refuse an adapter whose head was trained for another task."""
@@ -129,7 +129,7 @@ class TrainingData(ABC):
 class TextData(TrainingData):
     """Instructions, conversations and texts."""
 
-    task = CAUSAL_LM
+    kind = CAUSAL_LM
     max_length = 1024
 
     def __init__(self, data: Sequence[Data]):
@@ -181,7 +181,7 @@ class TextData(TrainingData):
 class ClassifierData(TrainingData):
     """Texts or pairs for a classifier. Those that are too long are cut, as in the published trainings."""
 
-    task = CLASSIFICATION
+    kind = CLASSIFICATION
     max_length = CLASSIFICATION.sequence_length
 
     def longest(self, architecture: Architecture) -> int:
@@ -237,7 +237,7 @@ class GlueData(ClassifierData):
 class SentenceData(TrainingData):
     """Texts, pairs, triplets or scored pairs for an embedding model. Texts that are too long are cut."""
 
-    task = EMBEDDING
+    kind = EMBEDDING
     max_length = EMBEDDING.sequence_length
     distilled = True
     pooling: Pooling
@@ -318,10 +318,10 @@ def read_glue_data(data: Files, task: str | None = None) -> GlueData | None:
     return None
 
 
-def read_training_data(data: Files, task: Task = CAUSAL_LM, pooling: Pooling | None = None) -> TrainingData:
+def read_training_data(data: Files, kind: ModelKind = CAUSAL_LM, pooling: Pooling | None = None) -> TrainingData:
     """Read instructions, conversations or texts; for encoders sentences, embedded by `pooling`."""
     files = [(data, 1.0)] if isinstance(data, Path) else list(data)
-    if task.generates:
+    if kind.generates:
         return TextData(_all(read_data, files))
     outputs = None if pooling else ()  # labels of a classifier's texts are not learned
     read = _all(lambda path, weight: (read_sentences(path, outputs), weight), files)

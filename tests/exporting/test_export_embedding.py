@@ -177,24 +177,24 @@ def test_opened_again(tiny_bert: TinyBert, tmp_path: Path) -> None:
     """Ours by the manifest; another tool's IR by its output, whatever config.json says."""
     source = tiny_bert.embedder()
     run_export(source, EQUAL, tmp_path / "out")
-    assert open_exported(tmp_path / "out").task is EMBEDDING
+    assert open_exported(tmp_path / "out").kind is EMBEDDING
     config = json.loads((tmp_path / "out/config.json").read_text())
     for name in ("lonas_edge.json", "README.md"):
         (tmp_path / "out" / name).unlink()
     for architectures, model_type in ((["BertForMaskedLM"], "bert"), (None, "bert"), (["MPNetForMaskedLM"], "mpnet")):
         changed = {**config, "architectures": architectures, "model_type": model_type}
         (tmp_path / "out/config.json").write_text(json.dumps(changed))
-        assert open_exported(tmp_path / "out", ours=False).task is EMBEDDING
+        assert open_exported(tmp_path / "out", ours=False).kind is EMBEDDING
     graph = (tmp_path / "out/openvino_model.xml").read_text()
     (tmp_path / "out/openvino_model.xml").write_text(graph.replace("last_hidden_state", "sentence_embedding"))
     with pytest.raises(LonasEdgeError, match=r"gives pooled embeddings; expected hidden states"):
         open_exported(tmp_path / "out", ours=False)
     classifier = tiny_bert.source()
     run_export(classifier, EQUAL, tmp_path / "classifier", verify=False)
-    assert open_exported(tmp_path / "classifier").task is CLASSIFICATION
+    assert open_exported(tmp_path / "classifier").kind is CLASSIFICATION
     (tmp_path / "classifier/lonas_edge.json").unlink()
     (tmp_path / "classifier/config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
-    assert open_exported(tmp_path / "classifier", ours=False).task is CLASSIFICATION
+    assert open_exported(tmp_path / "classifier", ours=False).kind is CLASSIFICATION
 
 
 def test_a_base_alone(tiny_bert: TinyBert, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

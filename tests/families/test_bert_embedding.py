@@ -21,7 +21,7 @@ from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning
 from lonas_edge.families import CLASSIFICATION, EMBEDDING
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.modeling import empty_model
-from lonas_edge.network.source import open_source, task_of_folder
+from lonas_edge.network.source import kind_of_folder, open_source
 from lonas_edge.network.stored import StoredWeights, stored
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
@@ -46,7 +46,7 @@ def test_shapes_are_those_of_the_modules() -> None:
     config = AutoConfig.for_model(**NAMED)
     architecture = Architecture.from_config(config, "bert")
     model = AutoModel.from_config(config, add_pooling_layer=False)
-    assert architecture.family.task is EMBEDDING
+    assert architecture.family.kind is EMBEDDING
     assert architecture.shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert architecture.head == {} and architecture.token_tables == {"embeddings.word_embeddings.weight"}
     assert unpruned(architecture).linears.keys() == {f"encoder.layer.{i}.{m}" for i in range(LAYERS) for m in matrices()}
@@ -181,13 +181,13 @@ def test_task_of_a_source(
     shutil.copytree(tiny_bert.body() if modules else tiny_bert.base(headless=True), base)
     (base / "config.json").write_text(json.dumps({**CONFIG, **({"architectures": [architectures]} if architectures else {})}))
     folder = {None: None, "SEQ_CLS": tiny_bert.adapter(), "FEATURE_EXTRACTION": tiny_bert.embedder().adapter}[adapter]
-    source = open_source(str(folder or base), str(base) if folder else None, task=task)
+    source = open_source(str(folder or base), str(base) if folder else None, kind=task)
     assert type(empty_model(source.base_config())).__name__ == opened
-    assert source.architecture.family.task is (EMBEDDING if opened == BODY else CLASSIFICATION)
+    assert source.architecture.family.kind is (EMBEDDING if opened == BODY else CLASSIFICATION)
     assert source.base_config()["architectures"] == [opened]
     assert (source.pooling is None) is (opened == CLASSIFIER)
     if adapter is None and task is None:
-        assert task_of_folder(base) is source.architecture.family.task
+        assert kind_of_folder(base) is source.architecture.family.kind
 
 
 def test_an_adapter_without_a_task(tiny_bert: TinyBert, tmp_path: Path) -> None:
@@ -298,4 +298,4 @@ def test_glue_data_on_an_embedding_model(run_cli: Callable, tiny_bert: TinyBert,
     ran = run_cli("train", "--model", tiny_bert.body(), *options, *space, "--output", tmp_path / "adapter")
     assert ran.code == 0, ran.err
     opened = open_source(str(tmp_path / "adapter"))
-    assert opened.architecture.family.task is CLASSIFICATION and opened.pooling is None
+    assert opened.architecture.family.kind is CLASSIFICATION and opened.pooling is None

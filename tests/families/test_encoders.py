@@ -101,10 +101,10 @@ def test_shapes_and_names_are_those_of_the_modules(family: Any, model_type: str)
     config = config_of(model_type, num_labels=3, architectures=[family.class_names[model_type]["model"]])
     architecture = Architecture.from_config(config, model_type)
     assert type(architecture.family) is type(family)
-    kind = AutoModel if family.task is EMBEDDING else AutoModelForSequenceClassification
+    kind = AutoModel if family.kind is EMBEDDING else AutoModelForSequenceClassification
     model = kind.from_config(config, **family.options)
     assert architecture.shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    peft: Any = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS[model_type], task_type=family.task.peft))
+    peft: Any = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS[model_type], task_type=family.kind.peft))
     width = generate_space(architecture, (1, 0.5), (8, 6))["bootstrapNAS"]["training"]["elasticity"]["width"]
     nodes = [node for group in width["overwrite_groups"] for node in group] + width.get("add_dynamic_inputs", [])
     assert len(nodes) >= LAYERS * 3
@@ -141,7 +141,7 @@ def test_classifies_as_defined(model_type: str, run_cli: Callable, tmp_path: Pat
     """Activated, materialized, and as an IR in optimum-intel; the base has no head, and the adapter's is whole."""
     source = write(model_type, tmp_path, outputs=3).ordered(tmp_path / "ordered")
     expected = oracle(source, tmp_path / "bert", unequal(source), batch())
-    assert source.opened().architecture.family.task is CLASSIFICATION and expected.std() > 0.1
+    assert source.opened().architecture.family.kind is CLASSIFICATION and expected.std() > 0.1
     check_network(source, expected)
     ir = exported(run_cli, source, tmp_path)
     model = OVModelForSequenceClassification.from_pretrained(ir, ov_config=dict(EXACT))

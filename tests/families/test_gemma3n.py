@@ -218,7 +218,7 @@ def test_a_second_vocabulary(tiny_models: TinyModels, tmp_path: Path) -> None:
     content = {**CASES["gemma3n"], "vocab_size_per_layer_input": 40}
     assert (tokens_of(content), tokens_of(CASES["gemma3n"]), tokens_of(CASES["llama"])) == (40, VOCAB, VOCAB)
     architecture = Architecture.from_config(AutoConfig.for_model(**content), "m")
-    assert compared_inputs(architecture.family.task, None, architecture.config)["input_ids"].max() < 40
+    assert compared_inputs(architecture.family.kind, None, architecture.config)["input_ids"].max() < 40
     message = "the vocabulary of gemma3n_text cannot be trimmed: each token has a row in the embeddings of every layer, too"
     with pytest.raises(LonasEdgeError, match=message):
         Vocabulary(open_source(str(tiny_models.base("gemma3n"))), tmp_path / "data.json")

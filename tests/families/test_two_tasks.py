@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tiny_bert import CONFIG, HIDDEN, LAYERS, MLP
 from transformers import AutoConfig
 
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, Task, family_of
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, family_of
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import bind
@@ -21,7 +21,7 @@ BODY = family_of("bert", EMBEDDING)
 
 
 @pytest.mark.parametrize(
-    ("task", "classes", "chosen"),
+    ("kind", "classes", "chosen"),
     [
         (None, (), CLASSIFICATION),  # the first family
         (None, ("BertModel",), EMBEDDING),
@@ -32,10 +32,10 @@ BODY = family_of("bert", EMBEDDING)
         (CAUSAL_LM, ("BertModel",), EMBEDDING),
     ],
 )
-def test_the_family_of_a_model_type(task: Task | None, classes: Sequence[str], chosen: Task) -> None:
-    family = family_of("bert", task, classes)
-    assert family and family.task is chosen
-    assert family_of("unknown", task, classes) is None and family_of(None, task, classes) is None
+def test_the_family_of_a_model_type(kind: ModelKind | None, classes: Sequence[str], chosen: ModelKind) -> None:
+    family = family_of("bert", kind, classes)
+    assert family and family.kind is chosen
+    assert family_of("unknown", kind, classes) is None and family_of(None, kind, classes) is None
 
 
 def test_a_configuration_names_its_class() -> None:

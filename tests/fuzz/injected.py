@@ -311,7 +311,7 @@ def window_longer_than_the_prompts(model: MaterializedModel, rng: random.Random)
 def inputs_of(model: MaterializedModel) -> dict[str, torch.Tensor]:
     """The inputs that an export compares on, by name."""
     architecture = model.source.architecture
-    return compared_inputs(architecture.family.task, load_tokenizer(model.source.base.folder), architecture.config)
+    return compared_inputs(architecture.family.kind, load_tokenizer(model.source.base.folder), architecture.config)
 
 
 def _on_disk(change: Change) -> Callable[[Path, str], None]:

@@ -69,7 +69,7 @@ def test_the_output(made: tuple[Path, int, CompressRecord]) -> None:
     folder, outputs, record = made
     assert [step.name for step in record.steps] == ["space", "search", "recover auto", "export auto", "baselines", "measure"]
     exported, ours = open_exported(folder / "out/model"), record.networks[-1]
-    assert exported.task is CLASSIFICATION and exported.config["num_hidden_layers"] == 2
+    assert exported.kind is CLASSIFICATION and exported.config["num_hidden_layers"] == 2
     assert (ours.weight_format, record.cost, record.samples) == ("int8_sym", "macs", ())
     assert set(ours.quality) == {"distance", "spearman" if outputs == 1 else "accuracy"} and set(ours.latency) == {"latency"}
     assert record.curves[0].held_out and not record.curves[0].distilled

@@ -74,7 +74,7 @@ def test_the_output(made: tuple[Path, CompressRecord]) -> None:
     assert [step.name for step in record.steps] == names
     first, _, ours = record.networks
     exported = open_exported(out / "model")
-    assert exported.task is EMBEDDING and exported.pooling and exported.pooling.mode == "mean"
+    assert exported.kind is EMBEDDING and exported.pooling and exported.pooling.mode == "mean"
     assert (exported.config["num_hidden_layers"], ours.weight_format) == (2, "int8_sym")
     assert [all(part.kept == 0 for part in layer) for layer in ours.removed] == [False, True, False]
     assert first.quality["distance"].value < 0.01 < ours.quality["distance"].value

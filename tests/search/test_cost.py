@@ -5,7 +5,7 @@ from tiny_models import HIDDEN, TinySource
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
-from lonas_edge.families.tasks import Task
+from lonas_edge.families.kinds import ModelKind
 from lonas_edge.search.cost import CostSettings, check_cost, cost_function, default_cost
 
 
@@ -28,15 +28,15 @@ def test_counted_costs(llama: TinySource) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "message"),
+    ("name", "kind", "message"),
     [
         ("latency", CAUSAL_LM, "a causal language model generates tokens; use --cost tpot or --cost ttft"),
         ("tpot", CLASSIFICATION, "a sequence classifier generates no tokens; use --cost latency"),
     ],
 )
-def test_times_that_a_model_does_not_have(name: str, task: Task, message: str) -> None:
+def test_times_that_a_model_does_not_have(name: str, kind: ModelKind, message: str) -> None:
     with pytest.raises(LonasEdgeError, match=f"--cost {name}: {message}"):
-        check_cost(name, task)
-    other = CLASSIFICATION if task == CAUSAL_LM else CAUSAL_LM
+        check_cost(name, kind)
+    other = CLASSIFICATION if kind == CAUSAL_LM else CAUSAL_LM
     for fitting in (name, default_cost(other), "macs", "bytes"):
         check_cost(fitting, other)

@@ -85,7 +85,7 @@ def test_blocks_of_every_family() -> None:
             norms = {name.rpartition(".")[0] for name in architecture.family.vectors(config) if "norm" in name}
             shared = ("altup.", "laurel.", "post_per_layer", *["input_"] * (case.startswith("gemma3n")))  # not of a block alone
             assert {name for name in norms if not name.startswith(("self_attn.", "mamba.", *shared))} == inside
-    assert {type(family) for family in FAMILIES if family.task == CAUSAL_LM} == {
+    assert {type(family) for family in FAMILIES if family.kind == CAUSAL_LM} == {
         type(Architecture.from_config(AutoConfig.for_model(**c), "").family) for c in CASES.values()
     }
 

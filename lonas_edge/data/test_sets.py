@@ -18,7 +18,7 @@ EXPECTED = 'Expected a list of {"instruction": "â€¦", "input": "", "output": "â€
 
 
 @dataclass(frozen=True)
-class Task(ABC):
+class TestSet(ABC):
     """A test set, and the rule to read an answer from generated text."""
 
     name: str  # its name, and its folder's
@@ -67,7 +67,7 @@ class Task(ABC):
 
 
 @dataclass(frozen=True)
-class WordTask(Task):
+class WordTestSet(TestSet):
     """A question with a word as the answer."""
 
     words: tuple[str, ...] = field(kw_only=True)  # the answer words; a sample may have fewer
@@ -89,7 +89,7 @@ def response(text: str) -> str:
     return text.split("### Response:")[0]
 
 
-def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:
+def resolve(tasks: Mapping[str, TestSet], names: Sequence[str]) -> list[str]:
     """Resolve names, headings, collections and `all` to task names; unknown names stay, for the harness."""
     known = {task.heading.lower(): task.name for task in tasks.values()} | {name.lower(): name for name in tasks}
     resolved: list[str] = []
@@ -99,7 +99,7 @@ def resolve(tasks: Mapping[str, Task], names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(resolved))
 
 
-def there(tasks: Mapping[str, Task], datasets: Path | None) -> list[str]:
+def there(tasks: Mapping[str, TestSet], datasets: Path | None) -> list[str]:
     """Return the names of the tasks in a directory of test sets."""
     if datasets is None:
         raise LonasEdgeError("--datasets DIR is needed: the directory with a folder for each task")
@@ -109,7 +109,7 @@ def there(tasks: Mapping[str, Task], datasets: Path | None) -> list[str]:
     return present
 
 
-def unknown_task(tasks: Mapping[str, Task], name: str, others: Iterable[str] = ()) -> str:
+def unknown_task(tasks: Mapping[str, TestSet], name: str, others: Iterable[str] = ()) -> str:
     """Word the error about an unknown task, with the nearest known one."""
     near = difflib.get_close_matches(name.lower(), [known.lower() for known in tasks], 1, 0.5)
     near = [known for known in tasks if known.lower() in near] or difflib.get_close_matches(name, list(others), 1, 0.6)

@@ -1,4 +1,4 @@
-"""Tasks of models, one object each, without torch.
+"""Kinds of models by what they output, one object each, without torch.
 
 A causal language model predicts a distribution over its vocabulary at every token; a sequence classifier predicts one per
 sequence over its classes, from the first token, or one number (regression). A sentence embedding model gives a hidden state
@@ -11,11 +11,11 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Task:
-    """The task of a model.
+class ModelKind:
+    """A kind of model.
 
     Attributes:
-        name: Its name in messages.
+        name: The name in messages.
         auto_model: The transformers class that loads such a model.
         peft: PEFT's `task_type`.
         peft_model: PEFT's class, the first in node names of search spaces.
@@ -56,7 +56,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Classification(Task):
+class Classification(ModelKind):
     """Sequence classification; one output is a regression."""
 
     def head_fields(self, config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def casefolded(names: Iterable[str]) -> list[str]:
     return [name.casefold() for name in names]
 
 
-CAUSAL_LM = Task(
+CAUSAL_LM = ModelKind(
     "causal language model",
     "AutoModelForCausalLM",
     "CAUSAL_LM",
@@ -106,7 +106,7 @@ CLASSIFICATION = Classification(
     counts_attention=True,
     new_head=True,
 )
-EMBEDDING = Task(
+EMBEDDING = ModelKind(
     "sentence embedding model",
     "AutoModel",
     "FEATURE_EXTRACTION",
@@ -118,4 +118,4 @@ EMBEDDING = Task(
     head_per_token=False,
     counts_attention=True,
 )
-TASKS = (CAUSAL_LM, CLASSIFICATION, EMBEDDING)
+MODEL_KINDS = (CAUSAL_LM, CLASSIFICATION, EMBEDDING)

@@ -13,7 +13,6 @@ from typing_extensions import TypedDict  # pydantic takes the one of typing from
 
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Family, family_of
-from lonas_edge.families.block_configs import in_own_fields
 from lonas_edge.families.fields import MAX_SIZE, ModelFields, Positive, Share, TokenIds
 from lonas_edge.files import read_by, read_json
 from lonas_edge.schema import field_faults
@@ -108,9 +107,9 @@ def check_model_config(content: Mapping[str, Any], where: str) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a model's config.json, with `block_configs` of other tools in our own fields."""
-    path = folder / "config.json"
-    return in_own_fields(read_json(path), str(path))
+    """Read a model's config.json."""
+    content: dict[str, Any] = read_json(folder / "config.json")
+    return content
 
 
 def parsed_config(content: Mapping[str, Any]) -> Any:

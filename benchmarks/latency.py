@@ -1,11 +1,11 @@
-"""Latency of a sub-network compared with LoRA in PyTorch, the unpruned IR and llama.cpp, interleaved in one run.
+"""Latency of a sub-network compared with LoRA in PyTorch and the unpruned IR, interleaved in one run.
 
     python benchmarks/latency.py --work models/bench --shape smollm2-135m --output OUTPUT
     python benchmarks/latency.py --work models/bench --shape llama-1.1b …    random weights, 9 GB of disk
     python benchmarks/latency.py --work models/bench --shape llama-7b …      random weights, 45 GB of disk, 24 GB of memory
     python benchmarks/latency.py --work models/bench --shape bloom-1b …      random weights, 6 GB of disk
 
-Makes what is missing (base, adapter, the heuristic sub-network as INT8 IR, the unpruned model as Q8_0 GGUF) and runs
+Makes what is missing (base, adapter, the heuristic sub-network as INT8 IR) and runs
 `lonas-edge bench`, which writes its report to --output. With `--tune` the exported directory is tuned first, and every IR gets
 the chosen properties.
 """
@@ -32,13 +32,11 @@ class Settings:
 
 
 SHAPES = {
-    "smollm2-135m": Settings(
-        "--prompt-len 64,256,512 --new-tokens 64 --rounds 24", "fp32", "subnet,lora,lora-merged,unpruned,gguf"
-    ),
+    "smollm2-135m": Settings("--prompt-len 64,256,512 --new-tokens 64 --rounds 24", "fp32", "subnet,lora,lora-merged,unpruned"),
     "llama-1.1b": Settings(
         "--prompt-len 256 --new-tokens 32 --rounds 8",
         "bf16",
-        "subnet,lora,lora-merged,unpruned,gguf",
+        "subnet,lora,lora-merged,unpruned",
         "--new-tokens 32 --rounds 8",
     ),
     "llama-7b": Settings("--prompt-len 256 --new-tokens 16 --rounds 6", "bf16", tune="--new-tokens 8 --rounds 6"),
@@ -55,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="directory for the models, which are kept")
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
-    parser.add_argument("--arms", help="variants, as of `lonas-edge bench`, or gguf; default: those of the shape")
+    parser.add_argument("--arms", help="variants, as of `lonas-edge bench`; default: those of the shape")
     parser.add_argument("--output", type=Path, required=True, help="directory of the report")
     parser.add_argument("--tune", action="store_true", help="tune the exported directory first")
     parser.add_argument("options", nargs="*", help="more options of `lonas-edge bench`, after --")
@@ -64,7 +62,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(work.resolve() / "cache")
     source = smollm2(work) if shape == "smollm2-135m" else random_source(shape, work)
-    folder, gguf = work / f"{shape}-heuristic-int8{'-tuned' * arguments.tune}", work / f"{shape}-unpruned-gguf"
+    folder = work / f"{shape}-heuristic-int8{'-tuned' * arguments.tune}"
     if not folder.exists():  # with random weights there are no answers to verify
         lonas_edge("export", *source, "--subnet", "heuristic", "--output", folder, "--no-verify")
     if arguments.tune and not (folder / "lonas_edge_runtime.json").exists():
@@ -76,10 +74,6 @@ def main() -> None:
         options += ["--adapter", adapter, model, base]
     if {"lora", "lora-merged"} & {*arms}:
         options += ["--torch-dtype", settings.dtype]
-    if "gguf" in arms:
-        if not gguf.exists():
-            lonas_edge("export", *source, "--subnet", "maximal", "--stage", "gguf", "--output", gguf, "--no-verify")
-        arms[arms.index("gguf")] = str(gguf / "model.Q8_0.gguf")
     options += [*settings.bench.split(), *arguments.options]
     lonas_edge("bench", folder, "--arms", ",".join(arms), "--output", arguments.output, "--overwrite", *options)
 

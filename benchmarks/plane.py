@@ -4,14 +4,13 @@
         --output benchmarks/results/FILE.json
     python benchmarks/plane.py --plot benchmarks/results/other_tools.json docs/images/plane.png
 
-LORA_ADAPTER is merged, then stored by `optimum-cli export openvino` in INT8 and INT4, by optimum-intel in INT4 with AWQ and
-with GPTQ (calibrated on --text), and by llama.cpp as Q8_0 and Q4_K_M (`pip install llama-cpp-python`). The other
-networks are exported directories. IRs answer the same examples by `option-text`; differences from optimum's INT8 are paired.
-TTFT and TPOT of all files are measured interleaved in one run of `bench`. A stopped run continues from --work.
+LORA_ADAPTER is merged, then stored by `optimum-cli export openvino` in INT8 and INT4, and by optimum-intel in INT4 with AWQ and
+with GPTQ (calibrated on --text). The other networks are exported directories. IRs answer the same examples by `option-text`;
+differences from optimum's INT8 are paired. TTFT and TPOT of all files are measured interleaved in one run of `bench`. A stopped
+run continues from --work.
 """
 
 import argparse
-import ctypes
 import json
 import subprocess
 import sys
@@ -27,9 +26,12 @@ CALIBRATED = {  # options of optimum-intel
     "int4-gptq": {"sym": True, "gptq": True},
     "int4-mixed": {"quant_method": "awq", "scale_estimation": True, "ratio": 0.8},  # a fifth in INT8, chosen on the data
 }
-GGUF = ("Q8_0", "Q4_K_M")
 TEXTS = 96  # examples for the calibration
-TOOLS = {"lonas-edge": ("tab:blue", "o^svDP*Xh"), "optimum": ("dimgray", "o^svDP"), "llama.cpp": ("tab:orange", "o^")}
+TOOLS = {
+    "lonas-edge": ("tab:blue", "o^svDP*Xh"),
+    "optimum": ("dimgray", "o^svDP"),
+    "llama.cpp": ("tab:orange", "o^"),
+}  # of older results
 
 
 def parse() -> argparse.Namespace:
@@ -41,7 +43,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--optimum", default=",".join(OPTIMUM))
-    parser.add_argument("--gguf", default=",".join(GGUF), help="llama.cpp's types; empty for none")
     parser.add_argument("--limit", type=int, help="examples of each test set; default: all")
     parser.add_argument("--rounds", type=int, default=18)
     parser.add_argument("--plot", type=Path, nargs=2, metavar=("RESULT", "IMAGE"), help="plot a result and stop")
@@ -85,21 +86,6 @@ def calibration_texts(data: Path, checkpoint: Path) -> list[str]:
     return [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
 
 
-def gguf_file(name: str, lora: Path, work: Path) -> Path:
-    """A GGUF file that llama.cpp quantizes."""
-    import llama_cpp
-
-    file = work / f"llama.cpp.{name}.gguf"
-    if not file.exists():
-        options = ["--subnet", "maximal", "--stage", "gguf", "--gguf-type", "f32"]
-        (source,) = exported(work / "gguf", lora, *options).glob("*.gguf")
-        settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
-        if llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), ctypes.byref(settings)):
-            raise SystemExit(f"{source}: llama.cpp could not quantize it as {name}")
-    return file
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Accuracy and latency of every file, by name."""
     work = arguments.work
@@ -109,9 +95,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     searched = {folder.name: folder for folder in arguments.searched}
     names = arguments.optimum.split(",")
     optimum = {f"optimum-{name}": optimum_ir(name, checkpoint, arguments.text, work) for name in names}
-    gguf = {f"llama.cpp-{name}": gguf_file(name, arguments.lora, work) for name in arguments.gguf.split(",") if name}
     accuracy = evaluated({**searched, **optimum}, work / "eval", arguments.datasets, arguments.limit)
-    times = timed({**searched, **optimum, **gguf}, work / "bench", arguments.rounds)
+    times = timed({**searched, **optimum}, work / "bench", arguments.rounds)
     rows: dict[str, dict[str, Any]] = {}
     for name, row in times.items():
         tool = next((tool for tool in TOOLS if name.startswith(tool)), "lonas-edge")

@@ -1,4 +1,4 @@
-"""Weight formats of an IR, dtypes and GGUF types; the command line takes its choices from here."""
+"""Weight formats of an IR and dtypes; the command line takes its choices from here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -44,42 +44,6 @@ def dtype_of(torch_dtype: object) -> Dtype:
     name = str(torch_dtype).removeprefix("torch.")
     return next((dtype for dtype in DTYPES.values() if dtype.torch_name == name), DTYPES["fp32"])
 
-
-@dataclass(frozen=True)
-class GgufType:
-    """Storage of weight matrices in a GGUF file, named as in llama.cpp's converter.
-
-    Attributes:
-        block: Columns in a block.
-        block_bytes: Bytes of a block.
-        fallback: Name of the type of matrices whose columns are no multiple of `block`; None if all are.
-    """
-
-    name: str
-    block: int
-    block_bytes: int
-    fallback: str | None = None
-
-    def of(self, columns: int) -> "GgufType":
-        """Return the type of a matrix with this number of columns."""
-        return GGUF_TYPES[self.fallback] if self.fallback and columns % self.block else self
-
-    def matrix_bytes(self, rows: int, columns: int) -> int:
-        """Return the bytes of a matrix [rows, columns]."""
-        stored = self.of(columns)
-        return rows * columns // stored.block * stored.block_bytes
-
-
-GGUF_TYPES = {
-    gguf_type.name: gguf_type
-    for gguf_type in (
-        GgufType("f32", 1, 4),
-        GgufType("f16", 1, 2),
-        GgufType("bf16", 1, 2),
-        GgufType("q8_0", 32, 34, "f16"),
-    )
-}
-DEFAULT_GGUF_TYPE = "q8_0"
 
 _SCALE_BITS = 16
 

@@ -30,7 +30,7 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Set PYTHON, and remove .venv.")
 PY
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[gguf]'
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable . 'gguf>=0.17'
 export PATH="$PWD/.venv/bin:$PATH"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 lonas-edge --version

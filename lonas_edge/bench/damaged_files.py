@@ -19,7 +19,7 @@ def reason(error: BaseException) -> str:
 
 def find_damaged_file(variant: Variant) -> str | None:
     """Return the first file of a variant that cannot be read, and why; None if all can be read."""
-    files = [variant.path] if variant.path.is_file() else sorted(variant.path.glob("*"))
+    files = sorted(variant.path.glob("*"))
     if variant.adapter:
         files += sorted(variant.adapter.glob("*"))
     for file in files:
@@ -39,15 +39,8 @@ def _read_safetensors(path: Path) -> None:
         content.keys()
 
 
-def _read_gguf(path: Path) -> None:
-    from gguf import GGUFReader
-
-    GGUFReader(path)
-
-
 _READERS: Mapping[str, Callable[[Path], Any]] = {
     ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
     ".xml": lambda path: openvino_core().read_model(path),
     ".safetensors": _read_safetensors,
-    ".gguf": _read_gguf,
 }

@@ -30,7 +30,7 @@ _SHARE_OF_MEMORY = 0.9  # of the free memory, for variants that are loaded toget
 
 @dataclass(frozen=True)
 class Plan:
-    """Cases, schedule and placement of a measurement; `config` is the config.json of variants without one (GGUF)."""
+    """Cases, schedule and placement of a measurement; `config` is the config.json of variants without one."""
 
     config: Mapping[str, Any]
     cases: Sequence[Case]

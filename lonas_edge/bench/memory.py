@@ -19,7 +19,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def config_of(variant: Variant, default: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config.json of a variant, whose KV cache may be smaller than others'; `default` if it has none (GGUF)."""
+    """Return the config.json of a variant, whose KV cache may be smaller than others'; `default` if it has none."""
     return read_config(variant.path) if (variant.path / "config.json").is_file() else default
 
 

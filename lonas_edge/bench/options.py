@@ -24,7 +24,7 @@ class BenchOptions(Checked):
         None,
         excludes="tune",
         path=True,
-        help="Variants: subnet (EXPORTED), lora and lora-merged (PyTorch), unpruned (IR), exported directories, .gguf files.",
+        help="Variants: subnet (EXPORTED), lora and lora-merged (PyTorch), unpruned (IR), exported directories.",
         unset="those that differ from EXPORTED and are available",
     )
     cases: tuple[Case, ...] = (Case(256, 64),)

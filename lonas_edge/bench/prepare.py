@@ -1,8 +1,6 @@
 """Find or export the files that each variant runs."""
 
-import importlib.util
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lonas_edge.bench.memory import weight_bytes
 from lonas_edge.bench.options import BenchOptions
-from lonas_edge.bench.runners import GgufRunner
 from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Variant, npu_lengths
 from lonas_edge.bench.worker import apart
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -26,8 +23,6 @@ from lonas_edge.versions import versions
 if TYPE_CHECKING:
     from lonas_edge.exporting.exported import Exported
     from lonas_edge.network.source import Source
-
-_GGUF_FORMAT = re.compile(r"[-.]((?:I?Q\d\w*|BF16|F16|F32))$", re.IGNORECASE)  # at the end of a file's name
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
 
     names = list(dict.fromkeys((SUBNET, *(_default_arms(exported) if options.arms is None else options.arms))))
     raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --arms.")
-    folders = [name for name in names if name not in VARIANTS and not _is_gguf(name)]
+    folders = [name for name in names if name not in VARIANTS]
     opened = {name: open_exported(Path(name), ours=False, kind=exported.kind) for name in folders}
     source, warnings = None, []
     if any(VARIANTS[name].needs_source for name in names if name in VARIANTS):
@@ -85,11 +80,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
         names.remove(UNPRUNED)
     inputs = Inputs(exported, options, progress, source)
     variants = [
-        VARIANTS[name].make(name, inputs)
-        if name in VARIANTS
-        else _ir_variant(_label(name), opened[name], inputs)
-        if name in opened
-        else _gguf_variant(Path(name))
+        VARIANTS[name].make(name, inputs) if name in VARIANTS else _ir_variant(_label(name), opened[name], inputs)
         for name in names
     ]
     return variants, warnings
@@ -104,15 +95,11 @@ def _default_arms(exported: "Exported") -> list[str]:
 
 def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions) -> list[str]:
     problems = [
-        f"{name}: neither a variant ({', '.join(VARIANTS)}), a directory nor a .gguf file"
+        f"{name}: neither a variant ({', '.join(VARIANTS)}) nor a directory"
         for name in names
-        if name not in VARIANTS and not _is_gguf(name) and not Path(name).is_dir()
+        if name not in VARIANTS and not Path(name).is_dir()
     ]
-    files = [name for name in names if _is_gguf(name)]
-    problems += [f"{name}: {problem}" for name in files if (problem := _gguf_problem(Path(name)))]
-    if not exported.kind.generates:
-        problems += [f"{name}: llama.cpp cannot run a {exported.kind.name} ({exported.folder})" for name in files]
-    elif options.device.startswith("NPU") and any(case.batch_size > 1 for case in options.cases):
+    if exported.kind.generates and options.device.startswith("NPU") and any(case.batch_size > 1 for case in options.cases):
         problems.append(f"--device {options.device}: an NPU runs one prompt at a time; omit --batch-size")
     labels = Counter(map(_label, names))
     repeated = [(label, count) for label, count in labels.items() if count > 1]
@@ -123,22 +110,8 @@ def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions)
     return problems
 
 
-def _is_gguf(name: str) -> bool:
-    return name not in VARIANTS and Path(name).suffix == ".gguf"
-
-
 def _label(name: str) -> str:
-    return name if name in VARIANTS else (Path(name).absolute() if _is_gguf(name) else Path(name).resolve()).name
-
-
-def _gguf_problem(file: Path) -> str | None:
-    if not file.is_file():
-        return "no such file"
-    with file.open("rb") as content:
-        if content.read(4) != b"GGUF":
-            return "not a GGUF file"
-    missing = [module for module in GgufRunner.modules if importlib.util.find_spec(module) is None]
-    return f"needs {' and '.join(missing)}; pip install llama-cpp-python gguf" if missing else None
+    return name if name in VARIANTS else Path(name).resolve().name
 
 
 def _ir_variant(name: str, opened: "Exported", inputs: Inputs) -> Variant:
@@ -227,13 +200,6 @@ def _outputs(config: Mapping[str, Any]) -> int:
     from transformers import AutoConfig
 
     return int(AutoConfig.for_model(**config).num_labels)
-
-
-def _gguf_variant(file: Path) -> Variant:
-    """Describe a GGUF file by its own name: in the cache of the hub it is a link to a hash."""
-    found = _GGUF_FORMAT.search(file.stem)
-    precision = found[1] if found else ""
-    return Variant(_label(str(file)), "gguf", file, precision=precision, bytes_estimate=file.stat().st_size)
 
 
 VARIANTS = {

@@ -1,4 +1,4 @@
-"""Run a variant in openvino_genai, OpenVINO, PyTorch or llama.cpp, inside the variant's own process.
+"""Run a variant in openvino_genai, OpenVINO or PyTorch, inside the variant's own process.
 
 A language model's runner generates a fixed number of tokens greedily and records the time of each. No prompt prefix is cached:
 openvino_genai's prefix cache is off, and the others start with an empty KV cache. A classifier's runner computes one pass.
@@ -264,93 +264,9 @@ class TorchClassifierRunner(TorchRunner):
         return super().facts() | {"kv_precision": ""}
 
 
-class GgufRunner(Runner):
-    """A GGUF file in llama.cpp, through llama-cpp-python's C interface (`Llama.eval` copies all logits for every token).
-
-    Otherwise llama.cpp's defaults hold: automatic flash attention, f16 KV cache, micro-batches of 512 tokens.
-    """
-
-    framework, modules = "llama.cpp", ("llama_cpp", "gguf")
-
-    def __init__(self, variant: Variant, threads: int):
-        """Load the file."""
-        import llama_cpp
-
-        self._variant, self._threads, self._api = variant, threads, llama_cpp
-        self._model = llama_cpp.llama_model_load_from_file(str(variant.path).encode(), llama_cpp.llama_model_default_params())
-        if not self._model:
-            raise RuntimeError("llama.cpp cannot load the file")
-        self._shape: tuple[int, int, int] | None = None
-        self._context: Any = None
-        self._batch: Any = None
-
-    def _prepare(self, sequences: int, length: int, new_tokens: int) -> None:
-        """Make a context for this shape; keep it while the shape stays the same."""
-        api = self._api
-        if self._shape == (sequences, length, new_tokens):
-            return
-        if self._context:
-            api.llama_free(self._context)
-            api.llama_batch_free(self._batch)
-        params = api.llama_context_default_params()
-        params.n_seq_max, params.n_batch = sequences, sequences * length
-        params.n_ctx = sequences * -(-(length + new_tokens) // 256) * 256  # llama.cpp rounds to multiples of 256
-        params.n_threads = params.n_threads_batch = self._threads
-        self._context = api.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise MemoryError("llama.cpp cannot allocate its context")
-        self._batch = api.llama_batch_init(sequences * length, 0, 1)
-        self._shape = (sequences, length, new_tokens)
-
-    def run(self, prompts: Prompts, new_tokens: int) -> Timing:
-        """Generate with `llama_decode`."""
-        import numpy as np
-
-        api, sequences, length = self._api, len(prompts), len(prompts[0])
-        self._prepare(sequences, length, new_tokens)
-        batch, vocabulary = self._batch, api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
-        shape = (sequences * length,)
-        token, position, output = (np.ctypeslib.as_array(p, shape) for p in (batch.token, batch.pos, batch.logits))
-        api.llama_memory_clear(api.llama_get_memory(self._context), False)
-        seen = 0
-
-        def step(ids: Any) -> Any:
-            nonlocal seen
-            each = ids.shape[1]
-            count = batch.n_tokens = ids.size
-            token[:count], position[:count] = ids.ravel(), np.tile(np.arange(seen, seen + each), sequences)
-            output[:count] = np.arange(count) % each == each - 1
-            for index in range(count):
-                batch.n_seq_id[index], batch.seq_id[index][0] = 1, index // each
-            seen += each
-            if api.llama_decode(self._context, batch):
-                raise RuntimeError("llama.cpp could not decode")
-            logits = np.ctypeslib.as_array(api.llama_get_logits(self._context), (sequences, vocabulary))
-            return logits.argmax(1)[:, None]
-
-        ids = np.array(prompts, np.int32)
-        return generate_greedy(lambda: step(ids), step, new_tokens, time.perf_counter)
-
-    def facts(self) -> dict[str, Any]:
-        """See `Runner`."""
-        from gguf import GGUFReader
-
-        tensors = {tensor.name: tensor for tensor in GGUFReader(self._variant.path).tensors}
-        untied = "output.weight" in tensors
-        weights = [t for name, t in tensors.items() if not (untied and name == "token_embd.weight")]
-        return {
-            "macs_per_token": sum(int(t.n_elements) for t in weights if len(t.shape) > 1),
-            "weight_bytes_per_token": sum(int(t.n_bytes) for t in weights),
-            "parameters": sum(int(t.n_elements) for t in tensors.values()),
-            "kv_precision": "f16",
-            "disk_bytes": self._variant.path.stat().st_size,
-        }
-
-
 RUNNERS: dict[Kind, type[Runner]] = {
     "ir": GenaiRunner,
     "torch": TorchRunner,
-    "gguf": GgufRunner,
     "ir-classifier": ClassifierRunner,
     "torch-classifier": TorchClassifierRunner,
 }

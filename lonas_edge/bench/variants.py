@@ -1,12 +1,11 @@
 """Describe the variants that `bench` compares with plain values, which a process can receive."""
 
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["ir", "torch", "gguf", "ir-classifier", "torch-classifier"]
+Kind = Literal["ir", "torch", "ir-classifier", "torch-classifier"]
 
 SUBNET, LORA, UNPRUNED = "subnet", "lora", "unpruned"  # the default variants; `prepare.VARIANTS` has all
 NPU_LENGTHS = ("MAX_PROMPT_LEN", "MIN_RESPONSE_LEN")  # of openvino_genai's NPU pipeline: tokens of the prompt and the response
@@ -18,9 +17,9 @@ class Variant:
 
     Attributes:
         kind: Key of `runners.RUNNERS`.
-        path: Directory of the IR or of the base model, or the GGUF file.
+        path: Directory of the IR or of the base model.
         device: OpenVINO device; cpu for PyTorch.
-        precision: Weight format of an IR, dtype of a PyTorch model, or type of a GGUF file.
+        precision: Weight format of an IR, dtype of a PyTorch model.
         parameters: Number of parameters, if known before loading.
         bytes_estimate: Memory of its weights in bytes.
     """
@@ -39,24 +38,18 @@ class Variant:
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens that it knows; no limit if a GGUF file has no tokenizer."""
+        """Number of tokens that it knows."""
         from lonas_edge.families import tokens_of
-        from lonas_edge.files import read_by, read_json
+        from lonas_edge.files import read_json
 
-        if self.kind != "gguf":
-            return tokens_of(read_json(self.path / "config.json"))
-        from gguf import GGUFReader
-
-        with read_by("gguf", self.path):
-            tokens = GGUFReader(self.path).fields.get("tokenizer.ggml.tokens")
-        return len(tokens.data) if tokens else sys.maxsize
+        return tokens_of(read_json(self.path / "config.json"))
 
     @property
     def tokens_per_text(self) -> float:
         """Tokens per text, relative to the whole vocabulary where it was trimmed."""
         from lonas_edge.network.vocabulary_record import vocabulary_of
 
-        trimmed = vocabulary_of(self.path.parent if self.kind == "gguf" else self.path)
+        trimmed = vocabulary_of(self.path)
         return trimmed.tokens_per_text if trimmed else 1.0
 
 

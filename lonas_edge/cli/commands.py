@@ -18,7 +18,7 @@ COMMANDS = {  # shown by `lonas-edge --help`, which imports none of them
     "trim": "Write a base model with a smaller vocabulary.",
     "train": "Train a super-adapter, or recover a sub-network.",
     "search": "Search the best sub-networks at each cost.",
-    "export": "Export a sub-network to OpenVINO, a checkpoint or GGUF.",
+    "export": "Export a sub-network to OpenVINO or a checkpoint.",
     "bench": "Compare latencies, or tune runtime properties.",
     "eval": "Measure accuracy on tasks.",
     "chat": "Chat with an exported model.",

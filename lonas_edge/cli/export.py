@@ -1,4 +1,4 @@
-"""`lonas-edge export`: a sub-network as OpenVINO IR, checkpoint or GGUF file."""
+"""`lonas-edge export`: a sub-network as OpenVINO IR or checkpoint."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions, require
+from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
@@ -35,8 +35,6 @@ def run(source: SourceOptions, target: TargetOptions, options: ExportOptions) ->
 
     A plain LoRA adapter needs no search space and has the maximal network only.
     """
-    if options.stage == "gguf":
-        require("gguf", "'lonas-edge[gguf]'")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     with progress(left=False) as report:
         with importing():

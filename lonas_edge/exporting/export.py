@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.errors import raise_all
@@ -37,13 +37,9 @@ from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
 
-if TYPE_CHECKING:  # of an extra
-    from lonas_edge.exporting.gguf_file import Layout
-
 __all__ = ["ExportOptions", "export"]
 
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
-_GGUF_PACKAGES = ("gguf", "llama-cpp-python")
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _OTHER_FILES = 50_000_000  # bytes of tokenizers and temporary files
@@ -69,9 +65,8 @@ def export(
         if has_adapters(output):
             return _add_adapter(source, subnetwork, output, options, report)
     steps, stored = Steps(report), _stored(source, options)
-    layout = _gguf_layout(source, subnetwork) if options.stage == "gguf" else None
     directory = OutputDirectory(output, options.overwrite, _inputs(source, options))
-    directory.check(_bytes(source, subnetwork, options, stored, layout))
+    directory.check(_bytes(source, subnetwork, options, stored))
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         with steps.step("validate", "Checking base and adapter"):
             merged = MaterializedModel(source, subnetwork)
@@ -88,7 +83,6 @@ def export(
                 steps,
                 hash_files=lambda: background.submit(written_files, folder),
                 calibration=read_calibration(model, tokenizer, options) if options.stage == "ir" else None,
-                gguf=(layout, _vocabulary(source, tokenizer)) if layout else None,
                 pooling=pooling,
             )
         hashes = background.submit(_input_hashes, merged)
@@ -136,10 +130,10 @@ def _return_freed_memory() -> None:
 
 
 def _stored(source: Source, options: ExportOptions) -> str:
-    """Return the IR's format, the GGUF file's type, or the checkpoint's dtype: by default the base's."""
+    """Return the IR's format, or the checkpoint's dtype: by default the base's."""
     if options.stage == "checkpoint":
         return options.dtype or dtype_of(source.architecture.config.dtype).name
-    return options.gguf_type if options.stage == "gguf" else options.weight_format
+    return options.weight_format
 
 
 def _inputs(source: Source, options: ExportOptions) -> tuple[Path | None, ...]:
@@ -147,14 +141,10 @@ def _inputs(source: Source, options: ExportOptions) -> tuple[Path | None, ...]:
     return source.base.folder, source.adapter.folder if source.adapter else None, options.calibration
 
 
-def _bytes(source: Source, subnetwork: Subnetwork, options: ExportOptions, stored: str, layout: "Layout | None") -> int:
+def _bytes(source: Source, subnetwork: Subnetwork, options: ExportOptions, stored: str) -> int:
     """Estimate the room on the disk that the output and its temporary files need."""
-    if layout:
-        weights = layout.bytes(stored)
-    else:
-        largest = FORMATS[stored].outer or stored if options.ratio < 1 else stored
-        weights = source.sizes(subnetwork).bytes["fp16" if largest == "bf16" else largest]
-    return weights + _OTHER_FILES
+    largest = FORMATS[stored].outer or stored if options.ratio < 1 else stored
+    return source.sizes(subnetwork).bytes["fp16" if largest == "bf16" else largest] + _OTHER_FILES
 
 
 def _checked_tokenizer(model: MaterializedModel, options: ExportOptions) -> Any:
@@ -186,28 +176,12 @@ def _limited(source: Source, tokenizer: Any) -> Pooling | None:
     return pooling
 
 
-def _gguf_layout(source: Source, subnetwork: Subnetwork) -> "Layout":
-    from lonas_edge.exporting.gguf_file import Layout
-
-    return Layout(source, subnetwork)
-
-
-def _vocabulary(source: Source, tokenizer: Any) -> dict[str, Any]:
-    from lonas_edge.exporting.gguf_vocabulary import vocabulary_of
-
-    return vocabulary_of(tokenizer, source.architecture.config.vocab_size, str(source.base.folder))
-
-
 def _stage(name: str) -> Callable[[Job], Outcome]:
     """Return the function of a stage; each imports what it alone needs."""
     if name == "checkpoint":
         from lonas_edge.exporting.stage_checkpoint import export_checkpoint
 
         return export_checkpoint
-    if name == "gguf":
-        from lonas_edge.exporting.stage_gguf import export_gguf
-
-        return export_gguf
     from lonas_edge.exporting.stage_ir import export_ir
 
     return export_ir
@@ -261,7 +235,7 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
         parity=outcome.parity,
         steps=job.steps.taken,
         graph_process_peak_rss_bytes=peak_memory_of_children() if options.stage == "ir" else None,
-        versions=versions(_PACKAGES + (_GGUF_PACKAGES if options.stage == "gguf" else ())),
+        versions=versions(_PACKAGES),
         files=outcome.files.result(),
         pooling=job.pooling,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,9 +22,6 @@ from lonas_edge.network.configuration import GENERATION
 from lonas_edge.network.divergence import Parity, compare, compare_embeddings
 from lonas_edge.network.materialize import MaterializedModel
 
-if TYPE_CHECKING:  # of an extra
-    from lonas_edge.exporting.gguf_file import Layout
-
 
 @dataclass(frozen=True)
 class Job:
@@ -34,9 +31,8 @@ class Job:
         tokenizer: The base's, with the chat template of the training; or None.
         generation: Content of the base's generation_config.json, or None.
         folder: The output while it is written.
-        stored: The IR's format, the checkpoint's dtype or the GGUF file's type.
+        stored: The IR's format or the checkpoint's dtype.
         hash_files: Starts to hash the files of the complete output, while they are verified.
-        gguf: Layout and vocabulary of a GGUF file, or None.
         pooling: Pooling of an embedding model, with the longest text; or None.
     """
 
@@ -49,7 +45,6 @@ class Job:
     steps: Steps
     hash_files: Callable[[], Future[dict[str, tuple[Written, ...]]]]
     calibration: CalibrationPrompts | None = None
-    gguf: "tuple[Layout, dict[str, Any]] | None" = None
     pooling: Pooling | None = None
 
     def inputs(self) -> dict[str, torch.Tensor]:

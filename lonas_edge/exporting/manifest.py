@@ -27,8 +27,6 @@ COMPARED = {  # titles of the parity figures
     "ir": "IR (computed in fp32) vs. materialized model",
     "ir_groups": "IR with INT8 activations in groups vs. computed in fp32",
     "ir_adapter": "IR with the adapter (computed in fp32) vs. materialized model",
-    "gguf_stored": "weights stored in the GGUF file vs. materialized model",
-    "llama_cpp": "llama.cpp vs. the weights stored in the GGUF file",
 }
 
 
@@ -154,8 +152,8 @@ class Manifest(Record):
 
     Attributes:
         stage: One of `STAGES`.
-        weight_format: The IR's format, the checkpoint's dtype, or the type of the GGUF file's matrices.
-        compression: Storage of the layers' weights in an IR or GGUF file, the largest share first; empty for a checkpoint.
+        weight_format: The IR's format or the checkpoint's dtype.
+        compression: Storage of the layers' weights in an IR, the largest share first; empty for a checkpoint.
         head: Storage of the head by --head-format; None without it.
         adapter: The adapter; None for a base model alone.
         pipeline: Task name of model hubs: text-generation, text-classification or feature-extraction.

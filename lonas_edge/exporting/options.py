@@ -7,11 +7,9 @@ from lonas_edge.exporting.ovms import SERVERS
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.formats import (
     DEFAULT_FORMAT,
-    DEFAULT_GGUF_TYPE,
     DEFAULT_METHOD,
     DTYPES,
     FORMATS,
-    GGUF_TYPES,
     INTEGER_FORMATS,
     METHODS,
     PER_CHANNEL,
@@ -45,7 +43,7 @@ class ExportOptions(Checked):
     stage: str = option(
         "ir",
         choices=tuple(STAGES),
-        help="OpenVINO IR, Hugging Face checkpoint (sliced and merged), or GGUF file for llama.cpp.",
+        help="OpenVINO IR, or Hugging Face checkpoint (sliced and merged).",
     )
     calibration: Path | None = option(
         None,
@@ -70,13 +68,6 @@ class ExportOptions(Checked):
         needs="stage=checkpoint",
         help="Dtype of the checkpoint.",
         unset="the base model's",
-    )
-    gguf_type: str = option(
-        DEFAULT_GGUF_TYPE,
-        panel="Output",
-        choices=tuple(GGUF_TYPES),
-        needs="stage=gguf",
-        help="Type of the GGUF file's matrices; f16 if 32 does not divide their columns.",
     )
     adapter: str = option(
         "merged",

@@ -79,15 +79,6 @@ _OPENED_EMBEDDER = (
     "reports a pooler with random weights, which nothing reads. Texts are cut after LENGTH tokens.",
     "",
 )
-_LLAMA_CPP = (
-    "```sh",
-    "llama-cli -m THIS_DIRECTORY/model.*.gguf -p 'The sun is' -n 32",
-    "```",
-    "",
-    "The file contains tokenizer and chat template. `llama-server`, llama-cpp-python and `lonas-edge bench --arms FILE` "
-    "open it, too. Models with layers of unequal widths have llama.cpp's architecture `deci`. lonas-edge verifies such files "
-    "with llama-cpp-python on CPUs.",
-)
 _TASKS = (CAUSAL_LM, CLASSIFICATION)
 _CHECKPOINT = Stage(
     "checkpoint",
@@ -104,5 +95,4 @@ _IR = Stage(
     ("openvino",),
     {CAUSAL_LM.pipeline_tag: _GENERATES, CLASSIFICATION.pipeline_tag: _CLASSIFIES, EMBEDDING.pipeline_tag: _EMBEDS},
 )
-_GGUF = Stage("gguf", "gguf", ("gguf", "llama.cpp"), {CAUSAL_LM.pipeline_tag: _LLAMA_CPP})
-STAGES = {stage.name: stage for stage in (_CHECKPOINT, _IR, _GGUF)}
+STAGES = {stage.name: stage for stage in (_CHECKPOINT, _IR)}

@@ -3,7 +3,7 @@
 1. the logits of the materialized model, before it is rounded, equal those of the activated super-network (1e-8); of an
    embedding model the hidden states of all tokens;
 2. every stored weight is the materialized one, to one rounding of its format;
-3. the logits of the IR equal those of the weights stored in it (1e-3); likewise llama.cpp's, if it is installed.
+3. the logits of the IR equal those of the weights stored in it (1e-3).
 
 The distance of the IR from the materialized model is the effect of the format. It is reported (KL divergence, top-1) and not
 judged: it depends on the network. So is the effect of the group of INT8 activations that is stored in the IR; a group that
@@ -15,7 +15,6 @@ in float64, norms, rotary tables and the merge too: rounding the merged weights 
 fp32 arithmetic by 5e-4 (SmolLM2-135M, logits up to 40). Either would hide errors or refuse correct models.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -39,9 +38,6 @@ LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-8
 FLOAT64_NOISE = 1e-14  # of a merged weight, relative to the largest
 IR_TOLERANCE, NOISE_ALLOWED = 1e-3, 8  # plugins and PyTorch add in different orders
-# llama.cpp's, by the type of the matrices. For f16 it may round activations, too, to as many digits. For bf16 and q8_0 it
-# rounds them coarsely, which is reported and not judged: it changes the logits of a pruned, untrained network.
-LLAMA_CPP_TOLERANCE = {"f32": 1e-3, "f16": 0.5}
 _ADVICE = "Nothing was written. Please report it; --no-verify exports anyway, and records that."
 FP32 = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -184,13 +180,6 @@ def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[
     if parity.max_logit_difference > tolerance:
         tolerance = max(tolerance, NOISE_ALLOWED * noise())
     _require(of, what, parity.max_logit_difference, tolerance)
-
-
-def check_llama_cpp(of: Path, parity: Parity, reference: torch.Tensor, kind: str) -> None:
-    """Refuse a GGUF file with which llama.cpp's logits are not those of its stored weights (`reference`)."""
-    what = "llama.cpp's logits differ from those of the weights stored in the GGUF file"
-    tolerance = LLAMA_CPP_TOLERANCE.get(kind)
-    _require(of, what, parity.max_logit_difference, math.inf if tolerance is None else tolerance * _scale(reference))
 
 
 def _scale(reference: torch.Tensor) -> float:

@@ -169,30 +169,6 @@ class Block:
 
 
 @dataclass(frozen=True)
-class LlamaCpp:
-    """llama.cpp's support of a model type.
-
-    Attributes:
-        equal: Name of its architecture with equal layers.
-        unequal: Name of its architecture with the same layers of unequal shapes, or None.
-        paired: Layers whose rows are rotated in pairs: adjacent rows there, rows half a head apart in transformers.
-    """
-
-    equal: str
-    unequal: str | None = None
-    paired: tuple[str, ...] = ()
-
-    def attention_tensors(self, channels: int, hidden: int) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of an attention block's tensors with one head, by llama.cpp's names; its norm is a vector."""
-        inputs = dict.fromkeys(("attn_q", "attn_k", "attn_v"), (channels, hidden))
-        return {"attn_norm": (hidden,), **inputs, "attn_output": (hidden, channels)}
-
-    def mlp_tensors(self, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of an MLP's tensors by llama.cpp's names."""
-        return {"ffn_norm": (hidden,), "ffn_gate": (width, hidden), "ffn_up": (width, hidden), "ffn_down": (hidden, width)}
-
-
-@dataclass(frozen=True)
 class GroupKind:
     """A kind of elastic group of generated search spaces, with one group per decoder layer.
 
@@ -238,7 +214,6 @@ class Family(ABC):
         other_prefixes: Prefixes that the body's tensors may have in a checkpoint instead of `prefix`.
         options: Arguments of the constructor of the model's class in transformers.
         raised_guards: Classes of `optimum.exporters.openvino.model_configs` that refuse a transformers version which works.
-        llama_cpp: llama.cpp's support by `model_type`; other types cannot be written as GGUF.
     """
 
     titles: ClassVar[Mapping[str, str]]
@@ -274,7 +249,6 @@ class Family(ABC):
     other_prefixes: ClassVar[tuple[str, ...]] = ("",)  # a checkpoint of the body alone
     options: ClassVar[Mapping[str, Any]] = {}
     raised_guards: ClassVar[tuple[str, ...]] = ()
-    llama_cpp: ClassVar[Mapping[str, LlamaCpp]] = {}
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -325,18 +299,6 @@ class Family(ABC):
     def faults(self, config: Any) -> list[str]:
         """Inconsistent or unsupported fields of a configuration, one line each."""
         return head_faults(config)
-
-    def llama_cpp_faults(self, config: Any) -> list[str]:
-        """Fields of a configuration that llama.cpp's architecture does not support, one line each."""
-        return []
-
-    def llama_cpp_fields(self, config: Any) -> dict[str, Any]:
-        """Return the fields of a GGUF file that all layers share, by the names of gguf-py's `GGUFWriter.add_…`."""
-        return {}
-
-    def llama_cpp_layer(self, fields: Mapping[str, int]) -> tuple[int, int, int]:
-        """Return query heads, key-value heads and MLP width of a layer, given its fields as of `WidthRule.fields`."""
-        return 0, 0, 0
 
     def layer_fields(self, config: Any, index: int) -> dict[str, Any]:
         """The fields of a model's configuration in which decoder layers differ, with the values of one layer."""

@@ -9,16 +9,13 @@ logits; none of that is touched by a width of the MLP.
 Sources: the configuration and modeling files of transformers 5.5 for each model type.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, LlamaCpp, WidthRule, head_dim, key_value_heads
+from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
 
 HIDDEN_STATE = "its output is the hidden state, which every layer shares"
 _NORMS_AFTER = ("gemma2", "gemma3_text")
 _MLP_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
-_LLAMA_CPP = LlamaCpp("llama", "deci", ("self_attn.q_proj", "self_attn.k_proj"))
-_ROPE_TYPES = ("default", "llama3")  # that `exporting.gguf_file` writes
 
 
 def key_value_channels(config: Any) -> int:
@@ -75,36 +72,6 @@ class Llama(Family):
     default_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj")
     legacy_buffers = ("rotary_emb.inv_freq",)  # written by transformers < 4.32, recomputed since
     raised_guards = ("GemmaOpenVINOConfig",)  # "maximum 5.0" in optimum-intel 2.2; Gemma 2 and 3 inherit it
-    llama_cpp = {"llama": _LLAMA_CPP, "mistral": _LLAMA_CPP, "qwen2": LlamaCpp("qwen2"), "qwen3": LlamaCpp("qwen3")}
-
-    def llama_cpp_faults(self, config: Any) -> list[str]:
-        faults, known = [], _ROPE_TYPES if config.model_type in ("llama", "mistral") else _ROPE_TYPES[:1]
-        if (kind := config.rope_parameters.get("rope_type", "default")) not in known:
-            faults.append(f"rope_type {kind!r}: expected {' or '.join(map(repr, known))}")
-        if config.hidden_act != "silu":
-            faults.append(f"hidden_act {config.hidden_act!r}: expected 'silu'")
-        if getattr(config, "sliding_window", None):
-            faults.append(f"sliding_window {config.sliding_window}: llama.cpp attends to everything")
-        return faults
-
-    def llama_cpp_fields(self, config: Any) -> dict[str, Any]:
-        """See `Family`."""
-        channels = head_dim(config)
-        return {
-            "context_length": config.max_position_embeddings,
-            "embedding_length": config.hidden_size,
-            "key_length": channels,
-            "value_length": channels,
-            "rope_dimension_count": channels,
-            "rope_freq_base": config.rope_parameters["rope_theta"],
-            "layer_norm_rms_eps": config.rms_norm_eps,
-            "vocab_size": config.vocab_size,
-        }
-
-    def llama_cpp_layer(self, fields: Mapping[str, int]) -> tuple[int, int, int]:
-        """See `Family`."""
-        heads, key_value_heads = fields.get("num_attention_heads", 0), fields.get("num_key_value_heads", 0)
-        return heads, key_value_heads, fields.get("intermediate_size", 0)
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """Attention and MLP; Gemma 2 and 3 also have a norm after each."""

@@ -87,39 +87,22 @@ def test_a_recovered_adapter_has_no_unpruned_network(
         prepared(open_exported(int8), options(source, tmp_path, "unpruned"))
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [("Llama-3.2-1B-Instruct-Q4_K_M", "Q4_K_M"), ("model.IQ2_XS", "IQ2_XS"), ("gemma-3-270m-it-F16", "F16"), ("model", "")],
-)
-def test_a_gguf_file_in_the_cache_of_the_hub(int8: Path, tmp_path: Path, llama_cpp: None, name: str, precision: str) -> None:
-    """It is a link to a file that is named by its hash."""
-    (tmp_path / "0123456789abcdef").write_bytes(b"GGUF....")
-    file = tmp_path / f"{name}.gguf"
-    file.symlink_to(tmp_path / "0123456789abcdef")
-    _, variant = prepared(open_exported(int8), BenchOptions(arms=(str(file),)))
-    assert (variant.name, variant.path, variant.precision) == (f"{name}.gguf", file, precision)
-
-
 def test_all_problems_are_listed(int8: Path, copy: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"no GGUF")
     twin = tmp_path / "twins/copy"
     twin.mkdir(parents=True)
-    arms = (f"{tmp_path}/model.gguf", "nowhere.gguf", "nothing", str(copy), str(twin))
+    arms = ("nothing", str(copy), str(twin))
     with pytest.raises(LonasEdgeError) as error:
         prepared(open_exported(int8), BenchOptions(arms=arms))
     for problem in (
-        "nothing: neither a variant (subnet, lora, lora-merged, unpruned), a directory nor a .gguf file",
-        "model.gguf: not a GGUF file",
-        "nowhere.gguf: no such file",
+        "nothing: neither a variant (subnet, lora, lora-merged, unpruned) nor a directory",
         "copy: 2 variants have this name",
     ):
         assert problem in str(error.value)
 
 
-def test_variants_of_each_kind(int8: Path, copy: Path, source: TinySource, tmp_path: Path, llama_cpp: None) -> None:
-    (tmp_path / "big.Q8_0.gguf").write_bytes(b"GGUF....")
-    asked = options(source, tmp_path, "lora", "lora-merged", f"{tmp_path}/big.Q8_0.gguf", str(copy))
-    subnet, lora, merged, gguf, other = prepared(open_exported(int8), replace(asked, torch_dtype="bf16"))
+def test_variants_of_each_kind(int8: Path, copy: Path, source: TinySource, tmp_path: Path) -> None:
+    asked = options(source, tmp_path, "lora", "lora-merged", str(copy))
+    subnet, lora, merged, other = prepared(open_exported(int8), replace(asked, torch_dtype="bf16"))
     sizes = json.loads((int8 / "lonas_edge.json").read_text())["sizes"]
     unpruned = sizes["unpruned"]["parameters"]
     assert (lora.name, lora.kind, lora.path, lora.adapter) == ("lora", "torch", source.base, source.adapter)
@@ -130,7 +113,6 @@ def test_variants_of_each_kind(int8: Path, copy: Path, source: TinySource, tmp_p
         sizes["subnetwork"]["parameters"],
         (int8 / "openvino_model.bin").stat().st_size,
     )
-    assert (gguf.name, gguf.kind, gguf.precision, gguf.bytes_estimate) == ("big.Q8_0.gguf", "gguf", "Q8_0", 8)
     assert other == replace(subnet, name="copy", path=copy)
 
 
@@ -165,9 +147,6 @@ def test_a_classifier(tiny_bert: TinyBert, tmp_path: Path) -> None:
     exported = open_exported(tmp_path / "ir")
     subnet, lora = prepared(exported, replace(options(source, tmp_path, "lora"), cases=(Case(16, 0),)))
     assert (subnet.kind, subnet.properties, lora.kind, lora.outputs) == ("ir-classifier", {}, "torch-classifier", 2)
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(LonasEdgeError, match=r"model\.gguf: llama\.cpp cannot run a sequence classifier"):
-        prepared(exported, BenchOptions(arms=(f"{tmp_path}/model.gguf",)))
 
 
 def test_an_embedding_model(tiny_bert: TinyBert, tmp_path: Path) -> None:
@@ -177,12 +156,6 @@ def test_an_embedding_model(tiny_bert: TinyBert, tmp_path: Path) -> None:
     asked = replace(options(source, tmp_path, "lora"), cases=(Case(16, 0),))
     subnet, lora = prepared(open_exported(tmp_path / "ir"), asked)
     assert (subnet.kind, subnet.properties, lora.kind, lora.outputs) == ("ir-classifier", {}, "torch-classifier", 0)
-
-
-@pytest.fixture
-def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama-cpp-python counts as installed."""
-    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: name)
 
 
 @pytest.fixture

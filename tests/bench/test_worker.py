@@ -39,16 +39,12 @@ def test_a_damaged_file_of_an_ir_is_named(copy: Path, file: str, content: bytes)
     assert damaged.startswith(f"{copy / file.replace('.bin', '.xml')}: damaged: ")
 
 
-def test_damaged_adapters_and_gguf_files_are_named(source: TinySource, tmp_path: Path) -> None:
+def test_a_damaged_adapter_is_named(source: TinySource, tmp_path: Path) -> None:
     own = source.copied_to(tmp_path)
     os.truncate(own.adapter / "adapter_model.safetensors", 1000)
-    (tmp_path / "a.gguf").write_bytes(b"GGUF" + bytes(20))
     adapter = Variant("lora", "torch", own.base, adapter=own.adapter)
-    for variant, file in (
-        (adapter, own.adapter / "adapter_model.safetensors"),
-        (Variant("gguf", "gguf", tmp_path / "a.gguf"), tmp_path / "a.gguf"),
-    ):
-        assert worker._describe_load_error(variant, RuntimeError("header")).startswith(f"{file}: damaged: ")
+    file = own.adapter / "adapter_model.safetensors"
+    assert worker._describe_load_error(adapter, RuntimeError("header")).startswith(f"{file}: damaged: ")
     assert worker._describe_load_error(adapter, MemoryError()) == "not enough memory (MemoryError)"
 
 

@@ -321,10 +321,9 @@ def damaged(letters: Path, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.mark.parametrize("stage", ["checkpoint", "gguf"])
-def test_other_stages(damaged: Callable[..., Path], run_cli: Callable, stage: str) -> None:
-    ran = run_cli("chat", damaged("lonas_edge.json", {"stage": stage}), "--prompt", "one")
-    assert ran.code == 1 and f"a {stage} export; expected an IR. Export again without --stage {stage}." in ran.err
+def test_a_checkpoint(damaged: Callable[..., Path], run_cli: Callable) -> None:
+    ran = run_cli("chat", damaged("lonas_edge.json", {"stage": "checkpoint"}), "--prompt", "one")
+    assert ran.code == 1 and "a checkpoint export; expected an IR. Export again without --stage checkpoint." in ran.err
 
 
 def test_a_classifier(damaged: Callable[..., Path], run_cli: Callable) -> None:

@@ -147,7 +147,7 @@ def test_an_adapter_on_a_tied_head(tiny_models: TinyModels, tmp_path: Path, ids:
             ["--head-format needs --weight-format int8 or int8_sym or int4 or int4_sym"],
         ),
         (
-            "--stage gguf --weight-format fp16 --head-format int4",
+            "--stage checkpoint --weight-format fp16 --head-format int4",
             ["--head-format needs --stage ir", "--head-format needs --weight-format", "--weight-format needs --stage ir"],
         ),
         ("--stage checkpoint --head-format int4", ["--head-format needs --stage ir"]),

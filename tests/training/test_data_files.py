@@ -9,7 +9,6 @@ from typing import Any
 import openvino
 import openvino_genai
 import pytest
-from gguf_model import fields_of
 from tiny_models import TinySource
 from training_runs import EXAMPLES, OPTIONS, RECORD, write_data
 from transformers import AutoTokenizer
@@ -141,19 +140,17 @@ def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, tal
 def test_exports_have_the_training_s_chat_template(
     trained_on_chat: Path, talking: TinySource, tmp_path: Path, run_cli: Callable
 ) -> None:
-    """In the tokenizer's files, the OpenVINO tokenizer and the GGUF file; `eval` uses it for adapter and export."""
+    """In the tokenizer's files and the OpenVINO tokenizer; `eval` uses it for adapter and export."""
     (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
     source = open_source(str(trained_on_chat))
     widths = source.select("maximal")
     export(source, widths, tmp_path / "checkpoint", ExportOptions(stage="checkpoint", verify=False))
-    export(source, widths, tmp_path / "gguf", ExportOptions(stage="gguf", gguf_type="f32", verify=False))
     export(source, widths, tmp_path / "ir", ExportOptions(verify=False))
     for folder in (tmp_path / "checkpoint", tmp_path / "ir"):
         assert AutoTokenizer.from_pretrained(folder).chat_template == CHAT
     assert openvino_genai.Tokenizer(tmp_path / "ir").get_original_chat_template() == CHAT
     tokenizer = openvino.Core().read_model(tmp_path / "ir/openvino_tokenizer.xml")
     assert tokenizer.get_rt_info("chat_template").value == CHAT
-    assert fields_of(tmp_path / "gguf/model.F32.gguf")["tokenizer.chat_template"] == CHAT
     (tmp_path / "boolq").mkdir()
     sample = {"instruction": "Please answer: is it {so}?\n\nAnswer format: true/false", "input": "", "answer": "true"}
     (tmp_path / "boolq/test.json").write_text(json.dumps([sample]))

@@ -21,7 +21,6 @@ from training_runs import EIGHT, OPTIONS, logits_of, write_data
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lonas_edge import load_checkpoint
-from lonas_edge.bench.variants import Variant
 from lonas_edge.data.pooling import read_pooling
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
@@ -337,25 +336,6 @@ def test_an_exported_checkpoint_is_another_model(
         ]
         ran = run_cli(*command)
         assert (ran.code, "not the base that" in ran.err) == ((0, False) if index < 2 else (1, True))
-
-
-def test_a_trimmed_gguf_file(llama: TinySource, trim: Callable, run_cli: Callable, tmp_path: Path) -> None:
-    """Its tokens and the rows of its embedding are the kept ones; special ids follow."""
-    gguf = pytest.importorskip("gguf")
-    kept = trim(llama.base, tmp_path / "base")
-    ran = run_cli("export", tmp_path / "base", "--stage", "gguf", "--gguf-type", "f32", "--output", tmp_path / "out")
-    assert ran.code == 0, ran.err
-    [file] = (tmp_path / "out").glob("*.gguf")
-    reader, trimmed = gguf.GGUFReader(file), VocabularyRecord.read(tmp_path / "base/vocabulary.json")
-    before = AutoTokenizer.from_pretrained(llama.base)
-    assert reader.fields["tokenizer.ggml.tokens"].contents() == before.convert_ids_to_tokens(kept)
-    eos = reader.fields["tokenizer.ggml.eos_token_id"].contents()
-    assert kept[eos] == before.eos_token_id
-    variant = Variant("gguf", "gguf", file)
-    assert (variant.vocabulary, variant.tokens_per_text) == (len(kept), trimmed.tokens_per_text)
-    [embedding] = [tensor.data for tensor in reader.tensors if tensor.name == "token_embd.weight"]
-    expected = loaded(llama.base).get_input_embeddings().weight.detach()[kept]
-    assert torch.equal(torch.from_numpy(embedding.copy()).reshape(expected.shape), expected)
 
 
 def test_special_tokens_of_the_generation(llama: TinySource, trim: Callable, tmp_path: Path) -> None:

@@ -40,9 +40,8 @@ NOT_RUN = (
     "docker ",
     "sudo ",
     "curl ",
-    "llama-server ",
     "lonas-edge export ADAPTER",
-    "lonas-edge push DIR owner/name --private",
+    "hf upload ",
 )
 
 
@@ -138,7 +137,7 @@ def test_serve(place: Path) -> None:
     subprocess.run(export, check=True, capture_output=True)
     for name in ("math", "code"):  # two adapters of the base
         shutil.copytree("my-lora", name)
-    assert "owner/name" in run("serve")
+    run("serve")
     assert (place / "box/adapters/code.safetensors").exists()
 
 

@@ -22,7 +22,6 @@ COMMANDS = {  # shown by `lonas-edge --help`, which imports none of them
     "bench": "Compare latencies, or tune runtime properties.",
     "eval": "Measure accuracy on tasks.",
     "chat": "Chat with an exported model.",
-    "push": "Publish an exported directory on the hub.",
 }
 
 

@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stderr.strip() == "[]"
     listed = ran.stdout.partition(" Commands ")[2]
-    assert all(f" {command} " in listed for command in ("inspect", "space", "export", "bench", "eval", "train", "chat", "push"))
+    assert all(f" {command} " in listed for command in ("inspect", "space", "export", "bench", "eval", "train", "chat"))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

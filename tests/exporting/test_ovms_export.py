@@ -15,7 +15,6 @@ from tiny_bert import TinyBert
 from tiny_models import TinyModels, TinySource
 
 from lonas_edge.exporting.exported import open_exported
-from lonas_edge.exporting.publish import prepare
 
 Field = descriptor_pb2.FieldDescriptorProto
 TYPES = {"string": Field.TYPE_STRING, "bool": Field.TYPE_BOOL, "uint64": Field.TYPE_UINT64, "uint32": Field.TYPE_UINT32}
@@ -129,7 +128,6 @@ def test_the_server_can_read_the_directory(served: Path) -> None:
     card = (served / "README.md").read_text()
     assert "--model_path /models/model --model_name model --rest_port 8000" in card
     assert openvino_genai.LLMPipeline(str(served), "CPU").generate("the", max_new_tokens=2) is not None
-    assert "graph.pbtxt" in prepare(served).files
 
 
 def test_refusals(llama_copy: TinySource, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from lonas_edge.bench.variants import Case, Variant
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import WEIGHTS
-from lonas_edge.network.configuration import parsed_config, read_config
+from lonas_edge.network.configuration import parse_config, read_config
 from lonas_edge.space.architecture import Architecture
 
 KV_BYTES = {dtype.kv_name: dtype.bytes for dtype in DTYPES.values()} | {"u8": 1}  # bytes per element, by precision
@@ -37,4 +37,4 @@ def run_bytes(config: Mapping[str, Any], case: Case) -> float:
 
 
 def _architecture(config: Mapping[str, Any]) -> Architecture:
-    return Architecture.from_config(parsed_config(config), "config.json")
+    return Architecture.from_config(parse_config(config, "config.json"), "config.json")

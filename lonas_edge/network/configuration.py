@@ -1,7 +1,7 @@
-"""Fields of model configuration files that we and the libraries read, by type and range, checked before a library reads them.
+"""Configuration files of models.
 
-Those of config.json are in `families/fields.py`. Unknown fields are ignored, and so are missing ones except for a model's
-sizes. No torch.
+transformers checks the types of the fields of config.json. Fields of other files that we and the libraries read are checked
+here, by type and range; unknown ones are ignored, and so are missing ones except for a model's sizes. No torch.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
 
-from lonas_edge.errors import raise_all
-from lonas_edge.families import Family, family_of
-from lonas_edge.families.fields import MAX_SIZE, ModelFields, Positive, Share, TokenIds
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import family_of
 from lonas_edge.files import read_by, read_json
 from lonas_edge.schema import field_faults
 
 GENERATION = "generation_config.json"
 
+MAX_SIZE = 2**24  # of an axis; the largest vocabularies have 2^18 entries
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TokenId = Annotated[int, Field(ge=-1, lt=MAX_SIZE)]  # LLaMA 1 writes -1 for none
+TokenIds = TokenId | list[TokenId] | None
 TokenText = Annotated[str, Field(max_length=1000)]  # real ones have 50 characters; tokenizers takes minutes to match a huge one
 AddedToken = dict[str, TokenText | bool | int | None]
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -94,29 +98,25 @@ class AdapterFields(TypedDict, total=False):
     runtime_config: dict[str, Any] | None
 
 
-def check_model_config(content: Mapping[str, Any], where: str) -> None:
-    """Check the types and ranges of a config.json's fields."""
-    if content.get("quantization_config"):
-        raise_all(f"{where}: not a usable model:", ["quantization_config: quantized bases are not supported"])
-    problems = field_faults(ModelFields, {**content, "quantization_config": None})
-    if family := family_of(content.get("model_type")):
-        problems += _size_faults(content, family)
-    if not problems and isinstance(content.get("vocab_size"), int):
-        problems = _beyond(content, content["vocab_size"])
-    raise_all(f"{where}: not a usable model configuration:", problems, "Use the file that came with the weights.")
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a model's config.json."""
     content: dict[str, Any] = read_json(folder / "config.json")
     return content
 
 
-def parsed_config(content: Mapping[str, Any]) -> Any:
-    """The `PretrainedConfig` of a config.json."""
+def parse_config(content: Mapping[str, Any], where: str) -> Any:
+    """Parse a config.json (`where` in errors) to the `PretrainedConfig` of its model type, which checks the fields."""
+    if content.get("quantization_config"):
+        raise LonasEdgeError(f"{where}: not a usable model: quantization_config: quantized bases are not supported")
     from transformers import AutoConfig  # takes a while
 
-    return AutoConfig.for_model(**_with_infinity(content))
+    with read_by("transformers", Path(where)):
+        config = AutoConfig.for_model(**_with_infinity(content))
+    family = family_of(config.model_type)
+    missing = [names for names in (family.sizes if family else ()) if not any(name in content for name in names)]
+    errors = [f"{' or '.join(names)}: missing" for names in missing] or _beyond(content, int(config.vocab_size))
+    raise_all(f"{where}: not a usable model configuration:", errors, "Use the file that came with the weights.")
+    return config
 
 
 def _with_infinity(value: Any) -> Any:
@@ -124,17 +124,6 @@ def _with_infinity(value: Any) -> Any:
     if isinstance(value, dict):
         return float(value["__float__"]) if value.keys() == {"__float__"} else {k: _with_infinity(v) for k, v in value.items()}
     return [_with_infinity(item) for item in value] if isinstance(value, list) else value
-
-
-def _size_faults(content: Mapping[str, Any], family: Family) -> list[str]:
-    faults = []
-    for spellings in family.sizes:
-        present = [name for name in spellings if name in content]
-        if any(content[name] != content[present[0]] for name in present):
-            values = ", ".join(f"{name} {content[name]!r}" for name in present)
-            faults.append(f"{values}: spellings of one field with different values")
-        faults += [] if present else [f"{' or '.join(spellings)}: missing"]
-    return faults
 
 
 def read_generation_config(folder: Path, vocabulary: int | None = None) -> dict[str, Any] | None:

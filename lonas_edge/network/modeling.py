@@ -21,7 +21,7 @@ from lonas_edge.errors import raise_all
 from lonas_edge.families import Family, ModelKind
 from lonas_edge.files import check_model_folder, read_by
 from lonas_edge.network.checkpoints import open_tensors
-from lonas_edge.network.configuration import check_model_config, parsed_config, read_config, read_generation_config
+from lonas_edge.network.configuration import parse_config, read_config, read_generation_config
 from lonas_edge.network.depth import remove_blocks
 from lonas_edge.space.architecture import Architecture
 
@@ -37,10 +37,7 @@ def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTraine
 
 
 def _architecture(config: dict[str, Any], where: str) -> Architecture:
-    check_model_config(config, where)
-    with read_by("transformers", Path(where)):
-        parsed = parsed_config(config)
-    return Architecture.from_config(parsed, where)
+    return Architecture.from_config(parse_config(config, where), where)
 
 
 def _empty(architecture: Architecture, where: str) -> PreTrainedModel:

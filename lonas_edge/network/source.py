@@ -14,12 +14,12 @@ from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.pooling import Pooling, embeds, pooling_of
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, MODEL_KINDS, ModelKind, family_of, family_of_config
-from lonas_edge.files import check_model_folder, exists, read_by, sha256
+from lonas_edge.files import check_model_folder, exists, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
-from lonas_edge.network.configuration import check_model_config, parsed_config, read_config
+from lonas_edge.network.configuration import parse_config, read_config
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import original_hashes
@@ -209,10 +209,7 @@ def read_model_config(located: Located) -> Any:
     path = located.folder / "config.json"
     if not path.exists():
         raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
-    content = read_config(located.folder)
-    check_model_config(content, str(path))
-    with read_by("transformers", path):
-        return parsed_config(content)
+    return parse_config(read_config(located.folder), str(path))
 
 
 def kind_of_folder(folder: Path) -> ModelKind | None:

@@ -11,7 +11,7 @@ from transformers import AddedToken
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.checkpoints import open_base
-from lonas_edge.network.configuration import check_model_config, read_generation_config
+from lonas_edge.network.configuration import parse_config, read_generation_config
 from lonas_edge.network.modeling import check_builds, empty_model
 from lonas_edge.network.source import Located, open_source, read_model_config
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
@@ -30,31 +30,20 @@ def test_published_configurations_are_accepted(content: dict[str, Any], tmp_path
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("model_type", None, "model_type"),
-    ("hidden_size", "64", "hidden_size: Input should be a valid integer, found '64'"),
-    ("hidden_size", -1, "hidden_size: .*greater than or equal to 1, found -1"),
-    ("hidden_size", 10**30, "hidden_size"),
-    ("num_hidden_layers", 10**9, "num_hidden_layers: .*less than or equal to 1000, found 1000000000"),
-    ("num_hidden_layers", 0, "num_hidden_layers"),
-    ("vocab_size", 10**9, "vocab_size"),
-    ("num_attention_heads", 0, "num_attention_heads"),
+    ("model_type", None, "transformers cannot read it"),
+    ("hidden_size", "64", "'hidden_size' expected int, got str"),
+    ("hidden_size", -1, "transformers cannot read it"),
+    ("num_attention_heads", 0, "transformers cannot read it"),
     ("num_attention_heads", 3, "attention heads"),
     ("num_key_value_heads", 3, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
-    ("rms_norm_eps", -1e-6, "rms_norm_eps"),
-    ("attention_dropout", 2**63 - 1, "attention_dropout"),
     ("hidden_act", "nonsense", "nonsense"),
-    ("tie_word_embeddings", "yes", "tie_word_embeddings"),
-    ("rope_theta", 0, "rope_theta"),
     ("rope_scaling", {"rope_type": "nonsense", "factor": 2.0}, "nonsense"),
     ("rope_scaling", {"rope_type": "linear", "factor": "x"}, "config.json"),
     ("rope_scaling", {"rope_type": "linear", "factor": 0}, "inv_freq: not finite|config.json"),
     ("eos_token_id", VOCAB, f"eos_token_id: expected a token of the vocabulary, 0 to {VOCAB - 1}, found {VOCAB}"),
     ("eos_token_id", [1, VOCAB + 3], f"eos_token_id: .* found {VOCAB + 3}"),
-    ("pad_token_id", -2, "pad_token_id"),
-    ("pad_token_id", [1], "pad_token_id"),
     ("quantization_config", {"quant_method": "gptq"}, "quantized bases are not supported"),
     ("dtype", "banana", "config.json"),
-    ("per_layer_config", {"0": {"intermediate_size": "x"}}, "per_layer_config"),
     ("architectures", "LlamaForCausalLM", "architectures"),
 ]
 
@@ -66,13 +55,6 @@ def test_a_field_that_is_wrong(llama_copy: TinySource, field: str, value: Any, m
     with pytest.raises(LonasEdgeError, match=rf"(?s)base.*{message}") as caught:
         open_source(str(llama_copy.base))
     assert "config" in str(caught.value)
-
-
-def test_all_wrong_fields_are_listed(llama_copy: TinySource) -> None:
-    path = llama_copy.base / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": "64", "vocab_size": 0, "rms_norm_eps": None}))
-    with pytest.raises(LonasEdgeError, match=r"(?s)base/config\.json: .*vocab_size: .*hidden_size: .*rms_norm_eps: "):
-        open_source(str(llama_copy.base))
 
 
 def test_more_layers_than_the_weights_have(llama_copy: TinySource) -> None:
@@ -116,9 +98,9 @@ def test_an_impossible_pruned_base(cut: dict[str, Any], llama_copy: TinySource) 
 
 def test_missing_sizes() -> None:
     with pytest.raises(LonasEdgeError) as raised:
-        check_model_config({k: v for k, v in CASES["llama"].items() if k != "num_hidden_layers"}, "here")
+        parse_config({k: v for k, v in CASES["llama"].items() if k != "num_hidden_layers"}, "here")
     assert "num_hidden_layers: missing" in str(raised.value)
-    check_model_config({"model_type": "gpt2", "n_layer": 2}, "here")  # not supported, which is reported elsewhere
+    parse_config({"model_type": "gpt2", "n_layer": 2}, "here")  # not supported, which is reported elsewhere
 
 
 # generation_config.json

@@ -25,9 +25,7 @@ _RESET, _EXIT, _PROMPT = "/reset", "/exit", "> "
 class ChatOptions(Checked):
     """The model, the prompt and the generation."""
 
-    exported: Path = option(
-        argument=True, help="Directory written by `lonas-edge export` or `compress`, or a file in its `adapters/`."
-    )
+    exported: Path = option(argument=True, help="Directory written by `lonas-edge export` or `compress`.")
     prompt: str | None = option(None, metavar="TEXT", help="Answer this prompt only, on standard output.")
     system: str | None = option(None, metavar="TEXT", help="System message of the conversation.")
     max_new_tokens: int = option(512, minimum=1, help="Maximum number of tokens of an answer.")
@@ -45,15 +43,12 @@ def run(options: ChatOptions) -> None:
     with progress(left=False):
         from lonas_edge.exporting.chat import Chat
         from lonas_edge.exporting.exported import open_exported
-        from lonas_edge.exporting.manifest import ADAPTERS, MANIFEST
+        from lonas_edge.exporting.manifest import MANIFEST
         from lonas_edge.ir import MODEL
 
-        folder, adapter = _exported_in(options.exported, MODEL), None
-        if folder.is_file() and folder.absolute().parent.name == ADAPTERS:
-            folder, adapter = folder.absolute().parents[1], folder.stem
-        exported = open_exported(folder, ours=(folder / MANIFEST).exists() or not (folder / MODEL).exists(), adapters=True)
-        answers = options.max_new_tokens, options.temperature
-        chat = Chat(exported, options.device, options.system, *answers, adapter)
+        folder = _exported_in(options.exported, MODEL)
+        exported = open_exported(folder, ours=(folder / MANIFEST).exists() or not (folder / MODEL).exists())
+        chat = Chat(exported, options.device, options.system, options.max_new_tokens, options.temperature)
         if options.prompt is not None:
             chat.check(options.prompt)
         chat.load()

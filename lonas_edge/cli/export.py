@@ -12,10 +12,9 @@ from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
-from lonas_edge.exporting.options import SEPARATE, ExportOptions
+from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.formats import FORMATS
 from lonas_edge.options import option
-from lonas_edge.space.subnetwork import FILE as SUBNETWORK
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
@@ -38,16 +37,13 @@ def run(source: SourceOptions, target: TargetOptions, options: ExportOptions) ->
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     with progress(left=False) as report:
         with importing():
-            from lonas_edge.exporting.manifest import has_adapters
             from lonas_edge.network.source import open_source
             from lonas_edge.output import OutputDirectory
         read = (source.source, source.model, source.nncf_config, options.calibration)
         files = [target.subnet] if target.subnet and Path(target.subnet).is_file() else []
-        adds = options.adapter == SEPARATE and has_adapters(target.output)
-        OutputDirectory(target.output, options.overwrite or adds, (*read, *files)).check(0)
+        OutputDirectory(target.output, options.overwrite, (*read, *files)).check(0)
         opened = open_source(source.source, source.model, source.nncf_config)
-        of_base = adds and opened.space.groups and not opened.own
-        chosen = opened.select(target.subnet or (str(target.output / SUBNETWORK) if of_base else None))
+        chosen = opened.select(target.subnet)
         with importing():
             from lonas_edge.exporting.export import export
         manifest = export(opened, chosen, target.output, options, report)
@@ -71,8 +67,7 @@ def _warnings(source: "Source", name: str, manifest: "Manifest", options: Export
         )
     if of_head and manifest.calibrated is None:
         yield (
-            "the INT4 head was rounded without data, which costs much accuracy. Pass --calibration DATA; it needs INT4 layers "
-            "and a merged adapter."
+            "the INT4 head was rounded without data, which costs much accuracy. Pass --calibration DATA; it needs INT4 layers."
         )
 
 
@@ -87,8 +82,6 @@ def _print(manifest: "Manifest", output: Path) -> None:
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.formats}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
-    if manifest.adapters:
-        shown.print(f"separate adapters: {', '.join(manifest.adapters)}; README.md shows how to load them")
     table = Table(title="Parity", title_justify="left")
     for name, parity in manifest.compared:
         same = [] if parity.top1_agreement is None else [f"{parity.top1_agreement:.1%}"]

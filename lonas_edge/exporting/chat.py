@@ -9,7 +9,6 @@ from typing import Any
 from lonas_edge.data.templates import TEMPLATES, Example, Template, recorded_prompt
 from lonas_edge.errors import LonasEdgeError, one_line
 from lonas_edge.exporting.exported import Exported
-from lonas_edge.exporting.manifest import adapter_file
 from lonas_edge.ir.core import compiling
 
 Message = dict[str, str]
@@ -30,12 +29,11 @@ class Chat:
         system: str | None,
         max_new_tokens: int,
         temperature: float,
-        adapter: str | None = None,
     ):
-        """Open the tokenizer. A `temperature` of 0 is greedy decoding; `adapter` is the name of a separate one.
+        """Open the tokenizer. A `temperature` of 0 is greedy decoding.
 
         Raises:
-            LonasEdgeError: If the model generates nothing, has no place for a system message, or has another adapter.
+            LonasEdgeError: If the model generates nothing, or has no place for a system message.
         """
         import openvino_genai
 
@@ -45,8 +43,7 @@ class Chat:
         self.max_new_tokens = max_new_tokens
         with compiling(exported.folder, "CPU", {}):
             self._tokenizer = openvino_genai.Tokenizer(exported.folder)
-        self._adapter = _chosen_adapter(exported, adapter)
-        self._template = _template_of(exported, self._adapter)
+        self._template = _template_of(exported)
         self.multi_turn = self._template is None and bool(self._tokenizer.chat_template)
         if system is not None and not self.multi_turn:
             raise LonasEdgeError(f"{exported.folder}: --system needs a model with a chat template. {self.note}")
@@ -72,12 +69,9 @@ class Chat:
         """
         import openvino_genai
 
-        folder, properties = self._exported.folder, dict[str, Any](self._exported.properties)
-        if self._adapter:
-            loaded = openvino_genai.Adapter(folder / adapter_file(self._adapter))
-            properties["adapters"] = openvino_genai.AdapterConfig(loaded, openvino_genai.AdapterConfig.Mode.MODE_STATIC)
-        with compiling(folder, self._device, self._exported.properties):
-            self._pipeline = openvino_genai.LLMPipeline(folder, self._tokenizer, self._device, properties)
+        folder, properties = self._exported.folder, self._exported.properties
+        with compiling(folder, self._device, properties):
+            self._pipeline = openvino_genai.LLMPipeline(folder, self._tokenizer, self._device, dict(properties))
 
     def reset(self) -> None:
         """Start a new conversation."""
@@ -155,25 +149,12 @@ class Chat:
         return config
 
 
-def _chosen_adapter(exported: Exported, name: str | None) -> str | None:
-    """The separate adapter of this name, or the only one; None for an export without separate adapters."""
-    names = list(exported.manifest.adapters) if exported.manifest else []
-    if name is None and len(names) < 2:
-        return names[0] if names else None
-    if name in names:
-        return name
-    paths = [str(exported.folder / adapter_file(each)) for each in names]
-    pass_one = f"pass one of its adapters: {', '.join(paths)}" if paths else "it has no separate adapters; pass the directory"
-    raise LonasEdgeError(f"{exported.folder}: {f'no adapter {name!r}; ' if name else ''}{pass_one}")
-
-
-def _template_of(exported: Exported, adapter: str | None) -> Template | None:
+def _template_of(exported: Exported) -> Template | None:
     """The recorded template of the training, None for a chat template or where there is no record."""
     manifest = exported.manifest
     if manifest is None:
         return None
-    prompt = manifest.adapters[adapter].prompt if adapter else manifest.prompt
-    return TEMPLATES.get(recorded_prompt(prompt, manifest.subnetwork.search_space) or "")
+    return TEMPLATES.get(recorded_prompt(manifest.prompt, manifest.subnetwork.search_space) or "")
 
 
 def _unicode(text: str) -> str:

@@ -10,13 +10,11 @@ from typing import Any
 
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.errors import raise_all
-from lonas_edge.exporting import separate
 from lonas_edge.exporting.calibration import read_calibration
-from lonas_edge.exporting.exported import link_files, open_exported, write_card
 from lonas_edge.exporting.job import Job, Outcome
-from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, has_adapters, written_files
+from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
 from lonas_edge.exporting.model_card import model_card
-from lonas_edge.exporting.options import SEPARATE, ExportOptions
+from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.exporting.requirements import require_tokenizer
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.families import CAUSAL_LM
@@ -60,17 +58,12 @@ def export(
         LonasEdgeError: If the inputs do not fit, the output cannot be written, or verification fails.
     """
     _return_freed_memory()
-    if options.adapter == SEPARATE:
-        separate.require_separable(source)
-        if has_adapters(output):
-            return _add_adapter(source, subnetwork, output, options, report)
     steps, stored = Steps(report), _stored(source, options)
     directory = OutputDirectory(output, options.overwrite, _inputs(source, options))
     directory.check(_bytes(source, subnetwork, options, stored))
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         with steps.step("validate", "Checking base and adapter"):
-            merged = MaterializedModel(source, subnetwork)
-            model = MaterializedModel(separate.bare(source), subnetwork) if options.adapter == SEPARATE else merged
+            model = MaterializedModel(source, subnetwork)
             tokenizer = _checked_tokenizer(model, options)
             pooling = _limited(source, tokenizer)
             job = Job(
@@ -85,7 +78,7 @@ def export(
                 calibration=read_calibration(model, tokenizer, options) if options.stage == "ir" else None,
                 pooling=pooling,
             )
-        hashes = background.submit(_input_hashes, merged)
+        hashes = background.submit(_input_hashes, model)
         model.subnetwork.record().write(folder / SUBNETWORK)
         if trimmed := vocabulary_of(source.base.folder):
             trimmed.exported().write(folder / VOCABULARY)
@@ -93,32 +86,8 @@ def export(
         if options.verify:
             _refuse_other_base(source, hashes.result())
         manifest = _manifest(job, outcome, hashes.result())
-        if options.adapter == SEPARATE:
-            manifest = separate.write_adapter(job, merged, manifest, hashes.result()["adapter"])
         manifest.write(folder / MANIFEST)
         replace_text(folder / CARD, model_card(manifest))
-    return manifest
-
-
-def _add_adapter(source: Source, subnetwork: Subnetwork, output: Path, options: ExportOptions, report: Progress) -> Manifest:
-    """Add an adapter to an exported directory, which is exchanged for one with links to its files."""
-    steps, directory = Steps(report), OutputDirectory(output, overwrite=True, inputs=_inputs(source, options))
-    directory.check(_OTHER_FILES)
-    with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
-        with steps.step("validate", "Checking base and adapter"):
-            manifest = open_exported(output, adapters=True).own_manifest
-            merged = MaterializedModel(source, subnetwork)
-            hashes = background.submit(_input_hashes, merged)
-            model = MaterializedModel(separate.bare(source), subnetwork)
-            tokenizer, stored = _checked_tokenizer(model, options), manifest.weight_format
-            job = Job(model, tokenizer, None, folder, options, stored, steps, lambda: background.submit(written_files, folder))
-            separate.refuse_misfits(output, manifest, job, source, hashes.result()["base"])
-            if options.verify:
-                _refuse_other_base(source, hashes.result())
-        link_files(output, folder)
-        manifest = separate.write_adapter(job, merged, manifest, hashes.result()["adapter"])
-        manifest.write(folder / MANIFEST)
-        write_card(folder, output)
     return manifest
 
 
@@ -227,7 +196,7 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
         adapter=origin(source.adapter, "adapter") if source.adapter else None,
         pipeline=source.architecture.family.kind.pipeline_tag,
         task=training.task if training else None,
-        prompt=training.prompt.name if training and training.prompt and options.adapter != SEPARATE else None,
+        prompt=training.prompt.name if training and training.prompt else None,
         sizes=BothSizes(source.sizes(source.unpruned), source.sizes(subnetwork)),
         layers=picture_of(subnetwork),
         fused=outcome.fused,

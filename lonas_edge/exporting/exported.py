@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from lonas_edge.data.pooling import Pooling, pooling_of
 from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
-from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, adapter_file, record_rewritten
+from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, record_rewritten
 from lonas_edge.exporting.model_card import model_card, sections, updated
 from lonas_edge.families import (
     CAUSAL_LM,
@@ -103,14 +103,13 @@ class Exported:
         return str(config.get("dtype") or "as stored")
 
 
-def open_exported(folder: Path, ours: bool = True, kind: ModelKind | None = None, adapters: bool = False) -> Exported:
+def open_exported(folder: Path, ours: bool = True, kind: ModelKind | None = None) -> Exported:
     """Open an exported directory and check its files.
 
     Args:
         folder: The directory.
         ours: Whether `lonas-edge export` must have written it, without later changes; otherwise any IR of a model will do.
         kind: Required kind of its model; any when None.
-        adapters: Whether it may have separate adapters.
 
     Raises:
         LonasEdgeError: If it is none, or files are missing or damaged; all are listed.
@@ -125,18 +124,11 @@ def open_exported(folder: Path, ours: bool = True, kind: ModelKind | None = None
         raise LonasEdgeError(
             f"{folder}: a {manifest.stage} export; expected an IR. Export again without --stage {manifest.stage}."
         )
-    if manifest and manifest.adapters and not adapters:
-        raise LonasEdgeError(
-            f"{folder}: has separate adapters, which only openvino_genai and `lonas-edge chat` apply. Export the adapter "
-            "without --adapter separate."
-        )
     problems = [f"{name}: missing" for name in (MODEL, WEIGHTS, "config.json", *_TOKENIZER) if not (folder / name).exists()]
     problems += [] if problems else _ir_faults(folder, manifest is not None)
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     problems += [f"config.json: {fault}" for fault in field_faults(_ConfigFields, config)]
     problems += file_faults(folder, manifest) if manifest and not problems else []
-    files = [adapter_file(name) for name in manifest.adapters] if manifest else []
-    problems += [f"{name}: not recorded" for name in files if manifest and name not in manifest.files]
     raise_all(f"{folder}: the exported directory is damaged:", problems, "Export it again.")
     runtime_properties = _properties(folder)
     graph = "" if manifest else read_text(folder / MODEL, "the IR", _XML_LIMIT)

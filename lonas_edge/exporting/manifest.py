@@ -1,7 +1,7 @@
 """The manifest of an exported directory, `lonas_edge.json`: its inputs, and the results of the export."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,6 @@ from lonas_edge.space.subnetwork import SearchOrigin
 
 MANIFEST = "lonas_edge.json"
 CARD = "README.md"
-ADAPTERS = "adapters"  # the directory of separate adapters
 REWRITTEN = (MANIFEST, CARD, EVALUATIONS, RUNTIME)  # replaced by later commands; their hashes are not kept
 COMPARED = {  # titles of the parity figures
     "materialized": "materialized model vs. activated super-network",
@@ -26,7 +25,6 @@ COMPARED = {  # titles of the parity figures
     "ir_stored": "IR (computed in fp32) vs. the weights stored in it",
     "ir": "IR (computed in fp32) vs. materialized model",
     "ir_groups": "IR with INT8 activations in groups vs. computed in fp32",
-    "ir_adapter": "IR with the adapter (computed in fp32) vs. materialized model",
 }
 
 
@@ -37,15 +35,6 @@ class Origin:
     name: str
     revision: str | None
     sha256: dict[str, str]
-
-
-@dataclass(frozen=True)
-class SeparateAdapter:
-    """An adapter next to the IR: the prompt template of its training, if known, and the results of its comparisons."""
-
-    origin: Origin
-    prompt: str | None
-    parity: dict[str, Parity]
 
 
 @dataclass(frozen=True)
@@ -119,11 +108,6 @@ class Written:
         return cls(path.stat().st_size, sha256(path))
 
 
-def adapter_file(name: str) -> str:
-    """Return the path of a separate adapter's file in an exported directory."""
-    return f"{ADAPTERS}/{name}.safetensors"
-
-
 def written_files(folder: Path) -> dict[str, tuple[Written, ...]]:
     """Measure the files of an output, `REWRITTEN` ones excepted, by their path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -139,11 +123,6 @@ def record_rewritten(folder: Path, name: str, new: Path) -> None:
     manifest = Manifest.read(folder / MANIFEST)
     files = {**manifest.files, name: (Written.of(new), Written.of(folder / name))}
     replace(manifest, files=files).write(folder / MANIFEST)
-
-
-def has_adapters(folder: Path) -> bool:
-    """Return whether a directory is an export with separate adapters."""
-    return (folder / MANIFEST).is_file() and bool(Manifest.read(folder / MANIFEST).adapters)
 
 
 @dataclass(frozen=True)
@@ -167,8 +146,6 @@ class Manifest(Record):
         ratio: The largest share of the weights in the format, as requested.
         group_size: Columns of a group, as requested; None for the format's own choice.
         pooling: Pooling of an embedding model; None for others.
-        adapters: Separate adapters by name; see `adapter_file`.
-        channels: With separate adapters, the hash of the kept channels; None in the base's own order.
     """
 
     NAME: ClassVar[str] = "manifest"
@@ -197,15 +174,11 @@ class Manifest(Record):
     ratio: float = 1.0
     group_size: int | None = None
     pooling: Pooling | None = None
-    adapters: dict[str, SeparateAdapter] = field(default_factory=dict)
-    channels: str | None = None
 
     @property
     def compared(self) -> list[tuple[str, Parity]]:
-        """The comparisons and their titles, those of separate adapters last."""
-        own = [(COMPARED.get(name, name), parity) for name, parity in self.parity.items()]
-        others = [(name, *item) for name, adapter in self.adapters.items() for item in adapter.parity.items()]
-        return own + [(f"{name}: {COMPARED.get(title, title)}", parity) for name, title, parity in others]
+        """The comparisons and their titles."""
+        return [(COMPARED.get(name, name), parity) for name, parity in self.parity.items()]
 
     @property
     def formats(self) -> str:

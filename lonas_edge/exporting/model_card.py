@@ -37,9 +37,8 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         "---",
         f"# {base}, {name} sub-network, {manifest.formats}",
         "",
-        f"`{base}`{fine_tuned}: the `{name}` sub-network, sliced {'' if manifest.adapters else 'and merged '}by lonas-edge"
-        f"{', with separate adapters' if manifest.adapters else ''}. `subnetwork.json` has its widths, "
-        "`lonas_edge.json` versions, hashes of the inputs, sizes and parity.",
+        f"`{base}`{fine_tuned}: the `{name}` sub-network, sliced and merged by lonas-edge. "
+        "`subnetwork.json` has its widths, `lonas_edge.json` versions, hashes of the inputs, sizes and parity.",
         "",
         *(_search(manifest.subnetwork.origin) if manifest.subnetwork.origin else []),
         *_sizes(manifest.sizes),
@@ -48,14 +47,10 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         *_picture(manifest),
         "## Run",
         "",
-        *(
-            _adapters(manifest)
-            if manifest.adapters
-            else (_with_pooling(line, manifest.pooling) for line in stage.run[manifest.pipeline])
-        ),
+        *(_with_pooling(line, manifest.pooling) for line in stage.run[manifest.pipeline]),
         "",
         *(_pooling(manifest.pooling) if manifest.pooling else []),
-        *_prompt(manifest, manifest.prompt),
+        *_prompt(manifest),
         *((*ovms.RUN, "") if ovms.GRAPH_FILE in manifest.files else ()),
         *(_npu() if fits_npu(manifest) else []),
         *(_runtime(runtime) if runtime else []),
@@ -78,37 +73,6 @@ def _with_pooling(line: str, pooling: Pooling | None) -> str:
         prompt = pooling.prompt(*names)
         arguments += [f"{argument}_instruction={json.dumps(prompt, ensure_ascii=False)}"] if prompt else []
     return line.replace("LENGTH", str(pooling.max_length)).replace("POOLING", ", ".join(arguments))
-
-
-def _adapters(manifest: Manifest) -> list[str]:
-    """Show how openvino_genai loads separate adapters, and their prompts."""
-    names = list(manifest.adapters)
-    content = [
-        "```python",
-        "import openvino_genai",
-        "from openvino_genai import Adapter, AdapterConfig",
-        "",
-        f"names = {json.dumps(names)}",
-        'adapters = {name: Adapter(f"THIS_DIRECTORY/adapters/{name}.safetensors") for name in names}',
-        "scheduler = openvino_genai.SchedulerConfig()",
-        "scheduler.enable_prefix_caching = False",
-        "pipe = openvino_genai.LLMPipeline(",
-        '    "THIS_DIRECTORY", "CPU", adapters=AdapterConfig(list(adapters.values())), scheduler_config=scheduler',
-        ")",
-        "for name, adapter in adapters.items():",
-        '    print(name, pipe.generate("The sun is", max_new_tokens=32, adapters=AdapterConfig(adapter)))',
-        "```",
-        "",
-        "Keep `enable_prefix_caching = False` if you change adapters: openvino_genai would reuse the beginning of a prompt "
-        "from another adapter. Without `adapters`, the base model answers, which was sliced and not fine-tuned. Other clients "
-        "do not load the adapters.",
-    ]
-    prompts = dict.fromkeys(adapter.prompt for adapter in manifest.adapters.values())
-    for prompt in prompts:
-        described = _prompt(manifest, prompt)
-        named = [f"`{name}`" for name, adapter in manifest.adapters.items() if adapter.prompt == prompt]
-        content += ["", f"Adapters: {', '.join(named)}.", "", *described[:-1]] if described else []
-    return content
 
 
 def _pooling(pooling: Pooling) -> list[str]:
@@ -194,10 +158,10 @@ def _picture(manifest: Manifest) -> list[str]:
     return picture + (warning if removed_blocks and manifest.stage == "checkpoint" else [])
 
 
-def _prompt(manifest: Manifest, name: str | None) -> list[str]:
+def _prompt(manifest: Manifest) -> list[str]:
     """Show the prompt template of the training, and whether openvino_genai applies a chat template."""
-    openvino, template = manifest.stage == "ir", TEMPLATES.get(name or "")
-    if name == CHAT:
+    openvino, template = manifest.stage == "ir", TEMPLATES.get(manifest.prompt or "")
+    if manifest.prompt == CHAT:
         applied = ", which openvino_genai applies by itself" if openvino else ""
         return [f"It was trained with the prompt `{CHAT}`: use the tokenizer's chat template{applied}.", ""]
     if template is None:

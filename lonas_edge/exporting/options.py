@@ -17,8 +17,6 @@ from lonas_edge.formats import (
 )
 from lonas_edge.options import Checked, option
 
-SEPARATE = "separate"
-ADAPTERS = ("merged", SEPARATE)
 _GROUPED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.group_sizes)
 _MIXED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.outer)
 
@@ -68,14 +66,6 @@ class ExportOptions(Checked):
         needs="stage=checkpoint",
         help="Dtype of the checkpoint.",
         unset="the base model's",
-    )
-    adapter: str = option(
-        "merged",
-        panel="Output",
-        choices=ADAPTERS,
-        needs="stage=ir",
-        excludes="calibration server",
-        help="Merge the adapter, or write it apart for openvino_genai; an existing DIR gets another adapter.",
     )
     server: str | None = option(
         None,

@@ -25,7 +25,6 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
 from lonas_edge.ir.infer import open_ir, open_model
-from lonas_edge.ir.lora import Factors
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
@@ -36,7 +35,6 @@ from lonas_edge.network.super_network import empty_super_network, of_adapter, un
 # LOGIT_RANGE and grow in proportion beyond it.
 LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-8
-FLOAT64_NOISE = 1e-14  # of a merged weight, relative to the largest
 IR_TOLERANCE, NOISE_ALLOWED = 1e-3, 8  # plugins and PyTorch add in different orders
 _ADVICE = "Nothing was written. Please report it; --no-verify exports anyway, and records that."
 FP32 = {
@@ -156,18 +154,6 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
     raise_all(
         f"{model.source.folder}: verification failed: the checkpoint does not hold the materialized model:", wrong, _ADVICE
     )
-
-
-def check_factors(model: MaterializedModel, base: MaterializedModel, factors: Mapping[str, Factors]) -> None:
-    """Refuse stored factors of a layer whose product is not what merging adds to the base, to one rounding of A and of B."""
-    for layer, (a, b) in factors.items():
-        name, unit = f"{layer}.weight", torch.finfo(a.dtype)
-        a, b, plain = a.double(), b.double(), base.exact(name).double()
-        difference = (b @ a - (model.exact(name).double() - plain)).abs()
-        most = [factor.abs() * (1 + 0.51 * unit.eps) + 0.51 * unit.smallest_normal * unit.eps for factor in (b, a)]
-        allowed = most[0] @ most[1] - b.abs() @ a.abs() + FLOAT64_NOISE * plain.abs().max()
-        what = f"the stored factors of {layer} differ from what merging adds, in units of their rounding"
-        _require(model.source.folder, what, float((difference / allowed).max()), 1.0)
 
 
 def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[[], float]) -> None:

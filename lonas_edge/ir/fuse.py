@@ -126,9 +126,3 @@ def _joined(names: Sequence[str]) -> str:
     """Join `layer.q_proj.weight` and `layer.k_proj.weight` to `layer.q_proj+k_proj.weight`."""
     block, _, _ = names[0].removesuffix(".weight").rpartition(".")
     return f"{block}.{'+'.join(name.removeprefix(f'{block}.').removesuffix('.weight') for name in names)}.weight"
-
-
-def members(product: str) -> tuple[str, ...]:
-    """Return the layers of a product by its name, `layer.q_proj+k_proj`; itself if it is not fused."""
-    block, dot, names = product.rpartition(".")
-    return tuple(f"{block}{dot}{name}" for name in names.split("+"))

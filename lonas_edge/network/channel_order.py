@@ -8,7 +8,6 @@ Files keep the base's own order. A super-adapter directory records its order in 
 to base and adapter.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,9 +21,8 @@ from lonas_edge.errors import raise_all
 from lonas_edge.network.adapters import LoraFactors, plain_name
 from lonas_edge.network.calibration import second_moments
 from lonas_edge.network.checkpoints import read_damaged
-from lonas_edge.network.parts import take
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.elasticity import Elasticity, Widths
+from lonas_edge.space.elasticity import Elasticity
 
 FILE = "channel_order.safetensors"
 
@@ -71,16 +69,6 @@ class ChannelOrder:
     def inverse(self) -> "ChannelOrder":
         """The order that undoes this one."""
         return replace(self, columns={name: torch.argsort(order) for name, order in self.columns.items()})
-
-    def kept(self, linears: Mapping[str, Widths]) -> str | None:
-        """SHA-256 of the channels that a sub-network keeps, in order; None for the first ones in the base's own order."""
-        digest, moved = hashlib.sha256(), False
-        for name, order in sorted(self.columns.items()):
-            if linears[name].columns:
-                kept = take(order, linears[name].columns)
-                moved |= not torch.equal(kept, take(torch.arange(len(order)), linears[name].columns))
-                digest.update(f"{name} {kept.tolist()}".encode())
-        return digest.hexdigest() if moved else None
 
     def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Permute the channels of a tensor of a base, a PEFT model or an adapter file, if the order concerns it."""

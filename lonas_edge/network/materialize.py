@@ -27,13 +27,8 @@ def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> tor
     """Add a layer's adapter to its sliced weight [out, in]: W + scale · B[rows, :r] A[:r, columns], in float64."""
     if lora is None:
         return sliced.double()
-    a, b = _sliced(widths, lora)
+    a, b = take(lora.a, None, widths.columns)[: widths.rank], take(lora.b, widths.rows)[:, : widths.rank]
     return torch.addmm(sliced.double(), b.double(), a.double(), alpha=lora.scale)
-
-
-def _sliced(widths: Widths, lora: LoraFactors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slice A to [rank, columns] and B to [rows, rank]."""
-    return take(lora.a, None, widths.columns)[: widths.rank], take(lora.b, widths.rows)[:, : widths.rank]
 
 
 def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
@@ -126,12 +121,6 @@ class MaterializedModel:
         if fault := number_fault(value):
             self._faults[own] = fault
         return value
-
-    def factors(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """The adapter's sliced A [rank, in] and scale · B [out, rank] in float64, by module path; without removed layers."""
-        kept = {name: (self._widths[name], lora) for name, lora in self._factors.items() if self._widths[name].rows}
-        sliced = {name: (*_sliced(widths, lora), lora.scale) for name, (widths, lora) in kept.items()}
-        return {name: (a.double(), scale * b.double()) for name, (a, b, scale) in sliced.items()}
 
     def refuse_not_finite(self) -> None:
         """Check the tensors computed so far."""

@@ -48,8 +48,6 @@ MANIFEST = {
     "ratio": 1.0,
     "group_size": None,
     "pooling": None,
-    "adapters": {},
-    "channels": None,
 }
 RUNTIME = {
     "schema": "lonas-edge/runtime/1",

@@ -86,16 +86,6 @@ def test_runtime_properties() -> None:
     assert 'LLMPipeline("THIS_DIRECTORY", "CPU", **{"ENABLE_CPU_PINNING": "NO"})' in card
 
 
-def test_prompts_of_separate_adapters() -> None:
-    def adapter(prompt: str | None) -> dict[str, object]:
-        return {"origin": {"name": "x", "revision": None, "sha256": {}}, "prompt": prompt, "parity": MANIFEST["parity"]}
-
-    adapters = {"a": adapter("alpaca"), "b": adapter(None), "c": adapter("alpaca")}
-    card = model_card(manifest(adapters=adapters, prompt=None))
-    assert "Adapters: `a`, `c`.\n\nIt was trained with the prompt `alpaca`" in card and card.count("It was trained") == 1
-    assert 'names = ["a", "b", "c"]' in card and "| b: IR (computed in fp32) vs. materialized model |" in card
-
-
 @pytest.mark.parametrize(
     ("own", "before", "after", "expected", "kept"),
     [

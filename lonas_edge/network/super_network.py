@@ -113,12 +113,6 @@ class SuperNetwork:
 
         return self._means(chosen, batches, score)
 
-    def answers(self, chosen: Sequence[int], batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A sub-network's logits [answers, outputs], and the labels [answers]."""
-        with torch.inference_mode():
-            answers = [(self._logits(states.hidden), states.labels) for states in self._states(chosen, batches)]
-        return torch.cat([logits for logits, _ in answers]), torch.cat([labels for _, labels in answers])
-
     def _means(
         self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch], score: "Callable[[_States, int], torch.Tensor]"
     ) -> list[float]:

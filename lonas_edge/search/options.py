@@ -18,7 +18,7 @@ class SearchOptions(Checked):
     data: Path = option(metavar="FILE", help="Prompts with answers, in the format of `train`; best unseen in training.")
     output: Path = option(metavar="DIR", help="Directory for search.json, plots and sub-networks; a search there continues.")
     quality: str = option(
-        "kl", choices=tuple(QUALITIES), help="KL divergence from the maximal network, loss of the answers, or accuracy."
+        "kl", choices=tuple(QUALITIES), help="KL divergence from the maximal network, or loss of the answers."
     )
     cost: str | None = option(
         None,

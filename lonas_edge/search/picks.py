@@ -9,7 +9,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.record import Evaluation, front
 
-_FORM = re.compile(r"\s*([a-z]+(?:-[a-z]+)*)\s*(<=|>=)\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*(x?)\s*", re.IGNORECASE)
+_FORM = re.compile(r"\s*([a-z]+(?:-[a-z]+)*)\s*<=\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*(x?)\s*", re.IGNORECASE)
 Value = Callable[[Evaluation], float]  # of one measure
 
 
@@ -21,7 +21,6 @@ class Pick:
     measure: str  # name of a quality or cost
     bound: float
     relative: bool = False  # whether the bound is a multiple of the maximal network's figure
-    at_least: bool = False  # whether the figure must be at least the bound (accuracy)
 
     @property
     def file(self) -> str:
@@ -36,7 +35,7 @@ class Pick:
 
     def meets(self, value: float, maximal: float) -> bool:
         """Check whether a figure is within the bound."""
-        return value >= self.limit(maximal) if self.at_least else value <= self.limit(maximal)
+        return value <= self.limit(maximal)
 
 
 def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str = "--pick") -> list[Pick]:
@@ -49,36 +48,29 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
             problems.append(f"{text!r}: expected {forms}; MEASURE is one of {', '.join(measures)}")
             continue
         name = parsed[1].lower()
-        at_least = name in QUALITIES and QUALITIES[name].sign < 0
         if name not in measures:
             problems.append(f"{text!r}: {name} is not measured here; expected one of {', '.join(measures)}")
-        elif (parsed[2] == ">=") != at_least:
-            problems.append(f"{text!r}: {name} takes {'>=' if at_least else '<='}")
-        elif not math.isfinite(float(parsed[3])):
-            problems.append(f"{text!r}: {parsed[3]} is not a finite number")
-        elif parsed[4] and name in QUALITIES:
+        elif not math.isfinite(float(parsed[2])):
+            problems.append(f"{text!r}: {parsed[2]} is not a finite number")
+        elif parsed[3] and name in QUALITIES:
             problems.append(f"{text!r}: x is for costs only; give {name} without x")
         else:
-            picks.append(Pick(text.strip(), name, float(parsed[3]), bool(parsed[4]), at_least))
+            picks.append(Pick(text.strip(), name, float(parsed[2]), bool(parsed[3])))
     raise_all(f"Invalid {option}:", problems)
     return picks
 
 
-def resolve(
-    pick: Pick, evaluations: Sequence[Evaluation], values: Mapping[str, Value], maximal: Evaluation, sign: int
-) -> Evaluation:
+def resolve(pick: Pick, evaluations: Sequence[Evaluation], values: Mapping[str, Value], maximal: Evaluation) -> Evaluation:
     """Find the best network under a bound: the best quality if a cost is bounded, the cheapest if a quality is."""
     value = values[pick.measure]
     largest = value(maximal)
     met = [evaluation for evaluation in evaluations if pick.meets(value(evaluation), largest)]
     if not met:
-        closest = min(
-            evaluations, key=lambda evaluation: (-value(evaluation) if pick.at_least else value(evaluation), evaluation.number)
-        )
+        closest = min(evaluations, key=lambda evaluation: (value(evaluation), evaluation.number))
         figure = f"{value(closest) / largest:.3g}x" if pick.relative else f"{value(closest):.6g}"
         raise LonasEdgeError(
             f"No network meets {pick.expression}; the closest is {figure} (evaluation {closest.number}). "
             "Relax the bound or raise --evals."
         )
-    best = front(met, sign)
+    best = front(met)
     return best[0] if pick.measure in QUALITIES else best[-1]

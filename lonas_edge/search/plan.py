@@ -33,12 +33,6 @@ class SearchPlan:
     dimensions: Dimensions  # the searched groups
     held: HeldOut
     picks: tuple[Pick, ...]
-    metric: str | None  # of the quality `accuracy`: a protocol, or a GLUE task's metric
-
-    @property
-    def sign(self) -> int:
-        """1 if a lower quality is better, -1 if a higher one is."""
-        return QUALITIES[self.options.quality].sign
 
     @property
     def measures(self) -> bool:
@@ -58,8 +52,8 @@ class SearchPlan:
 
     @property
     def greedy(self) -> bool:
-        """Whether blocks are removed greedily: where nothing else is searched, by a quality like that of the sensitivity."""
-        return self.dimensions.only_blocks and self.options.quality != "accuracy"
+        """Whether blocks are removed greedily: where nothing else is searched."""
+        return self.dimensions.only_blocks
 
     @property
     def only_greedy(self) -> bool:
@@ -97,7 +91,7 @@ class SearchPlan:
             "data": self.held.sha256,
             "prompts": self.held.prompts,
             "template": self.held.asked_as,
-            "quality": options.quality if options.quality != "accuracy" else f"accuracy, {self.metric}",
+            "quality": options.quality,
             "cost": self.cost,
             "device": lengths if COSTS[self.cost].timed else None,
             "weight_format": settings.weight_format,
@@ -148,12 +142,7 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
     held = read_held_out(source, options.data, options.num_prompts, options.seed, options.prompt)
     if options.quality == "loss" and not held.labelled:
         raise LonasEdgeError(f"{options.data}: --quality loss needs labels. Use kl, the distance from the unpruned network.")
-    metric = None
-    if options.quality == "accuracy":
-        from lonas_edge.search.accuracy import metric_of
-
-        metric = metric_of(held)
-    plan = SearchPlan(source, options, cost, dimensions, held, tuple(picks), metric)
+    plan = SearchPlan(source, options, cost, dimensions, held, tuple(picks))
     if plan.timed:
         lengths = context_faults(options.cost_settings, source.architecture.context)
         raise_all(f"{source.base.folder}: the latency cannot be measured:", lengths)

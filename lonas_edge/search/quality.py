@@ -1,4 +1,4 @@
-"""Quality measures of a sub-network. All are measured in one super-network, loaded once.
+"""Quality measures of a sub-network; lower is better. All are measured in one super-network, loaded once.
 
 A registry for the command line: nothing heavy is imported before a network is scored.
 """
@@ -22,7 +22,6 @@ class Quality:
     name: str  # on the command line and in records
     unit: str  # unit of the figure
     title: str  # in plots
-    sign: int = 1  # 1 if lower is better, -1 if higher is
 
 
 QUALITIES = {
@@ -30,7 +29,6 @@ QUALITIES = {
     for quality in (
         Quality("kl", "nats", "KL from the unpruned network"),
         Quality("loss", "nats", "loss"),
-        Quality("accuracy", "%", "accuracy", sign=-1),
     )
 }
 

@@ -100,13 +100,11 @@ class SearchRecord(Record):
         return record
 
 
-def front(evaluations: Sequence[Evaluation], sign: int = 1) -> list[Evaluation]:
-    """Find the Pareto front, the cheapest first; `sign` is -1 if a higher quality is better."""
+def front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Find the Pareto front, the cheapest first."""
     members: list[Evaluation] = []
-    for evaluation in sorted(
-        evaluations, key=lambda evaluation: (evaluation.cost, sign * evaluation.quality, evaluation.number)
-    ):
-        if not members or sign * evaluation.quality < sign * members[-1].quality:
+    for evaluation in sorted(evaluations, key=lambda evaluation: (evaluation.cost, evaluation.quality, evaluation.number)):
+        if not members or evaluation.quality < members[-1].quality:
             members.append(evaluation)
     return members
 

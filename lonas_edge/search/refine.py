@@ -29,13 +29,12 @@ NEARLY_EQUAL = 0.5  # largest cost that a pair of moves may add, as a share of o
 HOPELESS = 0.1  # largest predicted increase of a network's total sensitivity
 
 
-def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, Cost], sign: int, around: Around) -> Propose:
+def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, Cost], around: Around) -> Propose:
     """Make the function that proposes moves of the picks' networks.
 
     Args:
         dimensions: The dimensions of the search.
         aims: Picks that bound a cost, each with that cost.
-        sign: 1 if a lower quality is better, -1 if a higher one is.
         around: Gives the sensitivity table of a pick, and the widths that it was measured around.
     """
     largest = {pick: cost(dimensions.maximal) for pick, cost in aims.items()}
@@ -46,7 +45,7 @@ def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, Cost], sign: int, 
             met = [evaluation for evaluation in evaluations if pick.meets(cost(evaluation.widths), largest[pick])]
             if not met:
                 continue
-            best, origin = front(met, sign)[-1], f"{ORIGIN}:{pick.expression}"
+            best, origin = front(met)[-1], f"{ORIGIN}:{pick.expression}"
             if sum(later.origin == origin for later in evaluations[best.number + 1 :]) >= PICK_PATIENCE:
                 continue
             center, table = around(pick, best)
@@ -94,13 +93,13 @@ def _swaps(
             yield change, tuple(moved)
 
 
-def front_proposer(dimensions: Dimensions, table: SensitivityTable, cost: Cost, sign: int) -> Propose:
+def front_proposer(dimensions: Dimensions, table: SensitivityTable, cost: Cost) -> Propose:
     """Make the function that proposes the most promising move of a member of the front."""
     costs = costs_by_width(dimensions, cost)
     rows = [table.rows[index] for index in dimensions.searched]
 
     def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
-        best = front(evaluations, sign)
+        best = front(evaluations)
         members = {member.number for member in best}
         tried = [evaluation for evaluation in evaluations if evaluation.origin == ORIGIN][-PATIENCE:]
         if len(tried) == PATIENCE and not any(evaluation.number in members for evaluation in tried):

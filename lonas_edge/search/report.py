@@ -71,7 +71,7 @@ def _quality_label(record: SearchRecord) -> str:
     quality, unit = QUALITIES[record.quality], record.units[record.quality]
     # encoders with scores or embeddings have other distances, such as the squared distance
     title = f"{unit} from the unpruned network" if unit.endswith("distance") else f"{quality.title} in {unit}"
-    return f"{title} ({'lower' if quality.sign > 0 else 'higher'} is better)"
+    return f"{title} (lower is better)"
 
 
 def _title(record: SearchRecord) -> str:

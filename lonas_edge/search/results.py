@@ -59,7 +59,7 @@ class SearchResults:
     def record(self) -> SearchRecord:
         """The record."""
         plan, held = self.plan, self.plan.held
-        members = front(self.evaluations, plan.sign)
+        members = front(self.evaluations)
         return SearchRecord(
             study=self.study,
             model=plan.source.base.name,
@@ -96,7 +96,7 @@ class SearchResults:
         picked, missed = [], []
         for pick in self.plan.picks:
             try:
-                best = resolve(pick, self.evaluations, self._values(), self._named["maximal"], self.plan.sign)
+                best = resolve(pick, self.evaluations, self._values(), self._named["maximal"])
                 picked.append(Named(f"pick:{pick.expression}", best.number, pick.file))
             except LonasEdgeError as error:
                 missed.append(str(error))
@@ -112,7 +112,7 @@ class SearchResults:
         return values | {self.plan.cost: attrgetter("cost"), self.plan.options.quality: attrgetter("quality")}
 
     def _hypervolume(self) -> list[float]:
-        points = [(self.plan.sign * evaluation.quality, evaluation.cost) for evaluation in self.evaluations]
+        points = [(evaluation.quality, evaluation.cost) for evaluation in self.evaluations]
         maximal, minimal = (points[self._named[name].number] for name in ("maximal", "minimal"))
         return hypervolume(points, (maximal[0], min(cost for _, cost in points)), (minimal[0], maximal[1]))
 
@@ -128,7 +128,6 @@ class SearchResults:
             "mutation_prob": nsga2.mutation_prob,
             "seed": options.seed,
             "dtype": self.dtype,
-            "protocol": plan.metric,
             **{name: value for name, value in costs.items() if name not in ("cache", "rounds", "starts")},
         }
 

@@ -25,7 +25,7 @@ from lonas_edge.search.dimensions import Cost, Dimensions, Widths
 from lonas_edge.search.greedy import greedy_proposer
 from lonas_edge.search.picks import Pick
 from lonas_edge.search.plan import SearchPlan, check_picks
-from lonas_edge.search.quality import Score, likelihood_score
+from lonas_edge.search.quality import likelihood_score
 from lonas_edge.search.record import Evaluation, Measured, SearchRecord, front
 from lonas_edge.search.refine import Propose, front_proposer, pick_proposer
 from lonas_edge.search.results import SearchResults
@@ -73,7 +73,7 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
             for path in work.path.glob(f"{STUDY}*") if new else ():  # a restored study.log is copied again
                 path.unlink()
             raise
-        running = _Search(plan, study, progress, tokenizer, batches, work.path)
+        running = _Search(plan, study, progress, batches, work.path)
         try:
             results = running.run()
         except StorageInternalError as error:
@@ -137,7 +137,6 @@ class _Search:
     plan: SearchPlan
     study: "Study"
     progress: Progress
-    tokenizer: Any
     batches: "Sequence[Batch]"
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
@@ -177,7 +176,6 @@ class _Search:
             self.study,
             plan.dimensions,
             options.evals,
-            plan.sign,
             propose,
             plan.refine_from,
             draws=not plan.only_greedy,
@@ -188,7 +186,7 @@ class _Search:
         worker.enqueue(
             named_origins(plan.dimensions) if plan.greedy else warm_start(plan.dimensions, options.evals, table, cost, aims)
         )
-        score = self._scorer(network, reference)
+        score = likelihood_score(options.quality, network, self.batches, reference)
         with self._step("evaluations", without=_AROUND):
             worker.run(lambda widths: (score(widths), cost(widths)), self._report)
         return tuple(worker.evaluations()), table
@@ -246,7 +244,7 @@ class _Search:
 
     def _proposals(self, network: "SuperNetwork", table: SensitivityTable, cost: Cost, aims: Mapping[Pick, Cost]) -> Propose:
         """Propose a greedy removal where blocks alone are searched, then moves of the picks, then of the front."""
-        dimensions, sign = self.plan.dimensions, self.plan.sign
+        dimensions = self.plan.dimensions
         largest = {pick: bounded(dimensions.maximal) for pick, bounded in aims.items()}
 
         bounds = [pick for pick in self.plan.picks if pick.measure == self.plan.options.quality]
@@ -258,21 +256,13 @@ class _Search:
         proposers = [greedy_proposer(dimensions, table, met)] if self.plan.greedy else []
         if self.plan.only_greedy:
             return proposers[0]
-        proposers.append(pick_proposer(dimensions, aims, sign, functools.partial(self._around, network)))
-        proposers.append(front_proposer(dimensions, table, cost, sign))
+        proposers.append(pick_proposer(dimensions, aims, functools.partial(self._around, network)))
+        proposers.append(front_proposer(dimensions, table, cost))
         return lambda evaluations, known: next(filter(None, (propose(evaluations, known) for propose in proposers)), None)
-
-    def _scorer(self, network: "SuperNetwork", reference: Sequence[Any]) -> Score:
-        plan, options = self.plan, self.plan.options
-        if options.quality == "accuracy":
-            from lonas_edge.search.accuracy import score_of
-
-            return score_of(plan.held, network, self.tokenizer, self.batches)
-        return likelihood_score(options.quality, network, self.batches, reference)
 
     def _report(self, evaluations: list[Evaluation]) -> None:
         total = min(self.plan.options.evals, self.plan.dimensions.size)
-        members = len(front(evaluations, self.plan.sign))
+        members = len(front(evaluations))
         self.progress(f"{len(evaluations)} of {total} networks, {members} in the Pareto front", len(evaluations) / total)
 
     def _measure(self, record: SearchRecord) -> tuple[Measured, ...]:

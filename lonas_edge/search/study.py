@@ -46,7 +46,6 @@ class Worker:
         study: "Study",
         dimensions: Dimensions,
         evals: int,
-        sign: int,
         propose: Propose | None = None,
         refine_from: int = 0,
         draws: bool = True,
@@ -54,10 +53,10 @@ class Worker:
     ):
         """Join a study.
 
-        `sign` is -1 if a higher quality is better, because Optuna minimizes. Without `draws`, the run ends with the last
-        proposal. `required` networks, each with its origin, are evaluated even if `evals` others are known.
+        Without `draws`, the run ends with the last proposal. `required` networks, each with its origin, are evaluated even if
+        `evals` others are known.
         """
-        self.study, self.dimensions, self._sign = study, dimensions, sign
+        self.study, self.dimensions = study, dimensions
         self._total = min(evals, dimensions.size)
         self._propose, self._refine_from, self._draws = propose, refine_from, draws
         self._required = required
@@ -158,7 +157,7 @@ class Worker:
                 "compute with."
             )
         trial.set_user_attr("seconds", time.perf_counter() - start)
-        return self._sign * quality, cost
+        return quality, cost
 
     def _prepare(self, evaluations: Sequence[Evaluation]) -> bool:
         """Queue the refinement's next move, or a random network if the sampler repeats itself; False if none is left."""
@@ -206,4 +205,4 @@ class Worker:
     def _evaluation(self, number: int, widths: Widths, trial: "FrozenTrial") -> Evaluation:
         quality, cost = trial.values
         origin = str(trial.user_attrs.get("origin", SAMPLER))
-        return Evaluation(number, widths, self._sign * quality, cost, float(trial.user_attrs.get("seconds", 0.0)), origin)
+        return Evaluation(number, widths, quality, cost, float(trial.user_attrs.get("seconds", 0.0)), origin)

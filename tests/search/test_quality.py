@@ -1,13 +1,10 @@
-"""Quality of networks: held-out prompts, accuracy, weight formats."""
+"""Quality of networks: held-out prompts, weight formats."""
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from oracle import oracle_logits
 from stored_model import stored_model
 from tiny_models import TinyModels, TinySource
 
@@ -20,8 +17,6 @@ from lonas_edge.network.source import Source
 from lonas_edge.network.stored import StoredWeights, stored
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-
-DATASETS = Path(__file__).parents[1] / "evaluate/data"
 
 
 def test_prompts_are_a_seeded_choice(llama: TinySource, data: Path) -> None:
@@ -92,44 +87,3 @@ def test_the_arithmetic_is_nncf_s(name: str, group: int | None) -> None:
     [(_, expected)] = compress._compress_stack(scheme, [("w", matrix.numpy())])
     restored, ours = expected.restored(matrix.numpy())[0], stored(matrix, FORMATS[name], group).numpy()
     assert (restored != ours).mean() < 1e-3, "except ties"
-
-
-@pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    """Questions of two tasks in one file."""
-    items = [item for task in ("boolq", "ARC-Easy") for item in json.loads((DATASETS / task / "test.json").read_text())]
-    path = tmp_path / "questions.json"
-    path.write_text(json.dumps([{**item, "output": f"the correct answer is {item['answer']}"} for item in items]))
-    return path
-
-
-def test_accuracy(run_cli: Callable, command: Callable, questions: Path, llama: TinySource) -> None:
-    """Equals the ranking of the options by the oracle's logits."""
-    items = json.loads(questions.read_text())
-    options = ("--data", questions, "--quality", "accuracy", "--num-prompts", len(items))
-    ran = run_cli(*command(*options, "--evals", "4", "--json"))
-    assert ran.code == 0, ran.err
-    record = json.loads(ran.out)
-    for evaluation in record["evaluations"][:3]:
-        right = sum(answered(llama, evaluation["widths"], item["instruction"]) == item["answer"] for item in items)
-        assert evaluation["quality"] == pytest.approx(100 * right / len(items))
-    front = [record["evaluations"][number] for number in record["front"]]
-    assert max(evaluation["quality"] for evaluation in record["evaluations"]) == front[-1]["quality"]
-
-
-def answered(source: TinySource, widths: list[int], instruction: str) -> str:
-    """The answer word of the option with the highest likelihood per character; for BoolQ, with the highest likelihood."""
-    tokenizer = load_tokenizer(source.base)
-    body, _, words = instruction.partition(": ")[2].partition("\n\nAnswer format: ")
-    texts = dict.fromkeys(words.split("/"), "")
-    if "\n\nAnswer1: " in body:
-        body, _, listed = body.partition("\n\nAnswer1: ")
-        pieces = re.split(r" Answer\d: ", listed)
-        texts = dict(zip(texts, pieces, strict=True))
-    start = tokenizer(f"Question: {body}\nAnswer:")["input_ids"]
-    scores = {}
-    for word, text in texts.items():
-        ids = start + tokenizer(f" {text or word}")["input_ids"]
-        log_p = oracle_logits(source.base, source.adapter, source.space, widths, torch.tensor([ids]))[0].log_softmax(-1)
-        scores[word] = sum(log_p[at - 1, ids[at]].item() for at in range(len(start), len(ids))) / (len(text) or 1)
-    return max(scores, key=scores.__getitem__)

@@ -29,7 +29,7 @@ def evaluation(number: int, widths: tuple[int, ...], quality: float, origin: str
 
 def proposed(done: list[Evaluation]) -> Widths | None:
     """The proposal for the front."""
-    proposal = front_proposer(DIMENSIONS, TABLE, cost, 1)(done, {evaluation.widths for evaluation in done})
+    proposal = front_proposer(DIMENSIONS, TABLE, cost)(done, {evaluation.widths for evaluation in done})
     assert proposal is None or proposal[1] == "refined"
     return proposal and proposal[0]
 
@@ -71,7 +71,7 @@ def of_pick(
 ) -> tuple[Widths, str] | None:
     """The proposal for the pick, with a table measured around `center`."""
     table = SensitivityTable(tuple(map(tuple, rows)))
-    propose = pick_proposer(dimensions, {PICK: cost}, 1, lambda _pick, _best: (center, table))
+    propose = pick_proposer(dimensions, {PICK: cost}, lambda _pick, _best: (center, table))
     return propose(done, {evaluation.widths for evaluation in done})
 
 
@@ -93,7 +93,7 @@ def test_moved_groups_are_fixed() -> None:
     wider = Dimensions(space, (0, 1, 2, 3))
     done = [evaluation(0, (4, 2, 3, 3), 0.4, "refined:macs<=12")]  # from (3, 3, 3, 3)
     pick = pick_proposer(
-        wider, {Pick("macs<=12", "macs", 12.0): cost}, 1, lambda *_: ((3, 3, 3, 3), SensitivityTable(tuple(map(tuple, rows))))
+        wider, {Pick("macs<=12", "macs", 12.0): cost}, lambda *_: ((3, 3, 3, 3), SensitivityTable(tuple(map(tuple, rows))))
     )
     assert pick(done, set()) == ((4, 2, 4, 2), "refined:macs<=12")
 

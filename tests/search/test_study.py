@@ -53,7 +53,7 @@ def joined(dimensions: Dimensions, tmp_path: Path) -> Callable[..., Worker]:
     def join(evals: int, propose: Any = None, refine_from: int = 0, journal: bool = False) -> Worker:
         storage = open_journal(tmp_path / "study.log") if journal else optuna.storages.InMemoryStorage()
         study = open_study(storage, "s", {}, SETTINGS, "here")
-        return Worker(study, dimensions, evals, 1, propose, refine_from)
+        return Worker(study, dimensions, evals, propose, refine_from)
 
     return join
 
@@ -100,7 +100,7 @@ def test_required_networks_are_evaluated_even_if_they_come_last(joined: Callable
     worker, measure = joined(3), Measuring(dimensions)
     last = dimensions.widths([2, 0, 1])
     worker.enqueue({dimensions.widths([0, 0, level]): "warm-start" for level in range(3)} | {last: "required"})
-    worker = Worker(worker.study, dimensions, 3, 1, required={last: "required"})
+    worker = Worker(worker.study, dimensions, 3, required={last: "required"})
     worker.run(measure, silent)
     assert len(measure.seen) == 4 and measure.seen[-1] == last
 
@@ -116,7 +116,7 @@ def test_a_required_network_whose_worker_failed(joined: Callable, dimensions: Di
         dimensions.suggested(trial)
     worker.study.tell(failed.number, state=TrialState.FAIL)
     worker.enqueue(dict.fromkeys(others, "other"))
-    worker = Worker(worker.study, dimensions, 3, 1, required=required)
+    worker = Worker(worker.study, dimensions, 3, required=required)
     worker._in_progress = lambda: 0  # the dead one was given up
     worker.run(measure, silent)
     assert measure.seen[:3] == others and set(measure.seen[3:]) == set(required)
@@ -139,7 +139,7 @@ def test_the_largest_seed_can_be_continued(dimensions: Dimensions) -> None:
     storage = optuna.storages.InMemoryStorage()
     for evals in (1, 2):
         study = open_study(storage, "s", {}, replace(SETTINGS, seed=2**32 - 1), "here")
-        worker = Worker(study, dimensions, evals, 1)
+        worker = Worker(study, dimensions, evals)
         worker.run(Measuring(dimensions), silent)
     assert len(worker.evaluations()) == 2
 
@@ -232,7 +232,7 @@ def test_a_dead_worker_s_network_is_evaluated_by_another(
     monkeypatch.setattr(storage_module, "GRACE_SECONDS", 2)
     monkeypatch.setattr(study_module, "POLL_SECONDS", 0.2)
     url = f"sqlite:///{tmp_path}/study.db"
-    worker = Worker(shared_study(url), dimensions, 3, 1)
+    worker = Worker(shared_study(url), dimensions, 3)
     worker.enqueue({dimensions.widths([0, 1, 2]): "refined"})
     killed = [sys.executable, "-c", KILLED, url, str(seconds)]
     assert subprocess.run(killed, check=False, capture_output=True, timeout=100).returncode == 9

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
 from lonas_edge.network.adapters import LoraFactors, plain_name
 from lonas_edge.network.calibration import second_moments
-from lonas_edge.network.checkpoints import read_damaged
+from lonas_edge.network.checkpoints import load_tensors
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
 
@@ -125,8 +125,7 @@ def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder
     path = folder / FILE
     if not path.exists():
         return ChannelOrder()
-    with read_damaged(path):
-        columns = load_file(path)
+    columns = load_tensors(path)
     producers = architecture.producers
     problems = []
     for name, order in columns.items():

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import Part
-from lonas_edge.network.parts import outside, take
+from lonas_edge.network.checkpoints import take
 from lonas_edge.space.elasticity import Widths
 
 
@@ -66,7 +66,7 @@ class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
             return F.linear(inner * scale, up)
         return F.linear(inner, up, None if bias is None else take(bias, rows)) * scale
 
-    def outside(self, widths: Widths) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
+    def inactive(self, widths: Widths) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
         """Yield the inactive parts of the adapter under `widths`: a parameter and an index; they do not overlap."""
         rows, columns, rank = widths.rows, widths.columns, widths.rank
         for adapter in self.active_adapters:
@@ -74,18 +74,25 @@ class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
                 continue
             down, up = self.lora_A[adapter].weight, self.lora_B[adapter]
             ranks = ((0, down.shape[0] if rank is None else rank),)
-            yield from _outside(down, ranks, columns)
-            yield from _outside(up.weight, rows, ranks)
+            yield from _inactive(down, ranks, columns)
+            yield from _inactive(up.weight, rows, ranks)
             if up.bias is not None:
-                yield from _outside(up.bias, rows)
+                yield from _inactive(up.bias, rows)
 
 
-def _outside(
+def complement(ranges: Part, size: int) -> Part:
+    """The ranges of an axis of this size that a part does not have."""
+    ends = [0, *(stop for _, stop in ranges)]
+    starts = [*(start for start, _ in ranges), size]
+    return tuple((end, start) for end, start in zip(ends, starts, strict=True) if end < start)
+
+
+def _inactive(
     parameter: nn.Parameter, rows: Part, columns: Part | None = None
 ) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
-    for start, stop in outside(rows, parameter.shape[0]):
+    for start, stop in complement(rows, parameter.shape[0]):
         yield parameter, (slice(start, stop),)
-    for start, stop in outside(columns, parameter.shape[1]) if columns is not None else ():
+    for start, stop in complement(columns, parameter.shape[1]) if columns is not None else ():
         for first, last in rows:
             yield parameter, (slice(first, last), slice(start, stop))
 

@@ -11,9 +11,7 @@ import torch
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Part
 from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
-from lonas_edge.network.checkpoints import TensorFiles, number_fault, open_base
-from lonas_edge.network.parts import take
-from lonas_edge.network.shards import write_shards
+from lonas_edge.network.checkpoints import TensorFiles, describe_damage, open_base, take, write_shards
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import REMOVED
 from lonas_edge.space.complexity import materialized_shapes
@@ -65,7 +63,7 @@ class MaterializedModel:
         self.shapes = materialized_shapes(subnetwork, self.untied)
         self._layers = {number: index for index, number in subnetwork.numbers.items()}
         self._widths = subnetwork.linears
-        self._faults: dict[str, str] = {}
+        self._damaged: dict[str, str] = {}
         self._refuse_bias_without_base()
 
     def _refuse_bias_without_base(self) -> None:
@@ -118,20 +116,20 @@ class MaterializedModel:
         else:
             sliced = self.base_tensor(own, widths.rows, widths.columns)
             value = _merged_in_blocks(sliced, widths, lora)
-        if fault := number_fault(value):
-            self._faults[own] = fault
+        if damage := describe_damage(value):
+            self._damaged[own] = damage
         return value
 
     def refuse_not_finite(self) -> None:
         """Check the tensors computed so far."""
-        problems = []
-        for name, fault in self._faults.items():
+        errors = []
+        for name, damage in self._damaged.items():
             stored = self._name_in_base(name)
-            merged = name in self.adapter.replaced or not number_fault(self.base.read(stored))
+            merged = name in self.adapter.replaced or not describe_damage(self.base.read(stored))
             adapter = self.source.adapter.folder if merged and self.source.adapter else None
             where = f"after merging {adapter_file(adapter)} at the scale in {CONFIG}" if adapter else None
-            problems.append(f"{name}: {fault}, {where or f'in {self.base.file_of(stored).name}'}")
-        raise_all(f"{self.source.base.folder}: the weights are damaged:", problems, "Download or train them again.")
+            errors.append(f"{name}: {damage}, {where or f'in {self.base.file_of(stored).name}'}")
+        raise_all(f"{self.source.base.folder}: the weights are damaged:", errors, "Download or train them again.")
 
     def config(self, dtype: str = "float32") -> dict[str, Any]:
         """Content of the materialized model's config.json.

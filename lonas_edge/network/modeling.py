@@ -122,7 +122,7 @@ def load_unequal(
 ) -> PreTrainedModel:
     """Open a checkpoint as `load_checkpoint`, of these shapes; with `new_head`, a head that does not fit is random."""
     model, tensors = _empty(architecture, str(folder)), open_tensors(folder)
-    tensors.name_as(architecture.family)
+    tensors.rename(architecture.family)
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # without a tied head
     others = {name for name, shape in parameters.items() if tensors.shapes.get(name) != shape}
     new = {name for name in others if new_head and architecture.in_head(name)}

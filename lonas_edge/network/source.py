@@ -19,7 +19,7 @@ from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
-from lonas_edge.network.configuration import parse_config, read_config
+from lonas_edge.network.configuration import parse_config, read_config, read_generation_config
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import original_hashes
@@ -206,10 +206,7 @@ def _located(reference: str, weights: bool, revision: str | None) -> Located:
 
 def read_model_config(located: Located) -> Any:
     """Read a model's `config.json` as a `PretrainedConfig`."""
-    path = located.folder / "config.json"
-    if not path.exists():
-        raise LonasEdgeError(f"{located.folder}: no config.json; expected a Hugging Face model directory")
-    return parse_config(read_config(located.folder), str(path))
+    return parse_config(read_config(located.folder), str(located.folder / "config.json"))
 
 
 def kind_of_folder(folder: Path) -> ModelKind | None:
@@ -255,6 +252,7 @@ def open_source(
         )
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     config = read_model_config(base)
+    read_generation_config(base.folder, config.vocab_size)
     embedding = EMBEDDING if any(embeds(located.folder) for located in (adapter, base) if located) else None
     wanted = (_kind_of_adapter(adapter_config) if adapter_config else kind) or embedding
     head = _head_fields(config, wanted, outputs or _outputs(adapter, training))
@@ -281,7 +279,7 @@ def open_source(
     if adapter_config:
         raise_all(
             f"{nncf_config}: the search space does not fit the adapter {adapter_config.path}:",
-            adapters.rank_misfits(elasticity, opened.ranks()),
+            adapters.rank_errors(elasticity, opened.ranks()),
             f"Create one for this adapter with `{opened.space_command}`.",
         )
     return opened

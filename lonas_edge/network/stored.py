@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from lonas_edge.formats import FORMATS, PER_CHANNEL, WeightFormat
-from lonas_edge.network.parts import take
+from lonas_edge.network.checkpoints import take
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.space.elasticity import Widths
 from lonas_edge.space.subnetwork import Subnetwork

@@ -16,8 +16,7 @@ from lonas_edge.errors import raise_all
 from lonas_edge.files import read_by, sha256
 from lonas_edge.network.adapters import load_adapter
 from lonas_edge.network.calibration import given
-from lonas_edge.network.checkpoints import number_fault, open_base, open_tensors
-from lonas_edge.network.configuration import read_generation_config
+from lonas_edge.network.checkpoints import describe_damage, open_base, open_tensors
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model, empty_model, load_unequal, repair, set_parameter, untouched_zeros
@@ -72,7 +71,7 @@ class SuperNetwork:
         widths = Subnetwork(self.elasticity, tuple(chosen)).linears
         for name, layer in self._layers.items():
             if isinstance(layer, ElasticLoraLinear):
-                yield from layer.outside(widths[name])
+                yield from layer.inactive(widths[name])
 
     def reference(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
         """The maximal network's hidden states before the head, [positions, hidden] per batch, for comparisons."""
@@ -217,12 +216,11 @@ def _by_transformers(base: Located, architecture: Architecture, dtype: torch.dty
 
 def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
     """Load a base model on the CPU, in `dtype`; a head that does not fit is initialized at random."""
-    read_generation_config(base.folder)  # transformers reads it, too
     if architecture.unequal:  # transformers 5.5 has one width for all layers
         model = load_unequal(architecture, base.folder, dtype, new_head=architecture.family.kind.new_head)
     else:
         model = _by_transformers(base, architecture, dtype)
-    damaged = {name: fault for name, weight in model.named_parameters() if (fault := number_fault(weight.detach()))}
+    damaged = {name: fault for name, weight in model.named_parameters() if (fault := describe_damage(weight.detach()))}
     stored = open_tensors(base.folder) if damaged else None
     prefix = f"{model.base_model_prefix}."  # a checkpoint of the body alone has none, one with a head has it
 

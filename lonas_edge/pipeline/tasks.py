@@ -381,7 +381,7 @@ def _classifier_of(source: "Source") -> PipelineTask:
 
     architecture, folder = source.architecture, source.base.folder
     tensors = open_tensors(folder)
-    tensors.name_as(architecture.family)
+    tensors.rename(architecture.family)
     missing = architecture.head.keys() - tensors.shapes.keys()
     if missing - source.replaced().keys():
         raise LonasEdgeError(

@@ -13,10 +13,9 @@ from lonas_edge.data.templates import CHAT
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, context_of
 from lonas_edge.formats import dtype_of
-from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, load_adapter, rank_misfits
+from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, load_adapter, rank_errors
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.checkpoints import open_base
-from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.network.speed import faster_dtype
 from lonas_edge.network.vocabulary_record import vocabulary_of
@@ -104,7 +103,6 @@ def open_inputs(
         )
     read = glue or read_training_data(data, source.architecture.family.kind, source.pooling)
     read.check(source)
-    read_generation_config(source.base.folder)  # transformers reads it with the weights
     architecture = source.architecture
     return Inputs(source.base, bind(architecture, space, str(nncf_config)), nncf_config, read.numbered(architecture))
 
@@ -130,7 +128,6 @@ def open_recovery(
     if source.adapter_config:
         read.check_head(source)
         _refuse_other_parameters(source.adapter_config, source.architecture)
-    read_generation_config(source.base.folder)
     space = (nncf_config or source.folder / SEARCH_SPACE) if source.space.groups else None
     read = read.numbered(source.architecture)
     return Inputs(source.base, source.elasticity, space, read, Start(source, source.select(subnet)))
@@ -301,7 +298,7 @@ def _check_targets(inputs: Inputs, options: TrainOptions) -> None:
     raise_all(f"{inputs.base.name}: --target-modules do not fit the model:", problems, f"It has {', '.join(leaves)}.")
     raise_all(
         f"{inputs.nncf_config}: the search space does not fit --rank and --target-modules:",
-        rank_misfits(inputs.elasticity, adapter_ranks(options, architecture)),
+        rank_errors(inputs.elasticity, adapter_ranks(options, architecture)),
         "Raise --rank, add --target-modules, or write a search space with other ranks (`lonas-edge space --ranks`).",
     )
 

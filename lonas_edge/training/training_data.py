@@ -205,7 +205,7 @@ class GlueData(ClassifierData):
         super().check(source)
         folder, family = source.base.folder, source.architecture.family
         tensors = open_tensors(folder)
-        tensors.name_as(family)
+        tensors.rename(family)
         shape = tensors.shapes.get(f"{family.head}.weight")
         if shape and (misfit := self.glue_task.misfit(shape[0])):
             advice = "Use a base without a head, or data of another task."

@@ -12,9 +12,8 @@ import torch
 
 from lonas_edge.data.pooling import read_pooling
 from lonas_edge.files import read_json, replace_text, sha256
-from lonas_edge.network.checkpoints import TensorFiles, open_base
+from lonas_edge.network.checkpoints import TensorFiles, open_base, write_shards
 from lonas_edge.network.configuration import GENERATION, read_generation_config
-from lonas_edge.network.shards import write_shards
 from lonas_edge.network.source import Located
 from lonas_edge.network.vocabulary_record import VOCABULARY, VocabularyRecord, vocabulary_of
 from lonas_edge.space.architecture import Architecture

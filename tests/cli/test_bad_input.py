@@ -330,7 +330,7 @@ def test_disk_that_fills_up_while_writing(llama_copy: TinySource, refused: Calla
     def full(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lonas_edge.network.shards.save_file", full)
+    monkeypatch.setattr("lonas_edge.network.checkpoints.save_file", full)
     has(refused(llama_copy), tmp_path / "new/out", "writing failed, nothing was changed", "No space left on device")
 
 

@@ -285,7 +285,7 @@ def test_names_of_a_head(tmp_path: Path) -> None:
     names = ["embeddings.word_embeddings.weight", *head]
     save_file({name: torch.ones(2) for name in names}, tmp_path / "model.safetensors")
     tensors = open_tensors(tmp_path)
-    tensors.name_as(family_of("roberta", CLASSIFICATION))
+    tensors.rename(family_of("roberta", CLASSIFICATION))
     assert tensors.shapes.keys() == {"roberta.embeddings.word_embeddings.weight", *head}
 
 

@@ -56,7 +56,7 @@ def test_names_of_weights(prefix: str, tmp_path: Path) -> None:
     current = [name.replace("gamma", "weight") for name in names]
     for family, own in ((BODY, ""), (family_of("bert"), "bert.")):
         tensors = open_tensors(tmp_path)
-        tensors.name_as(family)
+        tensors.rename(family)
         assert tensors.shapes.keys() == {*(own + name for name in current), "classifier.bias"}
         assert torch.equal(tensors.read(own + current[1]), torch.ones(2))
 

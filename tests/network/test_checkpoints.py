@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from tiny_models import TinySource, random_model
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError, out_of_memory
-from lonas_edge.network.checkpoints import load_pickle, number_fault, open_base, open_tensors, read_damaged
+from lonas_edge.families.base import Linear
+from lonas_edge.network.checkpoints import describe_damage, load_pickle, open_base, open_safetensors, open_tensors, take
 
 
 class Bomb:
@@ -25,6 +25,29 @@ class Bomb:
 
     def __reduce__(self):
         return Path.touch, (self.marker,)
+
+
+MATRIX = torch.arange(30.0).reshape(6, 5)
+
+
+def test_one_range_is_a_view() -> None:
+    found = take(MATRIX, ((1, 4),), ((2, 5),))
+    assert torch.equal(found, MATRIX[1:4, 2:5])
+    assert found.untyped_storage().data_ptr() == MATRIX.untyped_storage().data_ptr()
+    assert take(MATRIX) is MATRIX
+
+
+def test_several_ranges() -> None:
+    assert torch.equal(take(MATRIX, ((0, 2), (4, 6)), ((1, 2), (3, 5))), MATRIX[[0, 1, 4, 5]][:, [1, 3, 4]])
+    assert torch.equal(take(MATRIX[:, 0], ((0, 2), (4, 6)), ((1, 2),)), MATRIX[[0, 1, 4, 5], 0])
+
+
+def test_a_width_keeps_the_first_share_of_each_block() -> None:
+    fused = Linear("qkv", 8 + 4 + 4, 6, blocks=(8, 4, 4))
+    assert fused.rows(1, 4) == ((0, 2), (8, 9), (12, 13))
+    assert fused.rows(4, 4) == ((0, 16),)
+    assert Linear("down", 6, 8).columns(3, 4) == ((0, 6),)
+    assert Linear("up", 8, 6).rows(5, 8) == ((0, 5),)
 
 
 def test_reads_the_rows_and_columns_asked_for(tmp_path: Path) -> None:
@@ -90,20 +113,10 @@ def test_malicious_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
     assert torch.equal(load_pickle(path)["weight"], torch.ones(2))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([torch.ones(2)], "found list"),
-        ({"step": 3}, "step: int; expected a tensor"),
-        ({3: torch.ones(2)}, "3: expected a text as name"),
-        ({"a": torch.eye(2).to_sparse()}, "a: a sparse_coo tensor on cpu; expected a plain one"),
-        ({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, "a: a quantized tensor"),
-        ({"a": torch.ones(2, device="meta")}, "a: a strided tensor on meta"),
-    ],
-)
-def test_pickles_of_something_else(tmp_path: Path, content: Any, message: str) -> None:
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"step": 3}])
+def test_pickles_of_something_else(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "adapter_model.bin")
-    with pytest.raises(LonasEdgeError, match=rf"(?s)adapter_model\.bin: expected tensors by name.*{message}"):
+    with pytest.raises(LonasEdgeError, match=r"adapter_model\.bin: expected tensors by name"):
         load_pickle(tmp_path / "adapter_model.bin")
 
 
@@ -117,39 +130,19 @@ def test_cut_off_pickles(tmp_path: Path, size: int) -> None:
             load_pickle(path, mmap)
 
 
-def header(content: object, data: bytes = bytes(16), length: int | None = None) -> bytes:
-    """A safetensors file with any header."""
-    text = json.dumps(content).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-A = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        bytes(64),
-        header({"a": A}, length=2**62),
-        header({"a": {**A, "data_offsets": [0, 1 << 60]}}),
-        header({"a": {**A, "shape": [5]}}),
-        header({"a": {**A, "shape": [2**40, 2**40]}}),
-        header({"a": {**A, "dtype": "F31"}}),
-        header({"a": A, "b": A}),  # one over the other
-        header({"a": None}),
-    ],
-)
-def test_damaged_headers(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.safetensors").write_bytes(content)
+@pytest.mark.parametrize("size", [0, 64, -1])
+def test_truncated_safetensors(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(20)}, path)
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(LonasEdgeError, match=r"model\.safetensors: damaged or truncated safetensors file"):
         open_tensors(tmp_path)
 
 
 def test_out_of_memory_is_not_a_damaged_file(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
-    file.write_bytes(header({"a": A}))
-    with pytest.raises(RuntimeError) as caught, read_damaged(file):
+    save_file({"a": torch.ones(4)}, file)
+    with pytest.raises(RuntimeError) as caught, open_safetensors(file):
         raise RuntimeError("unable to mmap 16 bytes from file <model.safetensors>: Cannot allocate memory (12)")
     assert out_of_memory(caught.value)
 
@@ -177,7 +170,7 @@ def test_broken_index(tmp_path: Path, content: str) -> None:
         open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "sub/one.safetensors", "a\0b"])
+@pytest.mark.parametrize("name", ["../outside.safetensors", "sub/one.safetensors"])
 def test_index_that_leaves_its_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
@@ -213,13 +206,13 @@ def test_base_is_compared_with_its_configuration(llama_copy: TinySource) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_number_faults(dtype: torch.dtype) -> None:
+def test_damaged_numbers(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max  # of fp16 it is 65504, whose square fp32 has
-    assert number_fault(torch.full((4, 4), 100.0, dtype=dtype)) is None
+    assert describe_damage(torch.full((4, 4), 100.0, dtype=dtype)) is None
     message = None if dtype == torch.float16 else "holds values too large to compute with"
-    assert number_fault(torch.full((4, 4), largest, dtype=dtype)) == message
-    assert number_fault(torch.tensor([1.0, float("nan")], dtype=dtype)) == "holds NaN or Inf"
-    assert number_fault(torch.tensor([1.0, float("-inf")], dtype=dtype)) == "holds NaN or Inf"
+    assert describe_damage(torch.full((4, 4), largest, dtype=dtype)) == message
+    assert describe_damage(torch.tensor([1.0, float("nan")], dtype=dtype)) == "holds NaN or Inf"
+    assert describe_damage(torch.tensor([1.0, float("-inf")], dtype=dtype)) == "holds NaN or Inf"
 
 
 def test_a_tied_head_that_differs_from_the_embedding(llama_copy: TinySource) -> None:

@@ -11,9 +11,9 @@ from transformers import AddedToken
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.checkpoints import open_base
-from lonas_edge.network.configuration import parse_config, read_generation_config
+from lonas_edge.network.configuration import parse_config, read_config, read_generation_config
 from lonas_edge.network.modeling import check_builds, empty_model
-from lonas_edge.network.source import Located, open_source, read_model_config
+from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.space.architecture import Architecture
 
@@ -24,19 +24,20 @@ PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[1] / "
 @pytest.mark.parametrize("content", [*PUBLISHED.values(), *(CASES[case] for case in STRUCTURES)], ids=[*PUBLISHED, *STRUCTURES])
 def test_published_configurations_are_accepted(content: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
-    config = read_model_config(Located("it", tmp_path))
-    check_builds(Architecture.from_config(config, "it"), tmp_path / "config.json")
+    config = parse_config(read_config(tmp_path), "it")
+    check_builds(Architecture.from_config(config, "it"), "it")
     assert config.num_hidden_layers == content.get("num_hidden_layers", content.get("n_layer"))
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("model_type", None, "transformers cannot read it"),
-    ("hidden_size", "64", "'hidden_size' expected int, got str"),
-    ("hidden_size", -1, "transformers cannot read it"),
-    ("num_attention_heads", 0, "transformers cannot read it"),
+    ("model_type", None, "model_type"),
+    ("hidden_size", "64", "Field 'hidden_size' expected int, got str"),
+    ("num_hidden_layers", 10**9, "num_hidden_layers: expected 1 to 1000, found 1000000000"),
+    ("vocab_size", 0, "vocab_size: expected 1 to "),
     ("num_attention_heads", 3, "attention heads"),
     ("num_key_value_heads", 3, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
     ("hidden_act", "nonsense", "nonsense"),
+    ("tie_word_embeddings", "yes", "tie_word_embeddings"),
     ("rope_scaling", {"rope_type": "nonsense", "factor": 2.0}, "nonsense"),
     ("rope_scaling", {"rope_type": "linear", "factor": "x"}, "config.json"),
     ("rope_scaling", {"rope_type": "linear", "factor": 0}, "inv_freq: not finite|config.json"),
@@ -44,7 +45,6 @@ WRONG: list[tuple[str, Any, str]] = [
     ("eos_token_id", [1, VOCAB + 3], f"eos_token_id: .* found {VOCAB + 3}"),
     ("quantization_config", {"quant_method": "gptq"}, "quantized bases are not supported"),
     ("dtype", "banana", "config.json"),
-    ("architectures", "LlamaForCausalLM", "architectures"),
 ]
 
 
@@ -97,10 +97,8 @@ def test_an_impossible_pruned_base(cut: dict[str, Any], llama_copy: TinySource) 
 
 
 def test_missing_sizes() -> None:
-    with pytest.raises(LonasEdgeError) as raised:
-        parse_config({k: v for k, v in CASES["llama"].items() if k != "num_hidden_layers"}, "here")
-    assert "num_hidden_layers: missing" in str(raised.value)
-    parse_config({"model_type": "gpt2", "n_layer": 2}, "here")  # not supported, which is reported elsewhere
+    with pytest.raises(LonasEdgeError, match=r"(?s)here: .*vocab_size: missing.*num_hidden_layers: missing"):
+        parse_config({k: v for k, v in CASES["llama"].items() if k not in ("num_hidden_layers", "vocab_size")}, "here")
 
 
 # generation_config.json
@@ -117,9 +115,6 @@ def test_generation_as_it_is(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"eos_token_id": VOCAB}, rf"eos_token_id: expected a token of the vocabulary, 0 to {VOCAB - 1}, found {VOCAB}"),
-        ({"temperature": "hot"}, "temperature: Input should be a valid number, found 'hot'"),
-        ({"top_p": 7}, "top_p"),
-        ({"do_sample": "yes"}, "do_sample"),
         ({"cache_implementation": "none"}, "transformers cannot read it: ValueError: Invalid `cache_implementation`"),
         ([], "expected a JSON object, found list"),
     ],
@@ -166,28 +161,7 @@ def written(file: str, content: bytes) -> Callable[[Path], None]:
     ("change", "message"),
     [
         (written("tokenizer.json", b"{"), r"tokenizer\.json: transformers cannot read it"),
-        (written("tokenizer.json", b"[" * 5000), r"tokenizer\.json: transformers cannot read it"),
-        (changed("tokenizer.json", lambda c: {**c, "model": {**c["model"], "vocab": {"a": "x"}}}), r"tokenizer\.json: "),
-        (changed("tokenizer.json", lambda c: {**c, "model": {**c["model"], "merges": [["q", "zz"]]}}), r"tokenizer\.json: "),
-        (written("tokenizer_config.json", b"\xff"), r"tokenizer_config\.json: not readable as JSON: not UTF-8"),
-        (written("tokenizer_config.json", b"[]"), r"tokenizer_config\.json: expected a JSON object"),
-        (changed("tokenizer_config.json", lambda c: {**c, "eos_token": 3}), r"tokenizer_config\.json: .*eos_token"),
-        (changed("tokenizer_config.json", lambda c: {**c, "chat_template": 3}), r"tokenizer_config\.json: .*chat_template"),
-        (
-            changed("tokenizer_config.json", lambda c: {**c, "model_max_length": "x"}),
-            r"tokenizer_config\.json: .*model_max_length",
-        ),
-        (changed("tokenizer_config.json", lambda c: {**c, "added_tokens_decoder": []}), "added_tokens_decoder"),
-        (written("special_tokens_map.json", b"[" * 5000), r"special_tokens_map\.json: not readable"),
-        (written("chat_template.jinja", b"\xff\xfe"), r"chat_template\.jinja: the chat template cannot be read: not UTF-8"),
-        (
-            written("chat_template.jinja", b"x" * 2_000_000),
-            r"chat_template\.jinja: 2,000,000 bytes; expected 1,048,576 at most",
-        ),
-        (
-            changed("tokenizer.json", lambda content: content["model"]["vocab"].update(the=3, on=3) or content),
-            r"tokenizer\.json: tokens with the same id:\n  - 3: .*'on'.*'the'",
-        ),
+        (written("tokenizer_config.json", b"{"), r"transformers cannot read it"),
     ],
 )
 def test_tokenizer_that_is_damaged(folder: Path, change: Callable[[Path], None], message: str) -> None:

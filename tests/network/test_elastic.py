@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.elastic import complement
 from lonas_edge.network.super_network import SuperNetwork
 
 LAYER = "model.layers.1"
@@ -123,3 +124,16 @@ def test_what_cannot_be_made_elastic_is_refused(options, tiny_models: TinyModels
         model.merge_adapter()
     with pytest.raises(LonasEdgeError, match=r"model\.layers\.\d.*cannot be made elastic"):
         SuperNetwork(model, llama.opened().elasticity)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "others"),
+    [
+        (((0, 6),), ()),
+        (((0, 4),), ((4, 6),)),
+        (((0, 2), (3, 5)), ((2, 3), (5, 6))),
+        (((1, 2),), ((0, 1), (2, 6))),
+    ],
+)
+def test_complement(ranges: tuple, others: tuple) -> None:
+    assert complement(ranges, 6) == others

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import TinyModels, TinySource, has_width_field
 from transformers import AutoModelForCausalLM
 
-import lonas_edge.network.shards
+import lonas_edge.network.checkpoints
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.adapters import LoraFactors
@@ -99,7 +99,7 @@ def test_pickled_base(tiny_models: TinyModels, choose: Callable, materialize: Ca
 def test_sharded_output(llama: TinySource, choose, materialize, ids, monkeypatch: pytest.MonkeyPatch) -> None:
     widths = choose(llama, "heuristic")
     single = load_file(materialize(llama, widths) / "model.safetensors")
-    monkeypatch.setattr(lonas_edge.network.shards, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(lonas_edge.network.checkpoints, "MAX_SHARD_BYTES", 100_000)
     folder = materialize(llama, widths)
     files = sorted(folder.glob("*.safetensors"))
     assert len(files) > 3

@@ -61,7 +61,7 @@ def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bo
         total = {"memory_bytes": estimated.memory_bytes, "disk_bytes": estimated.disk_bytes}
         print(json.dumps({"seconds": estimated.seconds, **total, "commands": commands}, indent=1))
         return
-    from lonas_edge.pipeline.tables import duration
+    from lonas_edge.pipeline.display import duration
 
     terminal = console(stderr=True)
     rows = [(name, duration(seconds)) for name, seconds in estimated.seconds.items()]
@@ -70,7 +70,8 @@ def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bo
 
 
 def _print(record: "CompressRecord", output: Path) -> None:
-    from lonas_edge.pipeline.tables import network_table, step_table, summary, task_of
+    from lonas_edge.pipeline.display import DISPLAYS
+    from lonas_edge.pipeline.report import network_table, step_table, summary
 
     terminal = console()
     print_table(terminal, "", *step_table(record))
@@ -79,5 +80,5 @@ def _print(record: "CompressRecord", output: Path) -> None:
         terminal.print(sentence)
     folders = [output / network.folder for network in record.networks if network.folder]
     for folder in folders:
-        terminal.print(f"{folder}: {task_of(record).usage.format(folder)}")
+        terminal.print(f"{folder}: {DISPLAYS[record.task].usage.format(folder)}")
     terminal.print(f"{output / 'report.html'}: all figures and plots")

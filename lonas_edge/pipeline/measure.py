@@ -28,7 +28,6 @@ from lonas_edge.ir.runtime import Ratio
 from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.pipeline.record import Interval, Latency, Quality, Sample
-from lonas_edge.pipeline.tasks import Timed
 from lonas_edge.progress import Progress
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.training_data import read_training_data
@@ -197,7 +196,7 @@ def _expected(example: Any) -> str:
 
 
 def latencies(
-    folders: Mapping[str, Path], case: Case, timed: Sequence[Timed], progress: Progress
+    folders: Mapping[str, Path], case: Case, timed: Mapping[str, str], progress: Progress
 ) -> tuple[dict[str, dict[str, Latency]], Report]:
     """Measure all networks in one interleaved run; the first is the baseline of the ratios, the last one is ours.
 
@@ -218,7 +217,7 @@ def latencies(
     samples = {name: [each for each in result.samples if each.variant == variant] for name, variant in names}
     baseline = samples[next(iter(folders))]
     return {
-        name: {each.name: _latency(samples[name], baseline, METRICS[each.metric]) for each in timed} for name in folders
+        name: {each: _latency(samples[name], baseline, METRICS[metric]) for metric, each in timed.items()} for name in folders
     }, result
 
 

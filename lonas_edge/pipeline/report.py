@@ -1,92 +1,175 @@
-"""The report of a compression: Markdown, a plot, and one HTML file."""
+"""The report of a compression: Markdown, a plot, and one HTML file that loads nothing from elsewhere."""
 
-import re
 from pathlib import Path
+from typing import Any
 
 from lonas_edge.files import replace_text
 from lonas_edge.markdown import in_markdown, markdown_table
-from lonas_edge.pipeline.record import CompressRecord
-from lonas_edge.pipeline.tables import (
-    conditions,
-    explain,
-    network_table,
-    step_table,
-    summary,
-    task_of,
-)
-from lonas_edge.pipeline.text import printable
-from lonas_edge.space.picture import lines
+from lonas_edge.pipeline import charts
+from lonas_edge.pipeline.display import COSTS, DISPLAYS, Column, duration, interval, megabytes
+from lonas_edge.pipeline.record import CompressRecord, Network
+
+Table = tuple[list[str], list[list[str]]]  # headings, rows
 
 MARKDOWN, PLOT, HTML = "report.md", "report.png", "report.html"
 
 
 def write_report(record: CompressRecord, folder: Path) -> None:
     """Write report.md, report.png and report.html into an existing directory."""
-    from lonas_edge.pipeline.charts import write_png
-    from lonas_edge.pipeline.html import to_html
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    record = printable(record)
-    write_png(record, folder / PLOT)
-    replace_text(folder / HTML, to_html(record))
+    plot = charts.networks(record, DISPLAYS[record.task], width=8.0)
+    plot.suptitle(f"{record.source}, {record.machine.get('processor', '')}")
+    (folder / PLOT).write_bytes(charts.as_png(plot))
     replace_text(folder / MARKDOWN, to_markdown(record))
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, **options)
+    html = environment.get_template("report.html.jinja").render(
+        record=record,
+        summary=summary(record),
+        table=network_table(record),
+        explanation=explain(record),
+        sections=_sections(record),
+        step_table=step_table(record),
+        conditions=conditions(record),
+    )
+    replace_text(folder / HTML, html)
 
 
 def to_markdown(record: CompressRecord) -> str:
     """Return the report as Markdown."""
-    task, (first, *results) = task_of(record), summary(record)
-    content = [
-        f"# Compression of {in_markdown(record.source)}",
-        "",
-        in_markdown(first),
-        "",
-        *(f"- {in_markdown(sentence)}" for sentence in results),
-        "",
-        "## Networks",
-        "",
-        *markdown_table(network_table(record)),
-        "",
-        in_markdown(explain(record)),
-        "",
-        f"![{task.latencies[-1].title} and {task.qualities[0].title} of the networks with 95 % intervals]({PLOT})",
-        "",
-        f"[{HTML}]({HTML}) also has the searched sub-networks, training curves and all latency samples.",
-        "",
-        *_pictures(record),
-        "## Steps",
-        "",
-        *markdown_table(step_table(record)),
-        "",
-        *_fenced("sh", "\n".join(step.command for step in record.steps)),
-        "## Conditions",
-        "",
-    ]
+    first, *results = summary(record)
+    commands = [command for step in record.steps for command in step.command.splitlines()]
+    lines = [f"# Compression of {in_markdown(record.source)}", "", in_markdown(first), ""]
+    lines += [f"- {in_markdown(sentence)}" for sentence in results]
+    lines += ["", "## Networks", "", *markdown_table(network_table(record)), "", in_markdown(explain(record)), ""]
+    lines += [f"![Latency and quality of the networks with 95 % intervals]({PLOT})", ""]
+    lines += [f"[{HTML}]({HTML}) also has the searched sub-networks, training curves and all latency samples.", ""]
+    lines += ["## Steps", "", *markdown_table(step_table(record)), "", *(f"    {line}" for line in commands), ""]
+    lines += ["## Conditions", ""]
     for title, part in conditions(record).items():
-        values = "; ".join(f"{in_markdown(name)} {in_markdown(value)}" for name, value in part.items())
-        content.append(f"- {title}: {values}")
-    return "\n".join([*content, ""])
+        values = "; ".join(f"{name} {value}" for name, value in part.items())
+        lines.append(f"- {title}: {in_markdown(values)}")
+    return "\n".join([*lines, ""])
 
 
 def comparison(record: CompressRecord) -> str:
     """Return the table of the networks for a model card, as Markdown."""
-    record = printable(record)
     return "\n".join([*markdown_table(network_table(record)), "", in_markdown(explain(record)), ""])
 
 
-def _pictures(record: CompressRecord) -> list[str]:
-    """Draw the kept parts of each distinct sub-network as text."""
-    names: dict[tuple[str, ...], list[str]] = {}
+def network_table(record: CompressRecord) -> Table:
+    """Return the table of the measured networks; differences and ratios are from the first one."""
+    qualities, latencies = _qualities(record), DISPLAYS[record.task].latencies
+    headings = ["network"]
+    for column in qualities:
+        headings += [column.title, f"{column.title} Δ{column.unit} [95 %]"]
+    for column in latencies:
+        headings += [f"{column.title}, ms", f"{column.title} ratio [95 %]"]
+    rows = []
     for network in record.networks:
-        if drawn := tuple(lines(network.removed)):
-            names.setdefault(drawn, []).append(network.name)
-    content = ["## Kept parts of each layer", ""] if names else []
-    for drawn, own in names.items():
-        content += [f"{in_markdown(', '.join(own))}:", "", *_fenced("text", "\n".join(line.rstrip() for line in drawn))]
-    return content
+        row = [network.name]
+        for column in qualities:
+            quality = network.quality[column.name]
+            row += [f"{quality.value:.{column.digits}f}", interval(quality.difference, column.digits, sign="+")]
+        for column in latencies:
+            latency = network.latency[column.name]
+            row += [f"{latency.median.value:.{column.digits}f}", interval(latency.ratio, 2, unit="x")]
+        rows.append([*row, megabytes(network.file_bytes)])
+    return [*headings, "size, MB"], rows
 
 
-def _fenced(language: str, text: str) -> list[str]:
-    """Return a code block, whose fence is longer than any in the text."""
-    if not text:
-        return []
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return [f"{fence}{language}", text, fence, ""]
+def step_table(record: CompressRecord) -> Table:
+    """Return the estimated and the actual time of each step."""
+    rows = [[step.name, duration(step.estimated_seconds), duration(step.seconds)] for step in record.steps]
+    return ["step", "estimated", "actual"], [*rows, ["total", "", duration(sum(step.seconds for step in record.steps))]]
+
+
+def explain(record: CompressRecord) -> str:
+    """Explain the table."""
+    sentences = [f"{column.title.capitalize()}: {column.meaning}." for column in _qualities(record)]
+    sentences.append(f"{record.examples['held_out']:,} held-out examples.")
+    sentences.append(f"Δ and ratios: compared with {record.networks[0].name}, paired.")
+    sentences.append(f"Latency: medians, {DISPLAYS[record.task].lengths.format(record.prompt_len, record.new_tokens)}.")
+    if record.tokens_per_text != 1:
+        sentences.append(f"Ratios are for equal texts: the smaller vocabulary takes {record.tokens_per_text:.3f}x the tokens.")
+    return " ".join([*sentences, "In brackets: 95 % intervals.", *record.warnings])
+
+
+def summary(record: CompressRecord) -> list[str]:
+    """State what was compressed, and the results of each compressed network."""
+    base = f" (base model {record.base})" if record.base != record.source else ""
+    examples, took = f"{record.examples['train']:,} examples of {record.data}", sum(step.seconds for step in record.steps)
+    first = f"{record.source}{base} was compressed with {examples} in {duration(took)}."
+    return [first, *(_result(record, network) for network in record.networks if network.folder)]
+
+
+def _result(record: CompressRecord, network: Network) -> str:
+    """State what was removed, what the search predicted for the target, and what was measured."""
+    display, baseline = DISPLAYS[record.task], record.networks[0]
+    found = next((each for each in record.candidates if network.target in each.picks), None)
+    predicted = ""
+    if found:
+        predicted = (
+            f" For {network.target}, the search predicted {found.cost:.2f}x the {COSTS.get(record.cost, record.cost)} of the "
+            f"unpruned network in the same format, at a {display.distance} of {found.kl:.3f} before the recovery."
+        )
+    timed = display.latencies[-1]
+    changes = [f"{timed.title} {interval(network.latency[timed.name].ratio, 2, unit='x')}"]
+    for column in _qualities(record):
+        changes.append(f"{column.title} {interval(network.quality[column.name].difference, column.digits, sign='+')}")
+    size = f"{megabytes(network.file_bytes)} MB ({network.file_bytes / baseline.file_bytes:.2f}x)"
+    measured = f"Compared with {baseline.name}: {', '.join(changes)}, {size}."
+    return f"{network.name}: {_removed(record, network)}.{predicted} {measured}"
+
+
+def _removed(record: CompressRecord, network: Network) -> str:
+    """State what was removed, such as `9 of 30 attention blocks removed`."""
+    stated = []
+    removed = sum(all(part.kept == 0 for part in layer) for layer in network.removed)
+    parts = [part for layer in network.removed for part in layer]
+    if removed:
+        stated.append(f"{removed} of {len(network.removed)} layers removed")
+    else:
+        for kind in dict.fromkeys(part.kind for part in parts):
+            kept = [part.kept for part in parts if part.kind == kind]
+            stated += [f"{kept.count(0)} of {len(kept)} {kind} blocks removed"] if 0 in kept else []
+    stated += ["widths reduced"] if any(0 < part.kept < part.full for part in parts) else []
+    stated += ["vocabulary trimmed"] if record.tokens_per_text != 1 else []
+    return ", ".join(stated) or "nothing was removed"
+
+
+def conditions(record: CompressRecord) -> dict[str, dict[str, Any]]:
+    """Return the conditions by heading."""
+    lengths = DISPLAYS[record.task].lengths.format(record.prompt_len, record.new_tokens)
+    return {
+        "Machine": record.machine,
+        "Versions": record.versions,
+        "Data": {"file": record.data, **record.examples, "latencies": lengths},
+        "SHA-256 of the inputs": record.sha256,
+        "Options": record.options,
+    }
+
+
+def _sections(record: CompressRecord) -> dict[str, list[tuple[str, str]]]:
+    """Titles and charts by the heading of their section."""
+    display = DISPLAYS[record.task]
+    drawn = {
+        "Trade-off": {
+            "Searched sub-networks, before the recovery": charts.candidates(record, display),
+            "Measured networks, with 95 % intervals": charts.networks(record, display),
+        },
+        "Removed parts": {
+            network.name: charts.kept_parts(network, index) for index, network in enumerate(record.networks) if network.removed
+        },
+        "Training": {curve.name: charts.losses(curve, display) for curve in record.curves},
+        "Latency": {column.meaning: charts.latencies(record.networks, column) for column in display.latencies},
+    }
+    return {
+        heading: [(title, charts.as_svg(figure)) for title, figure in figures.items()] for heading, figures in drawn.items()
+    }
+
+
+def _qualities(record: CompressRecord) -> list[Column]:
+    """The qualities that were measured: data of encoders may have no labels."""
+    return [column for column in DISPLAYS[record.task].qualities if column.name in record.networks[0].quality]

@@ -21,51 +21,6 @@ ATTENTION, _MLP, LAYER, *_ = BLOCK_KINDS
 
 
 @dataclass(frozen=True)
-class Column:
-    """A quality on held-out examples in tables and sentences.
-
-    Attributes:
-        name: Its name in records.
-        title: Its name for people.
-        difference: Heading of its differences.
-        digits: Decimals of values and of differences.
-        explained: What it is, with the number of examples as `{held_out}`.
-        axis: Title of its differences in plots.
-        unit: Unit of its differences in sentences.
-        listed: Whether its values are shown, or differences alone.
-    """
-
-    name: str
-    title: str
-    difference: str
-    digits: tuple[int, int]
-    explained: str
-    axis: str = ""
-    unit: str = ""
-    listed: bool = True
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A latency: its name in records, in tables and in full, its name in `bench.report.METRICS`, and its decimals."""
-
-    name: str
-    title: str
-    full: str
-    metric: str
-    digits: int
-
-
-@dataclass(frozen=True)
-class Distance:
-    """The distance from the unpruned network that the search bounds: its short name, in plots, and in a sentence."""
-
-    short: str
-    axis: str
-    sentence: str
-
-
-@dataclass(frozen=True)
 class PipelineTask(ABC):
     """How models of a task are compressed and reported.
 
@@ -86,14 +41,8 @@ class PipelineTask(ABC):
         search_tokens: Tokens of these prompts.
         optimum: Options of `optimum-cli export openvino`.
         references: Further formats in which `optimum-cli` stores the unpruned model, to compare with.
-        qualities: Qualities in the order of tables; plots show the first one.
-        latencies: Latencies in the order of tables; plots and sentences have the last one.
-        distance: The distance that the search bounds.
-        loss: The loss of trainings, in plots.
+        latencies: Latencies by the name of their metric in `bench`.
         same_losses: Whether the held-out loss of a recovery is the distance that it learns.
-        samples: Whether the report has sample answers.
-        lengths: The lengths of the latencies, in sentences.
-        usage: How to use a result in the directory `{}`.
     """
 
     name: str
@@ -112,14 +61,8 @@ class PipelineTask(ABC):
     search_tokens: int
     optimum: tuple[str, ...]
     references: tuple[str, ...]
-    qualities: tuple[Column, ...]
-    latencies: tuple[Timed, ...]
-    distance: Distance
-    loss: str
+    latencies: Mapping[str, str]
     same_losses: bool
-    samples: bool
-    lengths: str
-    usage: str
 
     @property
     def costs(self) -> list[str]:
@@ -238,34 +181,8 @@ LANGUAGE_MODEL = _LanguageModel(
     search_tokens=3_000,  # an evaluation takes some five seconds on two cores at 135M
     optimum=("--task", CAUSAL_LM.conversion),
     references=(),
-    qualities=(
-        Column(
-            "loss",
-            "held-out loss",
-            "loss Δ",
-            (3, 3),
-            "Loss: nats per learned token of {held_out}.",
-            axis="held-out loss Δ in nats",
-        ),
-        Column(
-            "accuracy",
-            "token accuracy",
-            "token accuracy Δ, points",
-            (2, 2),
-            "Token accuracy: learned tokens that are the most likely ones.",
-            listed=False,
-        ),
-    ),
-    latencies=(
-        Timed("ttft", "TTFT", "TTFT (time to first token)", "ttft", 1),
-        Timed("tpot", "TPOT", "TPOT (time per output token)", "tpot", 2),
-    ),
-    distance=Distance("KL", "KL in nats", "a KL divergence of {} nats"),
-    loss="loss in nats per learned token",
+    latencies={"ttft": "ttft", "tpot": "tpot"},
     same_losses=False,
-    samples=True,
-    lengths="{} prompt tokens, {} generated tokens",
-    usage="for OpenVINO; try it with `lonas-edge chat {}`",
 )
 EMBEDDING_MODEL = _EmbeddingModel(
     EMBEDDING.name,
@@ -284,31 +201,8 @@ EMBEDDING_MODEL = _EmbeddingModel(
     search_tokens=10_000,
     optimum=("--task", EMBEDDING.conversion, "--library", "transformers"),
     references=("fp32",),
-    qualities=(
-        Column(
-            "distance",
-            "cosine distance",
-            "distance Δ",
-            (4, 4),
-            "Cosine distance: from the unpruned model in fp32, over {held_out}.",
-            axis="cosine distance Δ",
-        ),
-        Column(
-            "spearman",
-            "Spearman",
-            "Spearman Δ, points",
-            (1, 1),
-            "Spearman: rank correlation of cosines and scores, percent.",
-            unit=" points",
-        ),
-    ),
-    latencies=(Timed("latency", "latency", "Latency of a text", "generate_duration", 2),),
-    distance=Distance("distance", "cosine distance", "a cosine distance of {}"),
-    loss="cosine distance",
+    latencies={"generate_duration": "latency"},
     same_losses=True,
-    samples=False,
-    lengths="texts of {} tokens, one at a time",
-    usage="for OpenVINO; its README.md says how to use it",
 )
 _AS_EMBEDDING: dict[str, Any] = vars(EMBEDDING_MODEL) | {
     "name": CLASSIFICATION.name,
@@ -316,52 +210,9 @@ _AS_EMBEDDING: dict[str, Any] = vars(EMBEDDING_MODEL) | {
     # a sixth of the layers (docs/benchmarks/embeddings.md): distances of two classifiers or rerankers have no common scale
     "auto": "macs<=0.84x",
     "optimum": ("--task", CLASSIFICATION.conversion, "--library", "transformers"),
-    "distance": LANGUAGE_MODEL.distance,
-    "loss": "KL in nats",
-    "qualities": (
-        Column(
-            "distance",
-            "KL",
-            "KL Δ",
-            (4, 4),
-            "KL: divergence of the class probabilities from those of the unpruned model in fp32, nats, over {held_out}.",
-            axis="KL Δ in nats",
-        ),
-        Column(
-            "accuracy",
-            "accuracy",
-            "accuracy Δ, points",
-            (1, 1),
-            "Accuracy: held-out examples whose label is the most likely class, percent.",
-            unit=" points",
-        ),
-    ),
 }
 CLASSIFIER = _Classifier(**_AS_EMBEDDING)
-RERANKER = replace(
-    CLASSIFIER,
-    name="reranker",
-    qualities=(
-        Column(
-            "distance",
-            "squared distance",
-            "distance Δ",
-            (4, 4),
-            "Squared distance: of the scores from those of the unpruned model in fp32, mean over {held_out}.",
-            axis="squared distance Δ",
-        ),
-        Column(
-            "spearman",
-            "Spearman",
-            "Spearman Δ, points",
-            (1, 1),
-            "Spearman: rank correlation of scores and labels, percent.",
-            unit=" points",
-        ),
-    ),
-    distance=Distance("distance", "squared distance of scores", "a squared distance of {}"),
-    loss="squared distance",
-)
+RERANKER = replace(CLASSIFIER, name="reranker")
 PIPELINE_TASKS = {each.name: each for each in (LANGUAGE_MODEL, EMBEDDING_MODEL, CLASSIFIER, RERANKER)}
 
 

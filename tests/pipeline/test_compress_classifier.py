@@ -74,7 +74,7 @@ def test_the_output(made: tuple[Path, int, CompressRecord]) -> None:
     assert set(ours.quality) == {"distance", "spearman" if outputs == 1 else "accuracy"} and set(ours.latency) == {"latency"}
     assert record.curves[0].held_out and not record.curves[0].distilled
     expected = (
-        ("squared distance", "Spearman", "rank correlation of scores and labels")
+        ("squared distance", "Spearman", "rank correlation with the labels")
         if outputs == 1
         else ("KL", "accuracy", "whose label is the most likely class")
     )

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from compress_records import near, small
 from pipeline_runs import make_quick
 from safetensors.torch import load_file
 from scipy.stats import rankdata
@@ -31,12 +30,10 @@ from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
 from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference, distance, embedded
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.plan import source_hashes
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Latency, Network, Quality
-from lonas_edge.pipeline.report import to_markdown
-from lonas_edge.pipeline.tables import conditions, network_table, summary
+from lonas_edge.pipeline.record import CompressRecord
+from lonas_edge.pipeline.report import summary
 from lonas_edge.pipeline.tasks import EMBEDDING_MODEL
 from lonas_edge.progress import silent
-from lonas_edge.space.picture import Part
 
 QUICK: dict[str, Any] = {"target": "weights<=0.8x", "recovery_steps": 2, "prompt_len": 8}
 WORDS = ("the", "good", "bad", "film", "not", "is", "same", "a", "b", "c", "d", "e", "f")
@@ -186,40 +183,6 @@ def test_options_of_language_models_are_refused(embedding_refused: Callable[...,
     message = embedding_refused(target="tpot<=0.7x")
     assert "tpot is not measured here; expected one of kl, latency, macs, weights, bytes" in message
     assert "the smallest network has weights 0.667x" in embedding_refused(target="weights<=0.1x")
-
-
-def network(name: str, distance: Quality, **changes: Any) -> Network:
-    values = {"folder": None, "weight_format": "int8", "file_bytes": 23_200_000, "parameters": 22_000_000, "removed": ()}
-    latency = {"latency": Latency(near(9.0, 0.1), None, (8.9, 9.0, 9.1))}
-    return Network(**{"name": name, "quality": {"distance": distance}, "latency": latency, **values, **changes})
-
-
-def test_a_report_without_scores() -> None:
-    """Values by hand; no column, no sentence and no condition of language models."""
-    removed = tuple((Part("attention", kept, 12), Part("mlp", 128 * kept, 1536)) for kept in (12, 0, 12, 0, 12, 12))
-    changes = {"folder": "model", "removed": removed, "target": "latency<=0.7x", "weight_format": "int8_sym"}
-    changes |= {"latency": {"latency": Latency(near(6.0, 0.1), near(0.67, 0.01), (6.0,))}, "file_bytes": 19_400_000}
-    ours = network("compressed INT8", Quality(0.03, Interval(0.029, 0.028, 0.03)), **changes)
-    found = (Candidate(0.68, 0.1251, True, ("latency<=0.7x",)),)
-    record = small(
-        network("unpruned INT8 (optimum-cli)", Quality(0.001, None)), ours, task=EMBEDDING.name, cost="latency",
-        candidates=found, curves=(Curve("recover", ((1, 0.1),), ((0, 0.12), (1, 0.03))),), prompt_len=128, new_tokens=0,
-    )  # fmt: skip
-    headings, rows = network_table(record)
-    assert headings == [
-        "network", "cosine distance", "distance Δ [95 %]", "latency, ms", "latency ratio [95 %]", "size, MB",
-    ]  # fmt: skip
-    assert rows[1] == ["compressed INT8", "0.0300", "+0.0290 [+0.0280, +0.0300]", "6.00", "0.67x [0.66, 0.68]", "19.4"]
-    assert summary(record)[-1] == (
-        "compressed INT8: 2 of 6 layers removed. For latency<=0.7x, the search predicted 0.68x the latency of the unpruned "
-        "network in the same format, at a cosine distance of 0.125 before the recovery; measured: 0.67x that of unpruned INT8 "
-        "(optimum-cli). Compared with unpruned INT8 (optimum-cli): latency 0.67x [0.66, 0.68], cosine distance +0.0290 "
-        "[+0.0280, +0.0300], 19.4 MB (0.84x)."
-    )
-    text = to_markdown(record)
-    assert "texts of 128 tokens, one at a time" in text and "tokens of the latencies 128" in text
-    assert not any(word in text for word in ("TPOT", "Spearman", "generated", "prompt tokens", "Accuracy"))
-    assert conditions(record)["Data"]["tokens of the latencies"] == "128"
 
 
 @pytest.mark.slow

@@ -1,0 +1,115 @@
+"""How the networks of each task are reported: titles, decimals and explanations, one object per task."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
+from lonas_edge.pipeline.record import Interval
+
+MISSING = "–"
+
+
+class Column(NamedTuple):
+    """A figure of each network: its name in records, title, decimals, meaning, and the unit of its differences."""
+
+    name: str
+    title: str
+    digits: int
+    meaning: str
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Display:
+    """How a task is reported.
+
+    Attributes:
+        qualities: Qualities in the order of tables; plots show the first one.
+        latencies: Latencies in the order of tables; plots and sentences have the last one.
+        distance: The distance that the search bounds.
+        loss: The loss of trainings.
+        lengths: The lengths of the latencies, with two places for numbers.
+        usage: How to use the model in the directory `{}`.
+    """
+
+    qualities: tuple[Column, ...]
+    latencies: tuple[Column, ...]
+    distance: str
+    loss: str
+    lengths: str
+    usage: str
+
+
+_SPEARMAN = Column("spearman", "Spearman", 1, "rank correlation with the labels, percent", ", points")
+_FROM_FP32 = "from the unpruned model in fp32"
+LANGUAGE_MODEL = Display(
+    qualities=(
+        Column("loss", "held-out loss", 3, "nats per learned token"),
+        Column("accuracy", "token accuracy", 2, "learned tokens that are the most likely ones, percent", ", points"),
+    ),
+    latencies=(
+        Column("ttft", "TTFT", 1, "TTFT (time to first token)"),
+        Column("tpot", "TPOT", 2, "TPOT (time per output token)"),
+    ),
+    distance="KL divergence",
+    loss="loss in nats per learned token",
+    lengths="{} prompt tokens, {} generated tokens",
+    usage="for OpenVINO; try it with `lonas-edge chat {}`",
+)
+EMBEDDING_MODEL = replace(
+    LANGUAGE_MODEL,
+    qualities=(Column("distance", "cosine distance", 4, _FROM_FP32), _SPEARMAN),
+    latencies=(Column("latency", "latency", 2, "Latency of a text"),),
+    distance="cosine distance",
+    loss="cosine distance",
+    lengths="texts of {} tokens, one at a time",
+    usage="for OpenVINO; its README.md says how to use it",
+)
+CLASSIFIER = replace(
+    EMBEDDING_MODEL,
+    qualities=(
+        Column("distance", "KL", 4, f"divergence of the class probabilities {_FROM_FP32}, nats"),
+        Column("accuracy", "accuracy", 1, "examples whose label is the most likely class, percent", ", points"),
+    ),
+    distance="KL divergence",
+    loss="KL in nats",
+)
+RERANKER = replace(
+    CLASSIFIER,
+    qualities=(Column("distance", "squared distance", 4, f"of the scores {_FROM_FP32}"), _SPEARMAN),
+    distance="squared distance of scores",
+    loss="squared distance",
+)
+DISPLAYS = {
+    CAUSAL_LM.name: LANGUAGE_MODEL,
+    EMBEDDING.name: EMBEDDING_MODEL,
+    CLASSIFICATION.name: CLASSIFIER,
+    "reranker": RERANKER,
+}
+COSTS = {"tpot": "TPOT", "ttft": "TTFT", "macs": "MACs", "end-to-end": "end-to-end time"}
+
+
+def interval(value: Interval | None, digits: int, sign: str = "", unit: str = "") -> str:
+    """Format a value with its interval, such as `0.65x [0.63, 0.67]`; `sign` is `+` for differences."""
+    if value is None:
+        return MISSING
+    middle, low, high = (f"{number:{sign}z.{digits}f}" for number in (value.value, value.low, value.high))
+    return f"{middle}{unit} [{low}, {high}]"
+
+
+def megabytes(size: int) -> str:
+    """Format a size in MB, without the unit."""
+    return f"{size / 1e6:,.0f}" if size >= 100e6 else f"{size / 1e6:.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Format a duration."""
+    if seconds is None:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes = math.floor(seconds / 60 + 0.5)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

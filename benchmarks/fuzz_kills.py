@@ -18,7 +18,6 @@ import signal
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,7 +40,6 @@ _TRAIN = "train --model base --nncf-config space.json --data data.json --output 
 _TRAIN += "--batch-size 2 --lr 0.01 --prompt question --device cpu --max-length 64"
 _EVAL = "eval ir --datasets datasets --tasks boolq --protocol option-text --batch-size 1 --output out"
 _SPACE = "space --model base --output out.json"
-_TUNE = "bench ir --tune --rounds 2 --prompt-len 4 --new-tokens 2"
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ class Scenario:
     @property
     def again(self) -> list[str]:
         """The command line that repeats it over any output."""
-        replaces = self.arguments[0] == "bench" or "--overwrite" in self.arguments
-        return self.arguments if replaces else [*self.arguments, "--overwrite"]
+        return self.arguments if "--overwrite" in self.arguments else [*self.arguments, "--overwrite"]
 
 
 def _pair(line: str, weights: tuple[int, int], more: str, **options: Any) -> tuple[Scenario, Scenario]:
@@ -81,9 +78,8 @@ _SCENARIOS = (
     *_pair(_TRAIN, (8, 4), "--seed 7 --steps 1", reads=("base", "space.json", "data.json")),
     *_pair(_EVAL, (6, 3), "--limit 1", reads=("ir", "datasets")),
     *_pair(_SPACE, (4, 4), "--ranks 8", output="out.json", reads=("base",)),
-    Scenario(_TUNE.split(), 1, output="ir", reads=("ir",)),
 )
-_SHOWN = ("export", "eval", "train", "space", "bench", "--stage", "checkpoint", "--tune", "--overwrite")
+_SHOWN = ("export", "eval", "train", "space", "--stage", "checkpoint", "--overwrite")
 SCENARIOS = {" ".join(part for part in each.arguments if part in _SHOWN): each for each in _SCENARIOS}
 
 
@@ -126,8 +122,6 @@ class Kills:
             (case / folder).mkdir(parents=True)
         for read in scenario.reads:
             _copy(self.home / read, case / "in" / read)
-        if scenario.arguments[0] == "bench":
-            (case / "in/ir/lonas_edge_runtime.json").unlink()  # as it was exported
         if scenario.old:
             kept = self.work / "old" / re.sub(r"\W+", "-", " ".join(scenario.old))
             if not kept.exists():
@@ -143,7 +137,7 @@ class Kills:
         """Run a command undisturbed. The second of two runs is timed, and must give the same output."""
         if command not in self._references:
             scenario, runs = SCENARIOS[command], []
-            for _ in range(1 if scenario.output == "ir" else 2):
+            for _ in range(2):
                 case = self._case("reference", scenario)
                 before = state_of(case / "in" / scenario.output)
                 ran = run_command(scenario.arguments, case, TIME_LIMIT)
@@ -229,30 +223,14 @@ def state_of(output: Path) -> str:
     if not os.path.lexists(output):
         return "absent"
     paths = sorted(output.rglob("*")) if output.is_dir() else [output]
-    tuned = output.name == "ir"  # the fastest properties depend on chance; the model must stay the same
-    lines = [f"{path.relative_to(output.parent)} {_hash(path, tuned)}" for path in paths if path.is_file()]
-    return "\n".join(line for line in lines if not tuned or not re.search(r"runtime\.json|README|\.partial", line))
+    return "\n".join(f"{path.relative_to(output.parent)} {_hash(path)}" for path in paths if path.is_file())
 
 
-def _hash(path: Path, tuned: bool) -> str:
+def _hash(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix in (".json", ".md", ".csv"):
         content = _DATE.sub("a day", _FIGURES.sub(r"\g<1>1", content.decode())).encode()  # a run may pass midnight
-    if tuned and path.name == "openvino_model.xml":
-        content = _without_options(content)
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _without_options(content: bytes) -> bytes:
-    """An IR's .xml without the run-time options that --tune sets."""
-    try:
-        tree = ET.fromstring(content)
-    except ET.ParseError as error:
-        return f"invalid: {error}".encode()
-    info = tree.find("rt_info")
-    for options in [] if info is None else info.findall("runtime_options"):
-        info.remove(options)
-    return ET.canonicalize(ET.tostring(tree, encoding="unicode"), strip_text=True).encode()
 
 
 def killed(arguments: list[str], case: Path, moment: float, how: signal.Signals) -> tuple[int, list[str]]:

@@ -6,8 +6,7 @@
     python benchmarks/latency.py --work models/bench --shape bloom-1b …      random weights, 6 GB of disk
 
 Makes what is missing (base, adapter, the heuristic sub-network as INT8 IR) and runs
-`lonas-edge bench`, which writes its report to --output. With `--tune` the exported directory is tuned first, and every IR gets
-the chosen properties.
+`lonas-edge bench`, which writes its report to --output.
 """
 
 import argparse
@@ -28,7 +27,6 @@ class Settings:
     bench: str
     dtype: str
     arms: str = "subnet,lora,unpruned"
-    tune: str = ""
 
 
 SHAPES = {
@@ -37,9 +35,8 @@ SHAPES = {
         "--prompt-len 256 --new-tokens 32 --rounds 8",
         "bf16",
         "subnet,lora,lora-merged,unpruned",
-        "--new-tokens 32 --rounds 8",
     ),
-    "llama-7b": Settings("--prompt-len 256 --new-tokens 16 --rounds 6", "bf16", tune="--new-tokens 8 --rounds 6"),
+    "llama-7b": Settings("--prompt-len 256 --new-tokens 16 --rounds 6", "bf16"),
     "bloom-1b": Settings("--prompt-len 256 --new-tokens 32 --rounds 8", "bf16"),
 }
 
@@ -55,18 +52,15 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--arms", help="variants, as of `lonas-edge bench`; default: those of the shape")
     parser.add_argument("--output", type=Path, required=True, help="directory of the report")
-    parser.add_argument("--tune", action="store_true", help="tune the exported directory first")
     parser.add_argument("options", nargs="*", help="more options of `lonas-edge bench`, after --")
     arguments = parser.parse_args()
     work, shape, settings = arguments.work, arguments.shape, SHAPES[arguments.shape]
     work.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(work.resolve() / "cache")
     source = smollm2(work) if shape == "smollm2-135m" else random_source(shape, work)
-    folder = work / f"{shape}-heuristic-int8{'-tuned' * arguments.tune}"
+    folder = work / f"{shape}-heuristic-int8"
     if not folder.exists():  # with random weights there are no answers to verify
         lonas_edge("export", *source, "--subnet", "heuristic", "--output", folder, "--no-verify")
-    if arguments.tune and not (folder / "lonas_edge_runtime.json").exists():
-        lonas_edge("bench", folder, "--tune", "--prompt-len", "256", *settings.tune.split())
     arms = (arguments.arms or settings.arms).split(",")
     options: list[object] = []
     if {"lora", "lora-merged", "unpruned"} & {*arms}:

@@ -15,7 +15,7 @@ from outputs import content_of, names, publish, write_files
 
 from lonas_edge import output as output_module
 from lonas_edge.bench import machine
-from lonas_edge.ir import graph, runtime
+from lonas_edge.ir import graph
 
 PACKAGE = Path(output_module.__file__).parent
 MODULES = {"_posixsubprocess", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}  # POSIX only
@@ -76,8 +76,6 @@ def test_a_machine_without_affinity_and_sysfs(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: os.cpu_count())
     placement = machine.placement(None, sysfs=tmp_path)
     assert placement.cores == tuple(range(os.cpu_count() or 1)) and placement.threads == len(placement.cores)
-    monkeypatch.setattr(runtime, "Path", lambda *_: tmp_path / "nowhere")
-    assert "SCHEDULING_CORE_TYPE" not in runtime.candidates("CPU", 4, 8)  # for hybrid processors
 
 
 def test_no_telemetry() -> None:

@@ -2,5 +2,5 @@
 
 `prepare` finds or exports the variants, `worker` runs each in its own process with one of `runners`, and `latency` measures
 them in interleaved rounds (`measure`). `statistics` gives ratios with intervals, `report`, `tables` and `plots` show them.
-`run` joins these steps; `tune` searches runtime properties.
+`run` joins these steps.
 """

@@ -1,4 +1,4 @@
-"""Measure the latency of variants in interleaved rounds, for `bench`, `bench --tune` and `search`.
+"""Measure the latency of variants in interleaved rounds, for `bench` and `search`.
 
 Two processes of the same program may differ for as long as they live (by the location of their memory), and more rounds do not
 average that out. So the rounds are spread over several process starts, as pyperf does, and intervals are over starts

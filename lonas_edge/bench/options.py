@@ -1,4 +1,4 @@
-"""Options of `bench` and `bench --tune`."""
+"""Options of `bench`."""
 
 import os
 from dataclasses import dataclass, field
@@ -22,7 +22,6 @@ class BenchOptions(Checked):
 
     arms: tuple[str, ...] | None = option(
         None,
-        excludes="tune",
         path=True,
         help="Variants: subnet (EXPORTED), lora and lora-merged (PyTorch), unpruned (IR), exported directories.",
         unset="those that differ from EXPORTED and are available",
@@ -30,9 +29,7 @@ class BenchOptions(Checked):
     cases: tuple[Case, ...] = (Case(256, 64),)
     schedule: Schedule = field(default_factory=Schedule)
     device: str = option("CPU", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO or another.")
-    torch_dtype: str = option(
-        "fp32", panel="Device", choices=tuple(DTYPES), excludes="tune", help="Dtype of the PyTorch variants."
-    )
+    torch_dtype: str = option("fp32", panel="Device", choices=tuple(DTYPES), help="Dtype of the PyTorch variants.")
     threads: int | None = option(
         None, panel="Device", minimum=1, help="CPU threads of every variant.", unset="one per physical core"
     )
@@ -43,7 +40,6 @@ class BenchOptions(Checked):
         metavar="NAME=VALUE",
         repeat=True,
         parse=parse_property,
-        excludes="tune",
         help="OpenVINO runtime property of every IR.",
     )
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge"
@@ -51,7 +47,6 @@ class BenchOptions(Checked):
         None,
         panel="Model",
         path=True,
-        excludes="tune",
         help="Base model, a directory or hub id (ID or ID@REVISION).",
         unset="the recorded hub id",
     )
@@ -59,18 +54,6 @@ class BenchOptions(Checked):
         None,
         panel="Model",
         path=True,
-        excludes="tune",
         help="Adapter, a directory or hub id.",
         unset="the recorded hub id",
     )
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """What `bench --tune` minimizes: `objective`, a key of `OBJECTIVES`, in one case."""
-
-    case: Case
-    schedule: Schedule = field(default_factory=Schedule)
-    device: str = "CPU"
-    threads: int | None = None
-    objective: str = "tpot"

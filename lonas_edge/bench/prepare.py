@@ -115,14 +115,13 @@ def _label(name: str) -> str:
 
 
 def _ir_variant(name: str, opened: "Exported", inputs: Inputs) -> Variant:
-    """Describe an IR. All IRs get the same properties: those tuned for the sub-network."""
+    """Describe an IR. All IRs get the same properties."""
     exported, options = inputs.exported, inputs.options
     properties: dict[str, str] = {}
     if exported.kind.generates:
         on_npu = options.device.startswith("NPU")
         kv_cache = {"KV_CACHE_PRECISION": FORMATS[exported.weight_format].kv_cache}
         properties = npu_lengths(options.cases) if on_npu else kv_cache
-    properties |= exported.properties
     properties |= dict(options.properties)
     parameters = opened.manifest.sizes.subnetwork.parameters if opened.manifest else None
     return Variant(

@@ -12,6 +12,7 @@ from lonas_edge.bench.statistics import (
     MIN_PAIRS,
     NOISY_HALF_WIDTH,
     NOISY_OTHERS,
+    Ratio,
     Summary,
     half_width,
     paired_ratio,
@@ -19,7 +20,6 @@ from lonas_edge.bench.statistics import (
 )
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import SUBNET, Case, Facts, Variant
-from lonas_edge.ir.runtime import Ratio
 from lonas_edge.schema import Record
 
 # names as in openvino_genai's PerfMetrics; milliseconds

@@ -6,12 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, groupby
 
-from lonas_edge.ir.runtime import Ratio
-
 CONFIDENCE = 0.95
 MIN_PAIRS = 6  # rounds or starts; with fewer, no signed-rank interval reaches 95 %
 NOISY_HALF_WIDTH = 0.05  # an interval of more than ± this share of the ratio is too noisy
 NOISY_OTHERS = 0.10  # maximum share of the processor that other programs and the host may use
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ratio of a variant's latency to its baseline's; below 1 the variant is faster.
+
+    `low` and `high` are the 95 % interval, None with fewer than 6 rounds. It is over process starts if there are 6 or more,
+    otherwise over rounds.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    rounds: int
+    starts: int
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lonas_edge.bench.report import METRICS, Comparison, Report, metric_titles
-from lonas_edge.bench.statistics import MIN_PAIRS, Summary
+from lonas_edge.bench.statistics import MIN_PAIRS, Ratio, Summary
 from lonas_edge.bench.variants import SUBNET, Case
-from lonas_edge.ir.runtime import Ratio
 from lonas_edge.markdown import markdown_table
 
 Table = tuple[list[str], list[list[str]]]  # headings, rows

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lonas_edge.ir import END_TO_END
-
 Clock = Callable[[], float]  # seconds
 
 
@@ -30,14 +28,6 @@ class Timing:
     def tpot(self) -> float:
         """Time per output token in seconds: the mean interval between tokens after the first."""
         return (self.token_times[-1] - self.token_times[0]) / (len(self.token_times) - 1)
-
-
-# what `bench --tune` can minimize, in seconds
-OBJECTIVES: dict[str, Callable[[Timing], float]] = {
-    "tpot": lambda timing: timing.tpot,
-    "ttft": lambda timing: timing.ttft,
-    END_TO_END: lambda timing: timing.end_to_end,
-}
 
 
 def generate_greedy(prefill: Callable[[], Any], decode: Callable[[Any], Any], new_tokens: int, clock: Clock) -> Timing:

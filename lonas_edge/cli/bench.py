@@ -9,22 +9,17 @@ from typing import TYPE_CHECKING
 import click
 
 from lonas_edge.bench.measure import Schedule
-from lonas_edge.bench.options import BenchOptions, TuneOptions
-from lonas_edge.bench.statistics import MIN_PAIRS
-from lonas_edge.bench.timing import OBJECTIVES
+from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.variants import Case
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
-from lonas_edge.families import CAUSAL_LM
-from lonas_edge.ir import LABELS
 from lonas_edge.options import given, option
 
 if TYPE_CHECKING:
     from lonas_edge.bench.report import Report
-    from lonas_edge.bench.tune import Tuned
     from lonas_edge.exporting.exported import Exported
 
 _MOST_ROUNDS = 1_000_000
@@ -39,10 +34,7 @@ class RunOptions(JsonOptions):
         None, minimum=1, help="Prompt tokens; several lengths give several tables.", unset="256; 128 for an encoder"
     )
     new_tokens: tuple[int, ...] = option((64,), minimum=2, help="Tokens to generate; several numbers give several tables.")
-    output: Path | None = option(
-        None, metavar="DIR", excludes="tune", help="Directory for bench.json, bench.csv, bench.md and plots."
-    )
-    tune: bool = option(False, help="Search runtime properties for the lowest latency and store them in EXPORTED.")
+    output: Path | None = option(None, metavar="DIR", help="Directory for bench.json, bench.csv, bench.md and plots.")
     batch_size: tuple[int, ...] = option((1,), panel="Advanced", minimum=1, help="Prompts per batch.")
     rounds: int = option(
         24,
@@ -50,13 +42,6 @@ class RunOptions(JsonOptions):
         minimum=1,
         maximum=_MOST_ROUNDS,
         help="Measured rounds; an interval needs at least 6.",
-    )
-    objective: str = option(
-        "tpot",
-        panel="Advanced",
-        choices=tuple(OBJECTIVES),
-        needs="tune",
-        help="Metric to minimize with --tune; TTFT or TPOT may grow by 10 %.",
     )
     overwrite: bool = option(False, panel="Output", needs="output", help="Replace an existing output.")
 
@@ -72,10 +57,7 @@ def run(where: RunOptions, options: BenchOptions) -> None:
     cases = tuple(Case(length, new, batch) for batch, length, new in lengths)
     options = replace(options, cases=cases, schedule=Schedule.of(where.rounds))
     _refuse_idle(options)
-    if where.tune:
-        _tune(where, options)
-    else:
-        _bench(where, options)
+    _bench(where, options)
 
 
 def _refuse_idle(options: BenchOptions) -> None:
@@ -93,20 +75,6 @@ def _refuse_idle(options: BenchOptions) -> None:
     ]
     if wrong:
         raise click.UsageError("; ".join(wrong))
-
-
-def _tune(where: RunOptions, options: BenchOptions) -> None:
-    if len(options.cases) > 1:
-        raise click.UsageError("--tune needs one value each of --prompt-len, --new-tokens and --batch-size")
-    if options.schedule.rounds < MIN_PAIRS:
-        raise click.UsageError(f"--rounds {options.schedule.rounds}: --tune needs at least {MIN_PAIRS} to tell what is faster")
-    with progress() as report:
-        from lonas_edge.bench.tune import tune
-        from lonas_edge.exporting.exported import open_exported
-
-        settings = TuneOptions(options.cases[0], options.schedule, options.device, options.threads, where.objective)
-        tuned = tune(open_exported(where.exported, kind=CAUSAL_LM), settings, report)
-    print(json.dumps(tuned.to_json(), indent=1)) if where.json else _print_tuned(tuned, where.exported)
 
 
 def _for_task(opened: "Exported", where: RunOptions, options: BenchOptions) -> BenchOptions:
@@ -167,18 +135,3 @@ def _print(report: "Report", output: Path | None) -> None:
         terminal.print(f"not measured: {failure.reason}", style="red")
     if output:
         terminal.print(f"\n{output}: bench.json, bench.csv, bench.md and plots")
-
-
-def _print_tuned(tuned: "Tuned", exported: Path) -> None:
-    terminal = console()
-    headings = ("value", "TTFT ms", "TPOT ms", f"{LABELS[tuned.objective]} ratio", "KL (nats)", "")
-    terminal.print("Ratio: latency vs the best properties so far. KL: mean divergence from the outputs with the defaults.")
-    for name in dict.fromkeys(trial.name for trial in tuned.trials):
-        print_table(terminal, name, headings, [trial.cells() for trial in tuned.trials if trial.name == name])
-    if not tuned.properties:
-        terminal.print("No property is faster than the defaults within the tolerance; nothing was stored.")
-        return
-    properties = ", ".join(f"{name}={value}" for name, value in tuned.properties.items())
-    terminal.print(f"Stored in {exported}: {properties}")
-    in_ir = f"stock clients read {', '.join(tuned.in_ir)} from the IR" if tuned.in_ir else "clients must pass all of them"
-    terminal.print(f"{tuned.summary()}; {in_ir}.")

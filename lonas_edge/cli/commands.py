@@ -19,7 +19,7 @@ COMMANDS = {  # shown by `lonas-edge --help`, which imports none of them
     "train": "Train a super-adapter, or recover a sub-network.",
     "search": "Search the best sub-networks at each cost.",
     "export": "Export a sub-network to OpenVINO or a checkpoint.",
-    "bench": "Compare latencies, or tune runtime properties.",
+    "bench": "Compare latencies.",
     "eval": "Measure accuracy on tasks.",
     "chat": "Chat with an exported model.",
 }

@@ -199,15 +199,14 @@ def _not_asked(protocol: Protocol) -> dict[str, str]:
 def _check_cards(targets: "Iterable[Target]") -> None:
     """Check before the long part that there are model cards and that they are writable."""
     from lonas_edge.exporting.evaluations import Evaluations
-    from lonas_edge.exporting.exported import changed
 
     folders = [target.folder for target in targets if target.folder]
     if not folders:
         raise LonasEdgeError("--card: no TARGET is a directory that `lonas-edge export` wrote")
     for folder in folders:
         Evaluations.of(folder)
-        with changed(folder):
-            pass
+        if not os.access(folder, os.W_OK):
+            raise LonasEdgeError(f"--card: {folder} cannot be written")
 
 
 def _print(result: "EvalRecord", output: Path | None) -> None:

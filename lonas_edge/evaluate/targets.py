@@ -19,7 +19,7 @@ from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, MODEL_KINDS, ModelKind, context_of, family_of_config
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
-from lonas_edge.ir import MODEL, RUNTIME
+from lonas_edge.ir import MODEL
 from lonas_edge.ir.infer import open_model
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import read_config
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Encoder = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a batch of `PairCollator` -> logits or embeddings [texts, …]
 _FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # that a model is loaded from
-_RECORDS = (MANIFEST, RUNTIME, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
+_RECORDS = (MANIFEST, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
 _LARGE_BYTES = 1_000_000_000  # of weights: batches of larger models are smaller, because a kill loses one
 
@@ -177,7 +177,7 @@ class _Opener:
         if run.openvino_device.startswith("NPU"):
             raise LonasEdgeError(f"{folder}: an NPU computes one prompt at a time. Pass --device CPU or GPU.")
         exported = open_exported(folder, ours=(folder / MANIFEST).exists())
-        properties = {**exported.properties, **dict(run.properties)}
+        properties = dict(run.properties)
         tokenizer, max_length = _tokenizer(folder), exported.context or 2048
 
         def load() -> "LM":

@@ -69,9 +69,9 @@ class Chat:
         """
         import openvino_genai
 
-        folder, properties = self._exported.folder, self._exported.properties
-        with compiling(folder, self._device, properties):
-            self._pipeline = openvino_genai.LLMPipeline(folder, self._tokenizer, self._device, dict(properties))
+        folder = self._exported.folder
+        with compiling(folder, self._device, {}):
+            self._pipeline = openvino_genai.LLMPipeline(folder, self._tokenizer, self._device, {})
 
     def reset(self) -> None:
         """Start a new conversation."""

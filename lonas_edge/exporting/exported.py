@@ -1,12 +1,8 @@
 """Open an exported directory in a later command, check its files, and change its small ones."""
 
-import filecmp
-import os
 import re
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +14,7 @@ from typing_extensions import TypedDict
 from lonas_edge.data.pooling import Pooling, pooling_of
 from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
-from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written, record_rewritten
+from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written
 from lonas_edge.exporting.model_card import model_card, sections, updated
 from lonas_edge.families import (
     CAUSAL_LM,
@@ -31,14 +27,11 @@ from lonas_edge.families import (
     tokens_of,
 )
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
-from lonas_edge.ir import MODEL, RUNTIME, WEIGHTS, runtime
-from lonas_edge.ir.runtime import RuntimeProperties
+from lonas_edge.ir import MODEL, WEIGHTS
 from lonas_edge.processes import interrupts_deferred
 from lonas_edge.schema import field_faults
 
-_LATER = (RUNTIME, MODEL, FILE, CARD, MANIFEST)  # files that later commands replace, in this order
 _COMPARISON = "## Compared with other files of this model"  # of `compress`: the last section of a card
-CHANGING, UNTUNED = ".changing", ".untuned"  # temporary directories in an exported one
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _HIDDEN = re.compile(r'names="[^"]*\blast_hidden_state\b')  # the output of optimum-intel's `feature-extraction`
 _POOLED = re.compile(r'names="[^"]*\bsentence_embedding\b')  # the output with --library sentence_transformers
@@ -57,7 +50,6 @@ class Exported:
     folder: Path
     manifest: Manifest | None
     config: Mapping[str, Any]
-    properties: Mapping[str, str]
     embeds: bool = False  # whether another tool's IR gives hidden states
 
     @property
@@ -125,12 +117,11 @@ def open_exported(folder: Path, ours: bool = True, kind: ModelKind | None = None
             f"{folder}: a {manifest.stage} export; expected an IR. Export again without --stage {manifest.stage}."
         )
     problems = [f"{name}: missing" for name in (MODEL, WEIGHTS, "config.json", *_TOKENIZER) if not (folder / name).exists()]
-    problems += [] if problems else _ir_faults(folder, manifest is not None)
+    problems += [] if problems else _ir_faults(folder)
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     problems += [f"config.json: {fault}" for fault in field_faults(_ConfigFields, config)]
     problems += file_faults(folder, manifest) if manifest and not problems else []
     raise_all(f"{folder}: the exported directory is damaged:", problems, "Export it again.")
-    runtime_properties = _properties(folder)
     graph = "" if manifest else read_text(folder / MODEL, "the IR", _XML_LIMIT)
     embeds = bool(_HIDDEN.search(graph))
     if _POOLED.search(graph):
@@ -138,7 +129,7 @@ def open_exported(folder: Path, ours: bool = True, kind: ModelKind | None = None
             f"{folder / MODEL}: gives pooled embeddings; expected hidden states. Export the model again with `optimum-cli "
             "export openvino --task feature-extraction --library transformers`."
         )
-    exported = Exported(folder, manifest, config, runtime_properties.properties if runtime_properties else {}, embeds)
+    exported = Exported(folder, manifest, config, embeds)
     if kind and exported.kind != kind:
         raise LonasEdgeError(f"{folder}: a {exported.kind.name}; expected a {kind.name}")
     return exported
@@ -150,15 +141,8 @@ def _not_ours(folder: Path) -> LonasEdgeError:
     return LonasEdgeError(f"{folder}: no {MANIFEST}; expected a directory that `lonas-edge export` wrote{advice}")
 
 
-def _properties(folder: Path) -> RuntimeProperties | None:
-    return RuntimeProperties.read(folder / RUNTIME) if (folder / RUNTIME).exists() else None
-
-
-def _ir_faults(folder: Path, ours: bool) -> list[str]:
-    """Check that the .xml is complete, the .bin long enough, and the runtime options of our own IRs.
-
-    The .xml may be large: it is parsed only if it has runtime options.
-    """
+def _ir_faults(folder: Path) -> list[str]:
+    """Check that the .xml is complete and the .bin long enough. The .xml may be large, so it is not parsed."""
     text = read_text(folder / MODEL, "the IR", _XML_LIMIT)
     if not text.rstrip().endswith("</net>"):
         return [f"{MODEL}: truncated"]
@@ -166,22 +150,20 @@ def _ir_faults(folder: Path, ours: bool) -> list[str]:
     size = (folder / WEIGHTS).stat().st_size
     if ends and size < max(ends):
         return [f"{WEIGHTS}: expected at least {max(ends):,} bytes, found {size:,}"]
-    return [f"{MODEL}: {fault}" for fault in runtime.ir_faults(text)] if ours else []
+    return []
 
 
 def file_faults(folder: Path, manifest: Manifest) -> list[str]:
     """List the files of an exported directory that are missing or changed, one line each."""
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     faults = []
-    for name, states in manifest.files.items():
-        sizes = {written.bytes for written in states}
+    for name, expected in manifest.files.items():
         if name not in paths:
             faults.append(f"{name}: missing")
-        elif (size := paths[name].stat().st_size) not in sizes:
-            expected = " or ".join(f"{size:,}" for size in sorted(sizes))
-            faults.append(f"{name}: changed: expected {expected} bytes ({MANIFEST}), found {size:,}")
-        elif _written(paths[name], paths[name].stat().st_mtime_ns) not in states:
-            faults.append(f"{name}: changed: its SHA-256 is not the one in {MANIFEST}, {states[0].sha256[:12]}…")
+        elif (size := paths[name].stat().st_size) != expected.bytes:
+            faults.append(f"{name}: changed: expected {expected.bytes:,} bytes ({MANIFEST}), found {size:,}")
+        elif _written(paths[name], paths[name].stat().st_mtime_ns) != expected:
+            faults.append(f"{name}: changed: its SHA-256 is not the one in {MANIFEST}, {expected.sha256[:12]}…")
     return faults
 
 
@@ -191,22 +173,23 @@ def _written(path: Path, _changed_ns: int) -> Written:
     return Written.of(path)
 
 
-def write_card(folder: Path, before: Path | None = None, comparison: str | None = None) -> None:
+def write_card(folder: Path, comparison: str | None = None, evaluations: Evaluations | None = None) -> None:
     """Write the model card of an exported directory again, and keep what users changed in it.
 
     Args:
         folder: The directory.
-        before: The directory for whose state the card was generated; `folder` itself when None.
         comparison: A comparison with other files as Markdown; by default the card keeps the one that it has.
+        evaluations: Its next evaluations; by default the ones that it has.
     """
     own = sections(read_text(folder / CARD, "the model card")) if (folder / CARD).exists() else {}
-    written, new = _generated(before or folder), _generated(folder)
+    manifest, before = Manifest.read(folder / MANIFEST), Evaluations.of(folder)
+    written, new = sections(model_card(manifest, before)), sections(model_card(manifest, evaluations or before))
     if comparison is not None:
         written[_COMPARISON], new[_COMPARISON] = own.get(_COMPARISON, ""), f"{_COMPARISON}\n\n{comparison.strip()}"
     card, kept = updated(own, written, new)
     for title in kept:
         warnings.warn(
-            f"{(before or folder) / CARD}: {title!r} was edited and stays as it is, out of date. Delete this section; the same "
+            f"{folder / CARD}: {title!r} was edited and stays as it is, out of date. Delete this section; the same "
             "command writes the new one.",
             LonasEdgeWarning,
             stacklevel=2,
@@ -214,101 +197,12 @@ def write_card(folder: Path, before: Path | None = None, comparison: str | None 
     replace_text(folder / CARD, card)
 
 
-def _generated(folder: Path) -> dict[str, str]:
-    """Return the sections of the model card for the records of an exported directory."""
-    return sections(model_card(Manifest.read(folder / MANIFEST), _properties(folder), Evaluations.of(folder)))
-
-
 def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:
     """Keep an evaluation with an exported directory, in place of an earlier one by this protocol, and show it in the card."""
-    with changed(folder) as new:
-        Evaluations.of(new).with_evaluation(protocol, evaluation).write(new / FILE)
-        write_card(new, folder)
-
-
-def store_properties(folder: Path, chosen: RuntimeProperties) -> None:
-    """Keep runtime properties with an exported directory, in place of earlier ones, and show them in the model card."""
-    with changed(folder) as new:
-        runtime.restore(new)
-        runtime.store(new, chosen)
-        write_card(new, folder)
-
-
-def restore_properties(folder: Path) -> None:
-    """Undo `store_properties`."""
-    with changed(folder) as new:
-        runtime.restore(new)
-        write_card(new, folder)
-
-
-@contextmanager
-def changed(folder: Path) -> Iterator[Path]:
-    """Yield a directory with copies of an exported one's small files, which replace them together when the block ends.
-
-    An error leaves the exported directory unchanged.
-    """
+    evaluations = Evaluations.of(folder).with_evaluation(protocol, evaluation)
     try:
-        with _temporary_inside(folder, CHANGING) as new:
-            for path in filter(Path.exists, (folder / name for name in _LATER)):
-                shutil.copyfile(path, new / path.name)
-            yield new
-            _move(new, folder)
+        with interrupts_deferred():
+            write_card(folder, evaluations=evaluations)
+            evaluations.write(folder / FILE)
     except OSError as error:
-        raise LonasEdgeError(f"{folder}: cannot be written, and is unchanged: {error}") from error
-
-
-def _move(new: Path, folder: Path) -> None:
-    """Replace file by file; after a kill in between, `restore` still works, and the manifest knows both IRs."""
-    with interrupts_deferred():
-        written = [new / name for name in _LATER if name != MANIFEST and (new / name).exists()]
-        if new / MODEL in written and not filecmp.cmp(new / MODEL, folder / MODEL, shallow=False):
-            record_rewritten(folder, MODEL, new / MODEL)
-        for path in written:
-            old = folder / path.name
-            if not old.exists() or not filecmp.cmp(path, old, shallow=False):
-                path.replace(old)
-        if new / RUNTIME not in written:
-            (folder / RUNTIME).unlink(missing_ok=True)
-
-
-@contextmanager
-def untuned(exported: Exported) -> Iterator[Exported]:
-    """Yield the exported directory without the changes of `bench --tune`: itself, or a temporary one that links its files."""
-    folder = exported.folder
-    with ExitStack() as stack:
-        try:
-            copy = stack.enter_context(_temporary_inside(folder, UNTUNED))
-            if exists(folder / RUNTIME):
-                link_files(folder, copy)
-                runtime.restore(copy)
-                record_rewritten(copy, MODEL, copy / MODEL)
-                exported = open_exported(copy)
-        except OSError as error:
-            raise LonasEdgeError(f"{folder}: cannot be written: {error}") from error
-        yield exported
-
-
-def link_files(folder: Path, copy: Path) -> None:
-    """Link the files of an exported directory into another, which may be in it. Replace a link's file; do not change it."""
-    for path in [path for path in folder.rglob("*") if path.is_file() and copy not in path.parents]:
-        _link(path, copy / path.relative_to(folder))
-
-
-def _link(path: Path, link: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system that has no links
-        shutil.copyfile(path, link)
-
-
-@contextmanager
-def _temporary_inside(folder: Path, name: str) -> Iterator[Path]:
-    """Yield a temporary directory inside an exported one; remains of a killed run are removed first."""
-    new = folder / name
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        raise LonasEdgeError(f"{folder}: cannot be written: {error}") from error

@@ -43,7 +43,7 @@ class Job:
     options: ExportOptions
     stored: str
     steps: Steps
-    hash_files: Callable[[], Future[dict[str, tuple[Written, ...]]]]
+    hash_files: Callable[[], Future[dict[str, Written]]]
     calibration: CalibrationPrompts | None = None
     pooling: Pooling | None = None
 
@@ -63,7 +63,7 @@ class Job:
 class Outcome:
     """Results of a stage, for the manifest; `fused` is the number of the IR's matrices that are part of others."""
 
-    files: Future[dict[str, tuple[Written, ...]]]
+    files: Future[dict[str, Written]]
     parity: dict[str, Parity] = field(default_factory=dict)
     compression: tuple[Compression, ...] = ()
     head: Compression | None = None

@@ -1,14 +1,13 @@
 """The manifest of an exported directory, `lonas_edge.json`: its inputs, and the results of the export."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.files import sha256
-from lonas_edge.ir import RUNTIME
 from lonas_edge.network.divergence import Parity
 from lonas_edge.schema import Record
 from lonas_edge.space.complexity import Sizes
@@ -17,7 +16,7 @@ from lonas_edge.space.subnetwork import SearchOrigin
 
 MANIFEST = "lonas_edge.json"
 CARD = "README.md"
-REWRITTEN = (MANIFEST, CARD, EVALUATIONS, RUNTIME)  # replaced by later commands; their hashes are not kept
+REWRITTEN = (MANIFEST, CARD, EVALUATIONS)  # replaced by later commands; their hashes are not kept
 COMPARED = {  # titles of the parity figures
     "materialized": "materialized model vs. activated super-network",
     "stored": "this checkpoint vs. materialized model",
@@ -108,21 +107,11 @@ class Written:
         return cls(path.stat().st_size, sha256(path))
 
 
-def written_files(folder: Path) -> dict[str, tuple[Written, ...]]:
+def written_files(folder: Path) -> dict[str, Written]:
     """Measure the files of an output, `REWRITTEN` ones excepted, by their path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     kept = {path.relative_to(folder).as_posix(): path for path in files if path.name not in REWRITTEN}
-    return {name: (Written.of(path),) for name, path in kept.items()}
-
-
-def record_rewritten(folder: Path, name: str, new: Path) -> None:
-    """Record the next and the present state of a file, so that the manifest is right whenever replacing it is interrupted.
-
-    `name` is the file in an exported directory, `new` the one that will replace it.
-    """
-    manifest = Manifest.read(folder / MANIFEST)
-    files = {**manifest.files, name: (Written.of(new), Written.of(folder / name))}
-    replace(manifest, files=files).write(folder / MANIFEST)
+    return {name: Written.of(path) for name, path in kept.items()}
 
 
 @dataclass(frozen=True)
@@ -142,7 +131,7 @@ class Manifest(Record):
         fused: Number of the IR's matrices that are part of others.
         verified: Whether logits or hidden states were compared.
         parity: Results of the comparisons, by the names in `COMPARED`.
-        files: Size and hash of each file by path; two of a file that `bench --tune` replaced, the new state first.
+        files: Size and hash of each file by path.
         ratio: The largest share of the weights in the format, as requested.
         group_size: Columns of a group, as requested; None for the format's own choice.
         pooling: Pooling of an embedding model; None for others.
@@ -169,7 +158,7 @@ class Manifest(Record):
     steps: dict[str, Step]
     graph_process_peak_rss_bytes: int | None
     versions: dict[str, str]
-    files: dict[str, tuple[Written, ...]]
+    files: dict[str, Written]
     head: Compression | None = None
     ratio: float = 1.0
     group_size: int | None = None

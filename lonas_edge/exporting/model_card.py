@@ -12,18 +12,16 @@ from lonas_edge.exporting.manifest import BothSizes, Calibrated, Compression, Ma
 from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import HEAD_METHOD, PER_CHANNEL
-from lonas_edge.ir import LABELS
-from lonas_edge.ir.runtime import RuntimeProperties
 from lonas_edge.space.picture import lines
 from lonas_edge.space.subnetwork import SearchOrigin
 
 _SECTION = re.compile(r"^(?=## )", re.MULTILINE)
 
 
-def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, evaluations: Evaluations | None = None) -> str:
+def model_card(manifest: Manifest, evaluations: Evaluations | None = None) -> str:
     """Return the model card of an exported directory as Markdown, with the metadata block that model hubs read.
 
-    `runtime` are the properties that `bench --tune` chose, `evaluations` those that `eval --card` kept.
+    `evaluations` are those that `eval --card` kept.
     """
     stage, base, name = STAGES[manifest.stage], manifest.base.name, manifest.subnetwork.name
     fine_tuned = f" fine-tuned with the adapter `{manifest.adapter.name}`" if manifest.adapter else ""
@@ -53,7 +51,6 @@ def model_card(manifest: Manifest, runtime: RuntimeProperties | None = None, eva
         *_prompt(manifest),
         *((*ovms.RUN, "") if ovms.GRAPH_FILE in manifest.files else ()),
         *(_npu() if fits_npu(manifest) else []),
-        *(_runtime(runtime) if runtime else []),
         *(_evaluations(evaluations) if evaluations and evaluations.by_protocol else []),
         "## Verification",
         "",
@@ -176,26 +173,6 @@ def _prompt(manifest: Manifest) -> list[str]:
     ]
     if openvino and "chat_template.jinja" in manifest.files:
         content += ["openvino_genai applies the tokenizer's chat template unless you pass `apply_chat_template=False`.", ""]
-    return content
-
-
-def _runtime(runtime: RuntimeProperties) -> list[str]:
-    ratios = ", ".join(f"{LABELS[metric]} {ratio.value:.2f}x" for metric, ratio in runtime.ratios.items())
-    passed = {name: value for name, value in runtime.properties.items() if name not in runtime.in_ir}
-    machine = runtime.conditions["machine"]
-    inside = ", ".join(f"`{name}={runtime.properties[name]}`" for name in runtime.in_ir)
-    content = [
-        "## Runtime properties",
-        "",
-        f"Chosen by `lonas-edge bench --tune` on {machine['device_name']}, {machine['threads']} threads, {runtime.date}: "
-        f"{ratios} vs. the defaults; mean KL from the logits by default {runtime.mean_kl:.4f} nats. "
-        "Other machines may need other values.",
-        "",
-    ]
-    content += [f"In the IR, used by every client: {inside}.", ""] if inside else []
-    if passed:
-        call = f'pipe = openvino_genai.LLMPipeline("THIS_DIRECTORY", "{runtime.device}", **{json.dumps(passed)})'
-        content += ["To be passed by the client:", "", "```python", call, "```", ""]
     return content
 
 

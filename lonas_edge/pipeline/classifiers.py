@@ -55,7 +55,7 @@ def logits(folder: Path, sentences: Sentences, properties: Mapping[str, str], pr
     """Compute logits by an IR: [records, pairs of a record, outputs], float64. Long texts are cut, as in the trainings."""
     exported, tokenizer = open_exported(folder, ours=False, kind=CLASSIFICATION), require_tokenizer(folder, "measuring logits")
     encoded = encode_pairs(sentences.pairs, tokenizer, exported.context or MAX_LENGTH)
-    infer = open_model(folder / MODEL, "CPU", {**exported.properties, **properties})
+    infer = open_model(folder / MODEL, "CPU", properties)
     collate, rows = PairCollator(tokenizer.pad_token_id or 0), [{**row, "labels": 0} for row in encoded]
     outputs = computed(infer, rows, collate, f"logits of {folder.name}", progress)
     return outputs.reshape(len(sentences.rows), -1, outputs.shape[-1])

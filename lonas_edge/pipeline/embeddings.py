@@ -86,7 +86,7 @@ def embedded(
     context = exported.context or tokenizer.model_max_length
     longest = pooling.limited(tokenizer.model_max_length, context).max_length
     encoded = encode_sentences(sentences, pooling, tokenizer, int(longest or context))
-    embed = embedder_of(open_model(folder / MODEL, "CPU", {**exported.properties, **properties}), pooling)
+    embed = embedder_of(open_model(folder / MODEL, "CPU", properties), pooling)
     collate = SentenceCollator(tokenizer.pad_token_id or 0)
     rows = computed(embed, encoded, collate, f"embeddings of {folder.name}", progress)
     directions: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)

@@ -13,7 +13,7 @@ from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.report import METRICS, Report
 from lonas_edge.bench.run import bench
-from lonas_edge.bench.statistics import paired_ratio
+from lonas_edge.bench.statistics import Ratio, paired_ratio
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.data.encoding import IGNORED, Prompting, encode, encode_prompt
@@ -24,7 +24,6 @@ from lonas_edge.exporting.exported import open_exported
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.core import openvino_core
 from lonas_edge.ir.infer import inputs_of
-from lonas_edge.ir.runtime import Ratio
 from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.pipeline.record import Interval, Latency, Quality, Sample

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from lonas_edge.bench.variants import Case
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import DEFAULT_FORMAT
-from lonas_edge.ir import END_TO_END
 
 if TYPE_CHECKING:
     from lonas_edge.families.kinds import ModelKind
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from lonas_edge.search.dimensions import Cost as CostFunction
     from lonas_edge.search.latency_table import LatencyTable
     from lonas_edge.space.complexity import Sizes
+
+END_TO_END = "end-to-end"
 
 
 @dataclass(frozen=True)

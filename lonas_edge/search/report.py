@@ -10,8 +10,7 @@ from typing import Any
 
 from lonas_edge.bench.variants import Case
 from lonas_edge.files import replace_text
-from lonas_edge.ir import END_TO_END
-from lonas_edge.search.cost import COSTS, end_to_end
+from lonas_edge.search.cost import COSTS, END_TO_END, end_to_end
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.record import Evaluation, Measured, SearchRecord
 

@@ -85,7 +85,6 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
     for options, code, message in (
         (["--new-tokens", "8"], 2, "--new-tokens: "),
         (["--prompt-len", f"{length + 1}"], 1, "longer than the model's context"),
-        (["--tune"], 1, "a sequence classifier; expected a causal language model"),
     ):
         ran = run_cli("bench", folder, *options)
         assert ran.code == code and message in " ".join(ran.err.split()), ran.err
@@ -97,10 +96,6 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
         (["--new-tokens", "1"], "must be at least 2"),
         (["--batch-size", "0"], "must be at least 1"),
         (["--property", "X"], "expected NAME=VALUE"),
-        (["--tune", "--arms", "subnet"], "--arms cannot be combined with --tune"),
-        (["--tune", "--prompt-len", "8,16"], "--tune needs one value each"),
-        (["--tune", "--rounds", "5"], "--rounds 5: --tune needs at least 6 to tell what is faster"),
-        (["--objective", "ttft"], "--objective needs --tune"),
         (["--arms", "unpruned", "--torch-dtype", "bf16"], "--torch-dtype needs --arms lora or lora-merged"),
         (["--arms", "subnet", "--model", "x"], "--model needs --arms lora or lora-merged or unpruned"),
     ],
@@ -118,7 +113,7 @@ def test_wrong_usage(run_cli: Callable, int8: Path, options: list[str], message:
         (["--device", "TPU"], "--device TPU: not on this machine. Present: CPU, AUTO."),
         (["--device", "NPU"], "--device NPU: not on this machine. Present: CPU"),
         (["--threads", "4096"], "--threads 4096: this process may use only"),
-        (["--arms", "nothing"], "nothing: neither a variant (subnet, lora, lora-merged, unpruned), a directory"),
+        (["--arms", "nothing"], "nothing: neither a variant (subnet, lora, lora-merged, unpruned) nor a directory"),
         (["--arms", "lora"], "is a local directory; pass it with --adapter"),
         (["--arms", "subnet,~/nothing"], f"{Path.home()}/nothing: neither a variant"),
         (["--arms", "lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),

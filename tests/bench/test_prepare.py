@@ -117,13 +117,11 @@ def test_variants_of_each_kind(int8: Path, copy: Path, source: TinySource, tmp_p
 
 
 def test_all_irs_get_the_same_properties(int8: Path, copy: Path) -> None:
-    """--property overrides tuned properties, which override the KV precision of the weight format."""
-    opened, kv = open_exported(int8), "KV_CACHE_PRECISION"
-    tuned = replace(opened, properties={kv: "f16", "ENABLE_CPU_PINNING": "NO"})
-    for exported, given, expected in (
-        (opened, {}, {kv: "u8"}),
-        (tuned, {}, {kv: "f16", "ENABLE_CPU_PINNING": "NO"}),
-        (tuned, {kv: "f32"}, {kv: "f32", "ENABLE_CPU_PINNING": "NO"}),
+    """--property overrides the KV precision of the weight format."""
+    exported, kv = open_exported(int8), "KV_CACHE_PRECISION"
+    for given, expected in (
+        ({}, {kv: "u8"}),
+        ({kv: "f32", "ENABLE_CPU_PINNING": "NO"}, {kv: "f32", "ENABLE_CPU_PINNING": "NO"}),
     ):
         variants = prepared(exported, BenchOptions(arms=(str(copy),), properties=given))
         assert [variant.properties for variant in variants] == [expected] * 2

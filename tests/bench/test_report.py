@@ -11,10 +11,10 @@ from lonas_edge.bench import report as module
 from lonas_edge.bench.measure import Measurement, Sample
 from lonas_edge.bench.plots import write_plots
 from lonas_edge.bench.report import Comparison, Report, compare, describe_variant, find_warnings, make_rows, write
+from lonas_edge.bench.statistics import Ratio
 from lonas_edge.bench.tables import text_table
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case, Facts, Variant
-from lonas_edge.ir.runtime import Ratio
 from lonas_edge.network.vocabulary_record import VocabularyRecord
 
 SMOLLM2 = {

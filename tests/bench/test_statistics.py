@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lonas_edge.bench.statistics import _signed_rank_quantile, half_width, paired_ratio, summarize
-from lonas_edge.ir.runtime import Ratio
+from lonas_edge.bench.statistics import Ratio, _signed_rank_quantile, half_width, paired_ratio, summarize
 
 
 def test_summary_equals_numpy() -> None:

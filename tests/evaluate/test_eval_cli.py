@@ -23,8 +23,6 @@ from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.evaluate.torch_lm import TorchLM
 from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.exporting.exported import restore_properties, store_properties
-from lonas_edge.ir.runtime import Ratio, RuntimeProperties
 from lonas_edge.network import super_network
 
 DATA = Path(__file__).parent / "data"
@@ -323,17 +321,6 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     assert str(tmp_path) not in (exported / "lonas_edge_eval.json").read_text()
     kept = Evaluations.of(exported).by_protocol["option-text"]
     assert kept.target == EvalRecord.read(tmp_path / "out/eval.json").targets[0]
-    store_properties(exported, tuned())
-    assert "## Accuracy" in (exported / "README.md").read_text()
-    restore_properties(exported)
-    assert "## Accuracy" in (exported / "README.md").read_text()
-    assert "Runtime properties" not in (exported / "README.md").read_text()
-
-
-def tuned() -> RuntimeProperties:
-    conditions = {"machine": {"device_name": "a processor", "threads": 2}}
-    ratios = {"tpot": Ratio(0.9, None, None, 3, 1)}
-    return RuntimeProperties("CPU", "2026-01-01", "tpot", {"KV_CACHE_PRECISION": "u8"}, ratios, 0.001, conditions)
 
 
 def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -49,18 +49,6 @@ MANIFEST = {
     "group_size": None,
     "pooling": None,
 }
-RUNTIME = {
-    "schema": "lonas-edge/runtime/1",
-    "device": "CPU",
-    "date": "2026-11-25",
-    "objective": "tpot",
-    "properties": {"ENABLE_CPU_PINNING": "NO"},
-    "ratios": {"tpot": {"value": 0.7, "low": None, "high": None, "rounds": 3, "starts": 1}},
-    "mean_kl": 0.0,
-    "conditions": {"machine": {"device_name": "a CPU", "threads": 4}},
-    "in_ir": [],
-    "replaced_in_ir": {},
-}
 DATA = '<data element_type="u8" shape="4" offset="6" size="4" />'
 XML = f'<?xml version="1.0"?>\n<net><layers><layer>{DATA}</layer></layers></net>\n'
 
@@ -78,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_an_exported_directory(folder: Path) -> None:
     exported = open_exported(folder)
-    assert (exported.vocabulary, exported.context, exported.weight_format, exported.properties) == (288, 128, "int8", {})
+    assert (exported.vocabulary, exported.context, exported.weight_format) == (288, 128, "int8")
     assert json.loads(json.dumps(exported.own_manifest.to_json())) == MANIFEST
 
 
@@ -115,21 +103,11 @@ def test_truncated_files(folder: Path) -> None:
         open_exported(folder)
 
 
-def test_runtime_properties(folder: Path) -> None:
-    (folder / "lonas_edge_runtime.json").write_text(json.dumps(RUNTIME))
-    assert open_exported(folder).properties == {"ENABLE_CPU_PINNING": "NO"}
-    (folder / "lonas_edge_runtime.json").write_text(
-        json.dumps({**RUNTIME, "properties": {"ENABLE_CPU_PINNING": 1}, "in_ir": 3})
-    )
-    with pytest.raises(LonasEdgeError, match=r"(?s)lonas_edge_runtime\.json: .*ENABLE_CPU_PINNING: .*in_ir: .*bench --tune"):
-        open_exported(folder)
-
-
-@pytest.mark.parametrize("file", ["lonas_edge.json", "lonas_edge_runtime.json"])
-def test_records_of_a_newer_version(folder: Path, file: str) -> None:
-    kind = {"lonas_edge.json": "manifest", "lonas_edge_runtime.json": "runtime"}[file]
-    (folder / file).write_text(json.dumps({"schema": f"lonas-edge/{kind}/99", "what": "ever"}))
-    with pytest.raises(LonasEdgeError, match=rf"{file}: written by a newer lonas-edge \(lonas-edge/{kind}/99.*Update"):
+def test_a_manifest_of_a_newer_version(folder: Path) -> None:
+    (folder / "lonas_edge.json").write_text(json.dumps({"schema": "lonas-edge/manifest/99", "what": "ever"}))
+    with pytest.raises(
+        LonasEdgeError, match=r"lonas_edge\.json: written by a newer lonas-edge \(lonas-edge/manifest/99.*Update"
+    ):
         open_exported(folder)
 
 
@@ -163,7 +141,7 @@ def accuracy(card: Path) -> list[str]:
 def test_a_card_that_nobody_edited_is_the_written_one(folder: Path, card: Path) -> None:
     for value in (0.5, 0.25):
         store_evaluation(folder, "option-text", evaluation(value))
-        assert card.read_text() == model_card(Manifest.read(folder / "lonas_edge.json"), None, Evaluations.of(folder))
+        assert card.read_text() == model_card(Manifest.read(folder / "lonas_edge.json"), Evaluations.of(folder))
     assert accuracy(card) == ["25.0"]
     (folder / FILE).unlink()
     card.unlink()
@@ -199,4 +177,4 @@ def test_an_edited_section_that_changes_stays_with_a_warning(folder: Path, card:
     text = card.read_text()
     card.write_text(text[: text.index("## Accuracy")] + text[text.index("## Verification") :])
     store_evaluation(folder, "option-text", evaluation(0.25))
-    assert card.read_text() == model_card(Manifest.read(folder / "lonas_edge.json"), None, Evaluations.of(folder))
+    assert card.read_text() == model_card(Manifest.read(folder / "lonas_edge.json"), Evaluations.of(folder))

@@ -1,11 +1,10 @@
 """The model card: prompts, the call for NPUs, runtime properties."""
 
 import pytest
-from test_exported import MANIFEST, RUNTIME
+from test_exported import MANIFEST
 
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.exporting.model_card import fits_npu, model_card, sections, updated
-from lonas_edge.ir.runtime import RuntimeProperties
 
 ALPACA = """`alpaca`; the answer takes the place of `{output}`:
 
@@ -38,7 +37,7 @@ appropriately completes the request.
 ## Verification"""
 APPLIES = "openvino_genai applies the tokenizer's chat template unless you pass `apply_chat_template=False`.\n\n## Verification"
 CHAT = "It was trained with the prompt `chat`: use the tokenizer's chat template"
-FILE = {"chat_template.jinja": [{"bytes": 1, "sha256": "ab"}]}
+FILE = {"chat_template.jinja": {"bytes": 1, "sha256": "ab"}}
 
 
 def manifest(**changes: object) -> Manifest:
@@ -76,14 +75,6 @@ def test_exports_for_npus(stored: list, changes: dict, fits: bool) -> None:
     exported = manifest(compression=parts, **changes)
     assert fits_npu(exported) is fits
     assert ('openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024' in model_card(exported)) is fits
-
-
-def test_runtime_properties() -> None:
-    chosen = {"properties": {"ENABLE_CPU_PINNING": "NO", "KV_CACHE_PRECISION": "u8"}, "in_ir": ["KV_CACHE_PRECISION"]}
-    card = model_card(manifest(), RuntimeProperties.from_json({**RUNTIME, **chosen}, "here"))
-    assert "on a CPU, 4 threads, 2026-11-25: TPOT 0.70x vs. the defaults" in card
-    assert "In the IR, used by every client: `KV_CACHE_PRECISION=u8`." in card
-    assert 'LLMPipeline("THIS_DIRECTORY", "CPU", **{"ENABLE_CPU_PINNING": "NO"})' in card
 
 
 @pytest.mark.parametrize(

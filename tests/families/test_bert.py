@@ -233,7 +233,6 @@ def test_commands_that_need_prompts(run_cli: Callable, tiny_bert: TinyBert, tmp_
         ([*on, "--cost", "ttft"], "a sequence classifier generates no tokens; use --cost latency"),
         ([*on, "--measure"], "data.json: not sentences"),
         (on, "GLUE tasks are TSV files"),
-        (["bench", exported, "--tune"], "a sequence classifier; expected a causal language model"),
     ):
         ran = run_cli(*arguments)
         assert ran.code == 1 and refused in ran.err, ran.err

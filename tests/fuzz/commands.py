@@ -66,7 +66,7 @@ class Command:
 
 _EVERY = (*CAUSAL, *BERT)
 _CONFIGS = "base/config.json adapter/adapter_config.json space.json subnet.json"
-_EVALUATED = "ir/lonas_edge_eval.json ir/lonas_edge.json ir/lonas_edge_runtime.json"
+_EVALUATED = "ir/lonas_edge_eval.json ir/lonas_edge.json"
 _STUDY = "searched/search.json searched/study.log " * 3
 _SUBNET = f"--subnet subnet.json {_CHECKPOINT}"
 _FROM = f"train --from super --subnet subnet.json --data data.json {STEPS} --output out"

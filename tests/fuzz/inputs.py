@@ -70,9 +70,8 @@ def _by_commands(made: dict[str, str], folder: Path, family: str, more: Callable
 
 
 def _more_of_llama(case: Path) -> list[str]:
-    """An interrupted training, run-time properties and an evaluation in the model card."""
+    """An interrupted training and an evaluation in the model card."""
     _in_child(lambda: _interrupt_training(case), case, "llama/training")
-    _in_child(lambda: _store_properties(case / "in/ir"), case, "llama/properties")
     _check(run_command(f"eval ir {EVAL} --card".split(), case, 300), "llama/evaluation")
     return ["out.partial"]
 
@@ -158,13 +157,3 @@ def _interrupt_training(case: Path) -> None:
         main_in(case, f"{TRAIN} --output out".split())
     except SystemExit as ended:
         assert ended.code == 1
-
-
-def _store_properties(folder: Path) -> None:
-    from lonas_edge.exporting.exported import store_properties
-    from lonas_edge.ir.runtime import Ratio, RuntimeProperties
-
-    conditions = {"machine": {"device_name": "a processor", "threads": 2}}
-    properties = {"KV_CACHE_PRECISION": "f16", "INFERENCE_PRECISION_HINT": "f32"}
-    ratios = {"tpot": Ratio(0.9, None, None, 3, 1)}
-    store_properties(folder, RuntimeProperties("CPU", "2026-01-01", "tpot", properties, ratios, 0.001, conditions))

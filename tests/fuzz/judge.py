@@ -28,7 +28,7 @@ _RELATED = (
     {"config.json", "adapter_config.json", "space.json", "nncf_config.json", "subnet.json", "subnetwork.json"},
     {"config.json", "channel_order.safetensors"},
     {"training.json", "config.json", "model.safetensors"},
-    {"openvino_model.xml", "openvino_model.bin", "lonas_edge.json", "config.json", "lonas_edge_runtime.json"},
+    {"openvino_model.xml", "openvino_model.bin", "lonas_edge.json", "config.json"},
 )
 _LONGEST = 20_000  # characters of an error
 

@@ -68,14 +68,9 @@ HOSTILE: dict[str, dict[str, tuple[Any, ...]]] = {
         "eos_token": (None, 5, "not there", {"content": "</s>"}, ["</s>"]),
         "bos_token": (5, "x" * 200_000, {"content": "x" * 200_000}),
     },
-    "lonas_edge_runtime.json": {
-        "properties": ({"CACHE_DIR": "stolen"}, {"NOTHING": "1"}, [], {"INFERENCE_NUM_THREADS": "-3"}, {"LOG_LEVEL": "1"}),
-        "in_ir": (["CACHE_DIR"],),
-        "device": ("TPU",),
-    },
     "lonas_edge.json": {
         "stage": ("checkpoint", "ir", 5),
-        "schema": ("lonas-edge/manifest/99", "lonas-edge/runtime/1", 5, None),
+        "schema": ("lonas-edge/manifest/99", 5, None),
         "weight_format": ("int2",),
         "sizes": ({},),
         "base": (None,),

@@ -86,7 +86,7 @@ def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
 
 
 def test_the_model_card_has_the_table(finished: Finished, tmp_path: Path) -> None:
-    """Also after the card is written again, as `eval --card` and `bench --tune` do."""
+    """Also after the card is written again, as `eval --card` does."""
     model = finished.copied(tmp_path / "copy") / "model"
     card = (model / "README.md").read_text()
     table = [line for line in (model.parent / "report.md").read_text().splitlines() if line.startswith("| ")][:4]

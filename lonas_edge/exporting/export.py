@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.errors import raise_all
 from lonas_edge.exporting.calibration import read_calibration
 from lonas_edge.exporting.job import Job, Outcome
 from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
@@ -18,13 +17,12 @@ from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.exporting.requirements import require_tokenizer
 from lonas_edge.exporting.steps import Steps
 from lonas_edge.families import CAUSAL_LM
-from lonas_edge.files import replace_text, sha256
+from lonas_edge.files import replace_text
 from lonas_edge.formats import FORMATS, dtype_of
 from lonas_edge.ir import compress
-from lonas_edge.network import adapters
 from lonas_edge.network.configuration import read_generation_config
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.source import Located, Source, base_misfits
+from lonas_edge.network.source import Located, Source, check_base, fingerprint
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.network.vocabulary_record import VOCABULARY, vocabulary_of
 from lonas_edge.output import OutputDirectory
@@ -78,13 +76,14 @@ def export(
                 calibration=read_calibration(model, tokenizer, options) if options.stage == "ir" else None,
                 pooling=pooling,
             )
-        hashes = background.submit(_input_hashes, model)
+        hashes = background.submit(_input_hashes, source)
         model.subnetwork.record().write(folder / SUBNETWORK)
         if trimmed := vocabulary_of(source.base.folder):
             trimmed.exported().write(folder / VOCABULARY)
         outcome = _stage(options.stage)(job)
         if options.verify:
-            _refuse_other_base(source, hashes.result())
+            hint = "Pass the right base with --model, or export anyway with --no-verify."
+            check_base(source.training, hashes.result()["base"], source.base.folder, hint)
         manifest = _manifest(job, outcome, hashes.result())
         manifest.write(folder / MANIFEST)
         replace_text(folder / CARD, model_card(manifest))
@@ -156,22 +155,11 @@ def _stage(name: str) -> Callable[[Job], Outcome]:
     return export_ir
 
 
-def _input_hashes(model: MaterializedModel) -> Hashes:
-    source = model.source
-    base = [source.base.folder / "config.json", *model.base.files]
-    hashes = {"base": {path.name: sha256(path) for path in base}}
+def _input_hashes(source: Source) -> Hashes:
+    hashes = {"base": fingerprint(source.base.folder)}
     if source.adapter:
-        files = [source.adapter.folder / adapters.CONFIG, adapters.adapter_file(source.adapter.folder)]
-        hashes["adapter"] = {path.name: sha256(path) for path in files}
+        hashes["adapter"] = fingerprint(source.adapter.folder)
     return hashes
-
-
-def _refuse_other_base(source: Source, hashes: Hashes) -> None:
-    raise_all(
-        f"{source.base.folder}: not the base that the super-adapter was trained on:",
-        base_misfits(source.training, hashes["base"], source.base.folder),
-        "Pass the right base with --model, or export anyway with --no-verify.",
-    )
 
 
 def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:

@@ -14,11 +14,12 @@ from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.pooling import Pooling, embeds, pooling_of
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, MODEL_KINDS, ModelKind, family_of, family_of_config
-from lonas_edge.files import check_model_folder, exists, sha256
+from lonas_edge.files import check_model_folder, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
+from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.configuration import parse_config, read_config, read_generation_config
 from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
@@ -173,20 +174,21 @@ def locate(reference: str, weights: bool, revision: str | None = None) -> Locate
         weights: Whether weights are needed, or only configurations.
         revision: The revision of a hub id that names none.
     """
-    located = _located(reference, weights, revision)
+    folder = Path(reference)
+    if folder.is_dir():
+        located = Located(folder.resolve().name, folder)
+    elif folder.exists():
+        raise LonasEdgeError(f"{reference}: a file; expected the directory of a model or an adapter, or a hub id")
+    else:
+        located = _download(reference, weights, revision)
     check_model_folder(located.folder)
     return located
 
 
-def _located(reference: str, weights: bool, revision: str | None) -> Located:
-    folder = Path(reference)
-    if exists(folder) and folder.is_dir():
-        return Located(folder.resolve().name, folder)
-    if exists(folder):
-        raise LonasEdgeError(f"{reference}: a file; expected the directory of a model or an adapter, or a hub id")
+def _download(reference: str, weights: bool, revision: str | None) -> Located:
     name, _, named = reference.rpartition("@")
     if name and named:
-        if exists(Path(name)):
+        if Path(name).exists():
             raise LonasEdgeError(f"{reference}: {name} is a local path; revisions exist on the hub only. Omit @{named}.")
         reference, revision = name, named
     from huggingface_hub import snapshot_download
@@ -204,9 +206,30 @@ def _located(reference: str, weights: bool, revision: str | None) -> Located:
     return Located(reference, Path(snapshot), Path(snapshot).name)
 
 
-def read_model_config(located: Located) -> Any:
-    """Read a model's `config.json` as a `PretrainedConfig`."""
-    return parse_config(read_config(located.folder), str(located.folder / "config.json"))
+def fingerprint(folder: Path) -> dict[str, str]:
+    """SHA-256 of the configuration and the weights of a model or an adapter, by file name."""
+    if (folder / adapters.CONFIG).exists():
+        files = [folder / adapters.CONFIG, adapters.adapter_file(folder)]
+    else:
+        files = [folder / "config.json", *open_tensors(folder).files]
+    return {path.name: sha256(path) for path in files}
+
+
+def check_base(
+    training: TrainingRecord | None, hashes: Mapping[str, str], base: Path, hint: str = "Pass the right one with --model."
+) -> None:
+    """Raise if files of a base (SHA-256 by name) differ from those of the adapter's training; only common files count.
+
+    A base with a trimmed vocabulary stands for the models that it was trimmed from.
+    """
+    trained = training.base.sha256 if training else {}
+    errors: list[str] = []
+    for possible in [hashes, *(original_hashes(base) if trained else [])]:
+        different = [name for name in sorted(trained.keys() & possible.keys()) if trained[name] != possible[name]]
+        errors = [f"{name}: SHA-256 {possible[name][:12]}, but {trained[name][:12]} when it was trained" for name in different]
+        if not errors:
+            return
+    raise_all(f"{base}: not the base that the adapter was trained on:", errors, hint)
 
 
 def kind_of_folder(folder: Path) -> ModelKind | None:
@@ -237,37 +260,29 @@ def open_source(
         kind: Kind of a base model without an adapter, where its model type has several; by its files when None.
     """
     located = locate(source or model or "", weights)
-    adapter_config = AdapterConfig.read(located.folder) if (located.folder / adapters.CONFIG).exists() else None
-    if adapter_config is None and source is not None and model not in (None, source):
+    adapter, adapter_config, training, base = None, None, None, located
+    if (located.folder / adapters.CONFIG).exists():
+        adapter, adapter_config = located, AdapterConfig.read(located.folder)
+        training = TrainingRecord.read(adapter.folder / TRAINING) if (adapter.folder / TRAINING).exists() else None
+        base = _locate_base(adapter_config, training is not None, model, weights)
+    elif source is not None and model not in (None, source):
         raise LonasEdgeError(f"{located.folder}: no {adapters.CONFIG}; with --model, SOURCE is a PEFT adapter directory")
-    adapter = located if adapter_config else None
-    training = TrainingRecord.read(located.folder / TRAINING) if adapter and (located.folder / TRAINING).exists() else None
-    base = located if adapter_config is None else _locate_base(adapter_config, training is not None, model, weights)
-    if elastic and nncf_config is None and adapter and (adapter.folder / SEARCH_SPACE).exists():
-        nncf_config = adapter.folder / SEARCH_SPACE
-    if elastic and nncf_config is None and training and training.search_space:
-        raise LonasEdgeError(
-            f"{located.folder / SEARCH_SPACE}: missing; the super-adapter was trained with a search space. Copy the "
-            "super-adapter again, or pass --nncf-config FILE."
-        )
+    if elastic and nncf_config is None and adapter:
+        nncf_config = _own_space(adapter.folder, training)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
-    config = read_model_config(base)
-    read_generation_config(base.folder, config.vocab_size)
-    embedding = EMBEDDING if any(embeds(located.folder) for located in (adapter, base) if located) else None
-    wanted = (_kind_of_adapter(adapter_config) if adapter_config else kind) or embedding
-    head = _head_fields(config, wanted, outputs or _outputs(adapter, training))
-    _refuse_other_head(config, base)
-    config = type(config).from_dict({**config.to_dict(), **head}) if head else config
-    architecture = Architecture.from_config(config, str(base.folder))
+    kind = _kind_of_adapter(adapter_config) if adapter_config else kind
+    folders = [each.folder for each in (adapter, base) if each]
+    head_outputs = outputs or (_head_outputs(adapter.folder, training) if adapter else None)
+    architecture, head = _read_architecture(
+        base.folder, kind or (EMBEDDING if any(map(embeds, folders)) else None), head_outputs
+    )
     if adapter_config:
         _refuse_other_task(adapter_config, architecture)
     if weights:
         check_builds(architecture, base.folder / "config.json")
     elasticity = bind(architecture, space, str(nncf_config))
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
-    others = base_misfits(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)
-    raise_all(f"{base.folder}: not the base that {located.name} was trained on:", others, "Pass the right one with --model.")
-    folders = [each.folder for each in (adapter, base) if each]
+    check_base(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)
     pooling = pooling_of(*folders, warn=weights) if architecture.family.kind is EMBEDDING else None
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head, pooling)
     if training and training.recovered and training.recovered.widths and elastic:
@@ -285,6 +300,33 @@ def open_source(
     return opened
 
 
+def _own_space(adapter: Path, training: TrainingRecord | None) -> Path | None:
+    """The search space in a super-adapter's directory; None for another adapter."""
+    if (adapter / SEARCH_SPACE).exists():
+        return adapter / SEARCH_SPACE
+    if training and training.search_space:
+        raise LonasEdgeError(
+            f"{adapter / SEARCH_SPACE}: missing; the super-adapter was trained with a search space. Copy the super-adapter "
+            "again, or pass --nncf-config FILE."
+        )
+    return None
+
+
+def _read_architecture(
+    base: Path, kind: ModelKind | None, outputs: Sequence[str] | int | None
+) -> tuple[Architecture, dict[str, Any]]:
+    """Read a base's shapes, and the fields of its config.json that change with its kind and the outputs of another head."""
+    path = base / "config.json"
+    config = parse_config(read_config(base), str(path))
+    read_generation_config(base, config.vocab_size)
+    family, fields = family_of(config.model_type, kind, config.architectures or ()), {}
+    if family:
+        fields = {**family.kind.head_fields(config, outputs), **family.class_fields(config.model_type)}
+    _refuse_other_head(config, path)
+    config = type(config).from_dict({**config.to_dict(), **fields}) if fields else config
+    return Architecture.from_config(config, str(base)), fields
+
+
 def _stated_kind(config: AdapterConfig) -> ModelKind | None:
     """The kind that an adapter names; None without one that is known."""
     return next((kind for kind in MODEL_KINDS if kind.peft == config.lora.task_type), None)
@@ -295,27 +337,19 @@ def _kind_of_adapter(config: AdapterConfig) -> ModelKind | None:
     return _stated_kind(config) or (CLASSIFICATION if adapters.head_outputs(config.path.parent) else None)
 
 
-def _head_fields(config: Any, kind: ModelKind | None, outputs: Sequence[str] | int | None) -> dict[str, Any]:
-    """Fields of `config.json` that change with the task and the outputs of a head."""
-    family = family_of(config.model_type, kind, config.architectures or ())
-    return {**family.kind.head_fields(config, outputs), **family.class_fields(config.model_type)} if family else {}
-
-
-def _outputs(adapter: Located | None, training: TrainingRecord | None) -> Sequence[str] | int | None:
+def _head_outputs(adapter: Path, training: TrainingRecord | None) -> Sequence[str] | int | None:
     """Outputs of the adapter's head: names from the task of its training, else their number in its file."""
-    if adapter is None:
-        return None
     task = GLUE.get(training.task or "") if training else None
-    return task.outputs if task else adapters.head_outputs(adapter.folder)
+    return task.outputs if task else adapters.head_outputs(adapter)
 
 
-def _refuse_other_head(config: Any, base: Located) -> None:
+def _refuse_other_head(config: Any, path: Path) -> None:
     """Raise if the model is a classifier of a model type whose classifiers are not supported."""
     kinds = {family.kind for family in FAMILIES if config.model_type in family.model_types}
     heads = [name for name in config.architectures or () if name.endswith("ForSequenceClassification")]
     if heads and EMBEDDING in kinds and CLASSIFICATION not in kinds:
         raise LonasEdgeError(
-            f"{base.folder / 'config.json'}: {', '.join(heads)}: classifiers and rerankers of {config.model_type} are not "
+            f"{path}: {', '.join(heads)}: classifiers and rerankers of {config.model_type} are not "
             "supported; expected an embedding model."
         )
 
@@ -330,27 +364,12 @@ def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> Non
         )
 
 
-def base_misfits(training: TrainingRecord | None, hashes: Mapping[str, str], base: Path) -> list[str]:
-    """List differences between a base's files (SHA-256 by name) and those of the training; only common files count.
-
-    A base with a trimmed vocabulary stands for the models that it was trimmed from.
-    """
-    trained = training.base.sha256 if training else {}
-
-    def differing(hashes: Mapping[str, str]) -> list[str]:
-        return [name for name in sorted(trained.keys() & hashes.keys()) if trained[name] != hashes[name]]
-
-    possible = [hashes, *original_hashes(base)] if trained else [hashes]
-    hashes = next((each for each in possible if not differing(each)), possible[-1])
-    return [f"{name}: SHA-256 {hashes[name][:12]}, but {trained[name][:12]} when it was trained" for name in differing(hashes)]
-
-
 def _locate_base(config: AdapterConfig, ours: bool, model: str | None, weights: bool) -> Located:
     reference = model or config.lora.base_model_name_or_path
     if not reference:
         raise LonasEdgeError(f"{config.path}: names no base model; pass --model")
     there = config.path.parent / reference
-    if ours and not model and exists(there / "config.json"):
+    if ours and not model and (there / "config.json").exists():
         check_model_folder(there)
         return Located(there.resolve().name, there)  # `train` names a base on this disk by its path from the super-adapter
     try:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lonas_edge.errors import raise_all
-from lonas_edge.files import read_by, sha256
+from lonas_edge.files import read_by
 from lonas_edge.network.adapters import load_adapter
 from lonas_edge.network.calibration import given
 from lonas_edge.network.checkpoints import describe_damage, open_base, open_tensors
@@ -21,7 +21,7 @@ from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import auto_model, empty_model, load_unequal, repair, set_parameter, untouched_zeros
 from lonas_edge.network.objective import Objective, objective_of
-from lonas_edge.network.source import Located, Source, base_misfits
+from lonas_edge.network.source import Located, Source, check_base, fingerprint
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.subnetwork import Subnetwork
@@ -151,9 +151,8 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     """Load a super-adapter (fp32) on its base (`dtype`), on the CPU, in eval mode, in the super-network's channel order."""
     # transformers and PEFT report mismatches less clearly
     stored = open_base(source.base.folder, source.architecture, source.replaced())
-    hashes = {path.name: sha256(path) for path in stored.files} if source.training else {}
-    misfits = base_misfits(source.training, hashes, source.base.folder)
-    raise_all(f"{source.base.folder}: not the base that was trained on:", misfits, "Pass the right one with --model.")
+    if source.training:
+        check_base(source.training, fingerprint(source.base.folder), source.base.folder)
     if source.adapter and source.adapter_config:
         load_adapter(source.adapter.folder, source.adapter_config, source.architecture, stored)
     model: Any = load_base(source.base, source.architecture, dtype)

@@ -11,8 +11,7 @@ from typing import Any
 from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.adapters import CONFIG, adapter_file
-from lonas_edge.network.checkpoints import open_base
-from lonas_edge.network.source import Source
+from lonas_edge.network.source import Source, fingerprint
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.estimate import Probe
 from lonas_edge.pipeline.measure import ROUNDS
@@ -311,9 +310,8 @@ def trained_for(weight_format: str) -> str | None:
 def source_hashes(source: Source) -> dict[str, str]:
     """Hashes that identify what is compressed."""
     folder = source.base.folder
-    files = [folder / "config.json", *open_base(folder, source.architecture, source.replaced()).files]
-    files += [folder / name for name in _TOKENIZER if (folder / name).is_file()]
-    base = json_sha256({path.name: sha256(path) for path in files})
+    tokenizer = {name: sha256(folder / name) for name in _TOKENIZER if (folder / name).is_file()}
+    base = json_sha256(fingerprint(folder) | tokenizer)
     adapter = source.adapter and {
         "adapter": sha256(adapter_file(source.adapter.folder)),
         "adapter_config": sha256(source.adapter.folder / CONFIG),

@@ -7,10 +7,8 @@ from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
-from lonas_edge.network import adapters
-from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.heldout import HeldOut, read_held_out
-from lonas_edge.network.source import Source
+from lonas_edge.network.source import Source, fingerprint
 from lonas_edge.search.cost import COSTS, COUNTED, check_cost, context_faults, cost_function, default_cost
 from lonas_edge.search.dimensions import Cost, Dimensions, find_dimensions
 from lonas_edge.search.options import LEAST_EVALS, SearchOptions
@@ -86,7 +84,7 @@ class SearchPlan:
         lengths = [settings.device, settings.prompt_len, settings.new_tokens, settings.batch_size]
         return {
             "base": sha256(source.base.folder / "config.json"),
-            "super_adapter": adapter_hashes(source),
+            "super_adapter": fingerprint(source.adapter.folder) if source.adapter else None,
             "search_space": source.space.hash,
             "data": self.held.sha256,
             "prompts": self.held.prompts,
@@ -96,7 +94,7 @@ class SearchPlan:
             "device": lengths if COSTS[self.cost].timed else None,
             "weight_format": settings.weight_format,
             "seed": options.seed,
-            **({} if source.adapter else {"weights": base_hashes(source)}),
+            **({} if source.adapter else {"weights": fingerprint(source.base.folder)}),
             **({"pooling": asdict(source.pooling)} if source.pooling else {}),
         }
 
@@ -108,19 +106,6 @@ class SearchPlan:
         return {"base": base, "search_space": space, "data": self.options.data} | (
             {"super_adapter": adapter.folder} if adapter else {}
         )
-
-
-def adapter_hashes(source: Source) -> dict[str, str] | None:
-    """Return SHA-256 of an adapter's configuration and weights by file name; None for a base alone."""
-    if source.adapter is None:
-        return None
-    files = [source.adapter.folder / adapters.CONFIG, adapters.adapter_file(source.adapter.folder)]
-    return {path.name: sha256(path) for path in files}
-
-
-def base_hashes(source: Source) -> dict[str, str]:
-    """Return SHA-256 of a base's weights by file name."""
-    return {path.name: sha256(path) for path in open_tensors(source.base.folder).files}
 
 
 def make_plan(source: Source, options: SearchOptions) -> SearchPlan:

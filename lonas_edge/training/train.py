@@ -26,12 +26,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.adapters import CONFIG
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
-from lonas_edge.network.source import SEARCH_SPACE, base_misfits
+from lonas_edge.network.source import SEARCH_SPACE, check_base
 from lonas_edge.network.super_network import SuperNetwork, load_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
@@ -232,8 +232,7 @@ class _Run:
         hashes = Hashes.of(inputs)
         settings = identity(inputs, hashes, options, schedule, self.state.num_processes)
         if inputs.start:
-            misfits = base_misfits(inputs.start.source.training, hashes.base, inputs.base.folder)
-            raise_all(f"{inputs.base.folder}: not the base of the adapter's training:", misfits, "Pass the right --model.")
+            check_base(inputs.start.source.training, hashes.base, inputs.base.folder)
         restart = directory.overwrite and not resume
         with directory.resume("train", settings, resume, restart) as work, stopping(work.path):
             resumption = newest_complete(work.path)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from lonas_edge.errors import LonasEdgeError, out_of_memory
 from lonas_edge.files import sha256
 from lonas_edge.network.channel_order import FILE as ORDER
-from lonas_edge.network.checkpoints import open_base
+from lonas_edge.network.source import fingerprint
 from lonas_edge.training.checkpoints import NotSavedError, check, checkpoints, discard, step_of, unfinished
 from lonas_edge.training.elastic_trainer import NotFiniteError
 from lonas_edge.training.inputs import Inputs
@@ -40,14 +40,13 @@ class Hashes:
     def of(cls, inputs: Inputs) -> "Hashes":
         """Hash the files of the inputs."""
         folder = inputs.base.folder
-        base = [folder / "config.json", *open_base(folder, inputs.architecture, inputs.architecture.head).files]
         tokenizer = [path for path in (folder / "tokenizer.json", folder / "tokenizer.model") if path.exists()]
 
         def hashed(files: list[Path] | tuple[Path, ...]) -> dict[str, str]:
             return {path.name: sha256(path) for path in files}
 
         return cls(
-            hashed(base),
+            fingerprint(folder),
             hashed(tokenizer),
             hashed(inputs.start.files) if inputs.start else {},
             hashed(inputs.teacher.files) if inputs.teacher else {},

@@ -14,7 +14,7 @@ from lonas_edge.data.pooling import read_pooling
 from lonas_edge.files import read_json, replace_text, sha256
 from lonas_edge.network.checkpoints import TensorFiles, open_base, write_shards
 from lonas_edge.network.configuration import GENERATION, read_generation_config
-from lonas_edge.network.source import Located
+from lonas_edge.network.source import Located, fingerprint
 from lonas_edge.network.vocabulary_record import VOCABULARY, VocabularyRecord, vocabulary_of
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
@@ -51,13 +51,12 @@ def trim_model(
     if pooling := read_pooling(base.folder):
         pooling.write(folder, architecture.config.hidden_size)
     _write_weights(tensors, architecture, kept, folder, done)
-    files = [base.folder / "config.json", *tensors.files]
     record = _composed(
         base,
         VocabularyRecord(
             base=base.name,
             revision=base.revision,
-            sha256={path.name: sha256(path) for path in files},
+            sha256=fingerprint(base.folder),
             rows=architecture.config.vocab_size,
             data={path.name: sha256(path) for path in data},
             tokens_per_text=tokens_per_text,

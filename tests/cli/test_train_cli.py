@@ -265,7 +265,7 @@ def test_the_base_is_found_from_the_super_adapter(
     weights.write_bytes(content)  # and it is no longer the one that was trained on
     ran = run_cli("export", tmp_path / "out", "--stage", "checkpoint", "--output", tmp_path / "exported")
     assert ran.code == 1
-    has(ran.err, "not the base that the super-adapter was trained on", "model.safetensors: SHA-256")
+    has(ran.err, "not the base that the adapter was trained on", "model.safetensors: SHA-256")
     assert not (tmp_path / "exported").exists()
 
 

@@ -169,5 +169,5 @@ def test_a_base_that_was_not_trained_on(llama_copy: TinySource, tmp_path: Path) 
     tensors = load_file(file)
     tensors["model.layers.1.mlp.up_proj.weight"].neg_()
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(LonasEdgeError, match=r"not the base that was trained on:\s+- model\.safetensors: SHA-256"):
+    with pytest.raises(LonasEdgeError, match=r"not the base that the adapter was trained on:\s+- model\.safetensors: SHA-256"):
         load_super_network(open_source(str(output)))

@@ -366,14 +366,6 @@ def test_suppressed_tokens_of_the_generation(llama: TinySource, trim: Callable, 
     }
 
 
-def test_malformed_suppressed_tokens(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
-    base = Path(shutil.copytree(llama.base, tmp_path / "whole"))
-    (base / "generation_config.json").write_text(json.dumps({"bad_words_ids": [5]}))
-    ran = run_cli("trim", base, "--data", words, "--prompt", "question", "--output", tmp_path / "out")
-    assert ran.code == 1
-    assert f"{base / 'generation_config.json'}: not usable: - bad_words_ids.0: " in " ".join(ran.err.split())
-
-
 def test_reserved_tokens_that_the_tokenizer_uses(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
     """As padding, as a further special token, in a chat template: kept although no data have them. Others are dropped."""
     base = Path(shutil.copytree(llama.base, tmp_path / "whole"))

@@ -15,6 +15,10 @@ class LonasEdgeError(Exception):
     """Something in the user's input or environment is wrong; the message says what, where, and what to do."""
 
 
+class UsageError(LonasEdgeError):
+    """Options are wrong or do not fit together; the command line ends with exit code 2."""
+
+
 class LonasEdgeWarning(UserWarning):
     """Something in the user's input looks wrong but can be used; the command line prints the message."""
 

@@ -39,9 +39,9 @@ def _table(command: str) -> str:
     params = importlib.import_module(f"lonas_edge.cli.{command}").run.params
     lines, panel = ["| option | |", "|---|---|"], PANELS[0]
     for param in params:
-        declared = getattr(param, "declared", None)
-        if declared and declared.option.panel != panel and isinstance(param, click.Option):
-            panel = declared.option.panel
+        declared = getattr(param, "option", None)
+        if declared and declared.panel != panel and isinstance(param, click.Option):
+            panel = declared.panel
             lines.append(f"| **{panel}** | |")
         if (record := param.get_help_record(context)) and isinstance(param, click.Option):
             lines.append(f"| `{record[0]}` | {_cell(record[1])} |")

@@ -1,17 +1,20 @@
 """Options of `bench`."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.variants import Case
 from lonas_edge.formats import DTYPES
-from lonas_edge.options import Checked, option, parse_property
+from lonas_edge.options import COMMAS, Options, PathOrName, from_text, option, parse_property
 
 
 @dataclass(frozen=True)
-class BenchOptions(Checked):
+class BenchOptions(Options):
     """What `bench` measures.
 
     Attributes:
@@ -20,9 +23,8 @@ class BenchOptions(Checked):
         cache: Directory that keeps exports of unpruned networks.
     """
 
-    arms: tuple[str, ...] | None = option(
+    arms: Annotated[tuple[PathOrName, ...], COMMAS] | None = option(
         None,
-        path=True,
         help="Variants: subnet (EXPORTED), lora and lora-merged (PyTorch), unpruned (IR), exported directories.",
         unset="those that differ from EXPORTED and are available",
     )
@@ -33,27 +35,24 @@ class BenchOptions(Checked):
     threads: int | None = option(
         None, panel="Device", minimum=1, help="CPU threads of every variant.", unset="one per physical core"
     )
-    properties: tuple[tuple[str, str], ...] = option(
+    properties: tuple[Annotated[tuple[str, str], from_text(parse_property)], ...] = option(
         (),
         panel="Device",
         flag="property",
         metavar="NAME=VALUE",
         repeat=True,
-        parse=parse_property,
         help="OpenVINO runtime property of every IR.",
     )
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge"
-    model: str | None = option(
+    model: PathOrName | None = option(
         None,
         panel="Model",
-        path=True,
         help="Base model, a directory or hub id (ID or ID@REVISION).",
         unset="the recorded hub id",
     )
-    adapter: str | None = option(
+    adapter: PathOrName | None = option(
         None,
         panel="Model",
-        path=True,
         help="Adapter, a directory or hub id.",
         unset="the recorded hub id",
     )

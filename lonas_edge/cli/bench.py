@@ -1,12 +1,15 @@
 """`lonas-edge bench`: latency of a sub-network vs. the unpruned LoRA model."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import BenchOptions
@@ -16,26 +19,30 @@ from lonas_edge.cli.groups import JsonOptions
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
-from lonas_edge.options import given, option
+from lonas_edge.options import COMMAS, UserPath, option
 
 if TYPE_CHECKING:
     from lonas_edge.bench.report import Report
     from lonas_edge.exporting.exported import Exported
 
+_Counts = Annotated[tuple[PositiveInt, ...], COMMAS]
+_TwoOrMore = Annotated[int, Field(ge=2)]
 _MOST_ROUNDS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(JsonOptions):
-    """The directory, the cases and the output."""
+class BenchCommand(JsonOptions, BenchOptions):
+    """All options of the command."""
 
-    exported: Path = option(argument=True, help="Directory written by `lonas-edge export`.")
-    prompt_len: tuple[int, ...] | None = option(
-        None, minimum=1, help="Prompt tokens; several lengths give several tables.", unset="256; 128 for an encoder"
+    exported: UserPath = option(argument=True, help="Directory written by `lonas-edge export`.")
+    prompt_len: _Counts | None = option(
+        None, help="Prompt tokens; several lengths give several tables.", unset="256; 128 for an encoder"
     )
-    new_tokens: tuple[int, ...] = option((64,), minimum=2, help="Tokens to generate; several numbers give several tables.")
-    output: Path | None = option(None, metavar="DIR", help="Directory for bench.json, bench.csv, bench.md and plots.")
-    batch_size: tuple[int, ...] = option((1,), panel="Advanced", minimum=1, help="Prompts per batch.")
+    new_tokens: Annotated[tuple[_TwoOrMore, ...], COMMAS] = option(
+        (64,), help="Tokens to generate; several numbers give several tables."
+    )
+    output: UserPath | None = option(None, metavar="DIR", help="Directory for bench.json, bench.csv, bench.md and plots.")
+    batch_size: _Counts = option((1,), panel="Advanced", help="Prompts per batch.")
     rounds: int = option(
         24,
         panel="Advanced",
@@ -43,11 +50,16 @@ class RunOptions(JsonOptions):
         maximum=_MOST_ROUNDS,
         help="Measured rounds; an interval needs at least 6.",
     )
-    overwrite: bool = option(False, panel="Output", needs="output", help="Replace an existing output.")
+    overwrite: bool = option(False, panel="Output", help="Replace an existing output.")
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.overwrite and not self.output:
+            yield "--overwrite needs --output"
 
 
-@command(RunOptions, BenchOptions)
-def run(where: RunOptions, options: BenchOptions) -> None:
+@command
+def run(where: BenchCommand) -> None:
     """Compare the latency of an exported sub-network with the unpruned LoRA model and other variants.
 
     All variants run in interleaved rounds, each in its own process, on distinct random prompts, and generate a fixed number of
@@ -55,7 +67,7 @@ def run(where: RunOptions, options: BenchOptions) -> None:
     """
     lengths = product(where.batch_size, where.prompt_len or (256,), where.new_tokens)
     cases = tuple(Case(length, new, batch) for batch, length, new in lengths)
-    options = replace(options, cases=cases, schedule=Schedule.of(where.rounds))
+    options = replace(where.part(BenchOptions), cases=cases, schedule=Schedule.of(where.rounds))
     _refuse_idle(options)
     _bench(where, options)
 
@@ -71,17 +83,17 @@ def _refuse_idle(options: BenchOptions) -> None:
     wrong = [
         f"--{name.replace('_', '-')} needs --arms {' or '.join(variants)}"
         for name, variants in users.items()
-        if given(options, name) and options.arms is not None and not set(variants) & set(options.arms)
+        if options.given(name) and options.arms is not None and not set(variants) & set(options.arms)
     ]
     if wrong:
         raise click.UsageError("; ".join(wrong))
 
 
-def _for_task(opened: "Exported", where: RunOptions, options: BenchOptions) -> BenchOptions:
+def _for_task(opened: "Exported", where: BenchCommand, options: BenchOptions) -> BenchOptions:
     """Adapt the cases to an encoder, which generates no tokens."""
     if opened.kind.generates:
         return options
-    if given(where, "new_tokens"):
+    if where.given("new_tokens"):
         raise click.UsageError(f"--new-tokens: {opened.folder} is a {opened.kind.name} and generates nothing; omit it")
     length = min(opened.kind.sequence_length, opened.context or opened.kind.sequence_length)
     cases = [replace(case, new_tokens=0) for case in options.cases]
@@ -89,7 +101,7 @@ def _for_task(opened: "Exported", where: RunOptions, options: BenchOptions) -> B
     return replace(options, cases=tuple(dict.fromkeys(cases)))
 
 
-def _bench(where: RunOptions, options: BenchOptions) -> None:
+def _bench(where: BenchCommand, options: BenchOptions) -> None:
     with progress() as report:
         from lonas_edge.bench.plots import write_plots
         from lonas_edge.bench.prepare import VARIANTS

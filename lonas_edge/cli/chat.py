@@ -4,16 +4,17 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.guard import line_editing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.errors import LonasEdgeError, escaped
-from lonas_edge.options import Checked, option
+from lonas_edge.options import Options, UserPath, option
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.chat import Chat
@@ -22,10 +23,10 @@ _RESET, _EXIT, _PROMPT = "/reset", "/exit", "> "
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions(Checked):
+class ChatOptions(Options):
     """The model, the prompt and the generation."""
 
-    exported: Path = option(argument=True, help="Directory written by `lonas-edge export` or `compress`.")
+    exported: UserPath = option(argument=True, help="Directory written by `lonas-edge export` or `compress`.")
     prompt: str | None = option(None, metavar="TEXT", help="Answer this prompt only, on standard output.")
     system: str | None = option(None, metavar="TEXT", help="System message of the conversation.")
     max_new_tokens: int = option(512, minimum=1, help="Maximum number of tokens of an answer.")
@@ -33,7 +34,7 @@ class ChatOptions(Checked):
     device: str = option("CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO or another.")
 
 
-@command(ChatOptions)
+@command
 def run(options: ChatOptions) -> None:
     """Chat with an exported model in openvino_genai.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
     from lonas_edge.pipeline.steps import PlannedStep
 
 
-@command(SourceOptions, CompressOptions, JsonOptions)
-def run(source: SourceOptions, options: CompressOptions, shown: JsonOptions) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompressCommand(JsonOptions, CompressOptions, SourceOptions):
+    """All options of the command."""
+
+
+@command
+def run(options: CompressCommand) -> None:
     """Make a model or LoRA adapter smaller and faster, and measure what it costs.
 
     Fine-tunes a LoRA (skipped for an adapter), searches which attention blocks to remove on this machine, recovers the
@@ -40,16 +46,16 @@ def run(source: SourceOptions, options: CompressOptions, shown: JsonOptions) -> 
 
             from lonas_edge.pipeline.run import Reference, compress_model
         disable_progress_bar()
-        reference = Reference(source.source, source.model, source.nncf_config)
+        reference = Reference(options.source, options.model, options.nncf_config)
 
         def announce(steps: "Sequence[PlannedStep]", estimated: "Estimate") -> None:
-            if steps and (options.dry_run or not shown.json):
-                _announce(steps, estimated, shown.json)
+            if steps and (options.dry_run or not options.json):
+                _announce(steps, estimated, options.json)
 
         recipe = click.get_current_context().meta.get(RECIPE)
-        recorded = recipe.get("sha256") if isinstance(recipe, dict) else None
-        record = compress_model(reference, options, report, announce, recorded if isinstance(recorded, dict) else {})
-    if record and shown.json:
+        recorded = recipe["sha256"] if isinstance(recipe, dict) and isinstance(recipe.get("sha256"), dict) else {}
+        record = compress_model(reference, options.part(CompressOptions), report, announce, recorded)
+    if record and options.json:
         print(json.dumps(record.to_json(), indent=1))
     elif record:
         _print(record, options.output)

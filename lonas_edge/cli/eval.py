@@ -2,15 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import SUBNET_UNSET, JsonOptions, model_option, search_space_option
+from lonas_edge.cli.groups import SUBNET_UNSET, JsonOptions, SearchSpaceFile, model_option, search_space_option
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
@@ -20,7 +21,7 @@ from lonas_edge.data.test_sets import resolve, there
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, RERANK, TASKS, Encode, Protocol, choose_protocol
-from lonas_edge.options import given, option
+from lonas_edge.options import COMMAS, Names, PathOrName, UserPath, declared, option
 
 if TYPE_CHECKING:
     from lonas_edge.evaluate.record import EvalRecord
@@ -40,22 +41,21 @@ _ROOM = 100_000_000  # bytes for the report and the sample logs
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(JsonOptions):
-    """The models and the tasks."""
+class EvalCommand(RunOptions, JsonOptions):
+    """All options of the command."""
 
-    targets: tuple[str, ...] = option(
+    targets: tuple[PathOrName, ...] = option(
         (),
         argument=True,
-        path=True,
         metavar="[TARGET]...",
         help="Exported directories, super-adapters, PEFT adapters, checkpoints or base models, compared with the first one.",
     )
-    tasks: tuple[str, ...] = option(
+    tasks: Names = option(
         (),
         help="Tasks, commonsense, math, all, or tasks of lm-evaluation-harness (harness:boolq for its own boolq).",
         unset="those that --datasets has",
     )
-    datasets: Path | None = option(
+    datasets: UserPath | None = option(
         None,
         metavar="DIR",
         help="Directory with TASK/test.json (LLM-Adapters), dev.tsv (GLUE), corpus.jsonl (BEIR) or reranking.jsonl.",
@@ -66,18 +66,17 @@ class EvalOptions(JsonOptions):
         help="Generate an answer (as the LoNAS paper does), or rank answer words or option texts.",
         unset="option-text; generate for models trained with the prompt lonas, and for math",
     )
-    subnet: tuple[str, ...] = option(
+    subnet: Annotated[tuple[PathOrName, ...], COMMAS] = option(
         (),
-        path=True,
         help="Sub-networks of super-adapters: heuristic, maximal, minimal, random:SEED, JSON files.",
         unset=SUBNET_UNSET,
     )
     limit: int | None = option(None, minimum=1, help="Examples per task, a random choice.", unset="all")
-    output: Path | None = option(
+    output: UserPath | None = option(
         None, metavar="DIR", help="Directory for report and sample logs; only with it, a killed evaluation continues."
     )
-    model: str | None = model_option()
-    nncf_config: Path | None = search_space_option()
+    model: PathOrName | None = model_option()
+    nncf_config: SearchSpaceFile | None = search_space_option()
     prompt: str | None = option(
         None,
         panel="Data",
@@ -92,18 +91,23 @@ class EvalOptions(JsonOptions):
         help="Beams of the protocol generate; 1 is greedy.",
         unset=str(PROTOCOLS["generate"].num_beams),
     )
-    overwrite: bool = option(False, panel="Output", needs="output", help="Replace an existing output.")
+    overwrite: bool = option(False, panel="Output", help="Replace an existing output.")
     card: bool = option(
         False,
         panel="Output",
-        excludes="limit",
-        why="a model card shows results on complete test sets",
         help="Write the results into the model cards of exported directories.",
     )
 
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.overwrite and not self.output:
+            yield "--overwrite needs --output"
+        if self.card and self.limit:
+            yield "--card cannot be combined with --limit: a model card shows results on complete test sets"
 
-@command(EvalOptions, RunOptions)
-def run(options: EvalOptions, where: RunOptions) -> None:
+
+@command
+def run(options: EvalCommand) -> None:
     """Measure the accuracy of models, with standard errors and paired differences from the first TARGET.
 
     Exported directories run in OpenVINO, everything else in PyTorch. Language models get commonsense and math tasks,
@@ -129,14 +133,16 @@ def run(options: EvalOptions, where: RunOptions) -> None:
         kind = kind_of_targets(references, options.model)
         if not kind.generates:
             idle = ("protocol", "prompt", "num_beams")
-            _refuse_idle(options, where, dict.fromkeys(idle, f"a {kind.name} has no prompt template"))
+            _refuse_idle(options, dict.fromkeys(idle, f"a {kind.name} has no prompt template"))
         report("Opening", None)
-        check_device(where.openvino_device)
-        opened = open_targets(references, options.subnet or (None,), where, options.model, options.nncf_config)
+        check_device(options.openvino_device)
+        opened = open_targets(
+            references, options.subnet or (None,), options.part(RunOptions), options.model, options.nncf_config
+        )
         used_by_targets = frozenset[str]().union(*(target.uses for target in opened))
-        reasons = {"device": _NO_IR if where.torch_device == "cpu" else _NO_TORCH, **_USED}
-        _refuse_idle(options, where, {name: reason for name, reason in reasons.items() if name not in used_by_targets})
-        settings = _settings(options, where, opened, kind)
+        reasons = {"device": _NO_IR if options.torch_device == "cpu" else _NO_TORCH, **_USED}
+        _refuse_idle(options, {name: reason for name, reason in reasons.items() if name not in used_by_targets})
+        settings = _settings(options, opened, kind)
         if options.card:
             _check_cards(opened)
         if directory:  # an adapter may name its base
@@ -149,7 +155,7 @@ def run(options: EvalOptions, where: RunOptions) -> None:
             store_evaluation(target.folder, result.protocol, for_card(result, record))
 
 
-def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target]", kind: "ModelKind") -> "EvalSettings":
+def _settings(options: EvalCommand, targets: "Sequence[Target]", kind: "ModelKind") -> "EvalSettings":
     """Tasks and protocol."""
     from lonas_edge.evaluate import classification, embedding, reranking
     from lonas_edge.evaluate.settings import EvalSettings
@@ -160,12 +166,12 @@ def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target
     if kind.generates:
         present = there(TASKS, options.datasets) if named is None else resolve(TASKS, named)
         protocol = choose_protocol(options.protocol, [target.prompt for target in targets], present)
-        _refuse_idle(options, where, _not_asked(protocol))
+        _refuse_idle(options, _not_asked(protocol))
         known = protocol.tasks
         tasks = tuple(there(known, options.datasets) if named is None else resolve(known, named))
         if not set(tasks) & set(known):
             reason = "the tasks are lm-evaluation-harness's own, which have their prompts"
-            _refuse_idle(options, where, dict.fromkeys(("protocol", "prompt", "num_beams"), reason))
+            _refuse_idle(options, dict.fromkeys(("protocol", "prompt", "num_beams"), reason))
     else:
         candidates = reranking.sets_in(options.datasets)
         reranks = set(named) <= {*candidates} if named else candidates and all(len(each.outputs) == 1 for each in targets)
@@ -178,14 +184,12 @@ def _settings(options: EvalOptions, where: RunOptions, targets: "Sequence[Target
     return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit)
 
 
-def _refuse_idle(options: EvalOptions, where: RunOptions, idle: dict[str, str]) -> None:
+def _refuse_idle(options: EvalCommand, idle: dict[str, str]) -> None:
     """Refuse options without effect; `idle` says why, by name."""
     wrong = []
     for name, reason in idle.items():
-        group = options if hasattr(options, name) else where
-        if given(group, name):
-            flag = "--property" if name == "properties" else f"--{name.replace('_', '-')}"
-            wrong.append(f"{flag} has no effect: {reason}")
+        if options.given(name):
+            wrong.append(f"{declared(EvalCommand)[name].shown} has no effect: {reason}")
     if wrong:
         raise click.UsageError("; ".join(wrong))
 

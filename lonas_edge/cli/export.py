@@ -3,9 +3,10 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
@@ -14,7 +15,7 @@ from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.formats import FORMATS
-from lonas_edge.options import option
+from lonas_edge.options import UserPath, option
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetOptions(SubnetOptions, JsonOptions):
-    """The sub-network and the directory."""
+class ExportCommand(ExportOptions, JsonOptions, SubnetOptions, SourceOptions):
+    """All options of the command."""
 
-    output: Path = option(metavar="DIR", help="Directory to write.")
+    output: UserPath = option(metavar="DIR", help="Directory to write.")
 
 
-@command(SourceOptions, TargetOptions, ExportOptions)
-def run(source: SourceOptions, target: TargetOptions, options: ExportOptions) -> None:
+@command
+def run(options: ExportCommand) -> None:
     """Export a sub-network as a directory that OpenVINO clients open without lonas-edge.
 
     A plain LoRA adapter needs no search space and has the maximal network only.
@@ -39,20 +40,20 @@ def run(source: SourceOptions, target: TargetOptions, options: ExportOptions) ->
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.output import OutputDirectory
-        read = (source.source, source.model, source.nncf_config, options.calibration)
-        files = [target.subnet] if target.subnet and Path(target.subnet).is_file() else []
-        OutputDirectory(target.output, options.overwrite, (*read, *files)).check(0)
-        opened = open_source(source.source, source.model, source.nncf_config)
-        chosen = opened.select(target.subnet)
+        read = (options.source, options.model, options.nncf_config, options.calibration)
+        files = [options.subnet] if options.subnet and Path(options.subnet).is_file() else []
+        OutputDirectory(options.output, options.overwrite, (*read, *files)).check(0)
+        opened = open_source(options.source, options.model, options.nncf_config)
+        chosen = opened.select(options.subnet)
         with importing():
             from lonas_edge.exporting.export import export
-        manifest = export(opened, chosen, target.output, options, report)
-    for warning in _warnings(opened, source.source, manifest, options):
+        manifest = export(opened, chosen, options.output, options.part(ExportOptions), report)
+    for warning in _warnings(opened, options.source, manifest, options):
         console(stderr=True).print(f"warning: {warning}", style="yellow")
-    if target.json:
+    if options.json:
         print(json.dumps(manifest.to_json(), indent=2))
     else:
-        _print(manifest, target.output)
+        _print(manifest, options.output)
 
 
 def _warnings(source: "Source", name: str, manifest: "Manifest", options: ExportOptions) -> Iterator[str]:

@@ -1,28 +1,16 @@
 """Options that several commands share."""
 
-import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lonas_edge.cli.command import user_path
-from lonas_edge.errors import LonasEdgeError
-from lonas_edge.options import COMMON, Checked, option
+from pydantic.dataclasses import dataclass
+
+from lonas_edge.options import Options, PathOrName, from_text, option, user_path
 
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE / "nncf_config", _PACKAGE.parent / "nncf_config")  # in a wheel, and in a checkout
 SUBNET_HELP = "Sub-network: heuristic, maximal, minimal, random:SEED, or a JSON file."
 SUBNET_UNSET = "heuristic; maximal without a search space"
-
-
-def require(module: str, package: str) -> None:
-    """Refuse to continue without an optional package.
-
-    Raises:
-        LonasEdgeError: If it is not installed; the message has the pip command.
-    """
-    if importlib.util.find_spec(module) is None:
-        raise LonasEdgeError(f"{module} is not installed; pip install {package}")
 
 
 def search_space(text: str) -> Path:
@@ -32,12 +20,14 @@ def search_space(text: str) -> Path:
     return next((each for each in shipped if not path.exists() and each.is_file()), path)
 
 
+SearchSpaceFile = Annotated[Path, from_text(search_space)]
+
+
 def model_option(panel: str = "Model") -> Any:
     """The option --model of an adapter's base."""
     return option(
         None,
         panel=panel,
-        path=True,
         metavar="MODEL",
         help="Base model, a directory or hub id (ID or ID@REVISION).",
         unset="the one that the adapter's configuration names",
@@ -50,33 +40,29 @@ def search_space_option() -> Any:
         None,
         panel="Model",
         metavar="FILE",
-        parse=search_space,
         help="Search space: an NNCF configuration, or the name of a shipped one such as llama_7b.",
         unset="the super-adapter's own; none for plain LoRA",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions(Checked):
+class SourceOptions(Options):
     """The network that a command works on."""
 
-    source: str = option(
+    source: PathOrName = option(
         argument=True,
-        path=True,
         help="Super-adapter, LoRA adapter or base model: a directory or hub id (ID@REVISION).",
     )
-    model: str | None = model_option()
-    nncf_config: Path | None = search_space_option()
+    model: PathOrName | None = model_option()
+    nncf_config: SearchSpaceFile | None = search_space_option()
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubnetOptions(Checked):
+class SubnetOptions(Options):
     """The sub-network."""
 
-    subnet: str | None = option(
+    subnet: PathOrName | None = option(
         None,
-        panel=COMMON,
-        path=True,
         metavar="SUBNET",
         help=SUBNET_HELP,
         unset=SUBNET_UNSET,
@@ -84,7 +70,7 @@ class SubnetOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonOptions(Checked):
+class JsonOptions(Options):
     """What is printed."""
 
     json: bool = option(False, panel="Output", help="Print one JSON document on standard output.")

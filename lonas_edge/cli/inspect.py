@@ -1,8 +1,10 @@
 """`lonas-edge inspect`: the sizes of a sub-network next to those of the unpruned model, from configurations alone."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass as plain_dataclass
 from typing import TYPE_CHECKING, Any
+
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(SubnetOptions, JsonOptions):
+class InspectOptions(JsonOptions, SubnetOptions, SourceOptions):
     """What is counted and shown."""
 
     seq_len: int | None = option(
@@ -27,14 +29,14 @@ class InspectOptions(SubnetOptions, JsonOptions):
     )
 
 
-@command(SourceOptions, InspectOptions)
-def run(source: SourceOptions, options: InspectOptions) -> None:
+@command
+def run(options: InspectOptions) -> None:
     """Show the sizes of a sub-network next to those of the unpruned model, and a picture of it. No weights are read."""
     with loading():
         with importing():
             from lonas_edge.network.source import open_source
             from lonas_edge.space.complexity import kv_elements, token_parameters
-        opened = open_source(source.source, source.model, source.nncf_config, weights=False)
+        opened = open_source(options.source, options.model, options.nncf_config, weights=False)
     chosen = opened.select(options.subnet)
     unpruned, small = (
         _Counts(opened.sizes(network, options.seq_len), kv_elements(network), token_parameters(network, opened.unties))
@@ -50,7 +52,7 @@ def run(source: SourceOptions, options: InspectOptions) -> None:
     print(json.dumps({"unpruned": unpruned.to_json(), "subnetwork": small.to_json(), "groups": groups}, indent=2))
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True)
 class _Counts:
     """Sizes of a network, elements of keys and values per token, and parameters of embedding and head."""
 

@@ -2,11 +2,12 @@
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions
@@ -15,7 +16,7 @@ from lonas_edge.cli.progress import progress
 from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
 from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
-from lonas_edge.options import given, option
+from lonas_edge.options import option
 from lonas_edge.overwrite import refuse_existing
 from lonas_edge.search.options import SearchOptions
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyOptions(JsonOptions):
-    """The network that is timed, and how."""
+class SearchCommand(JsonOptions, SearchOptions, SourceOptions):
+    """All options of the command: also the network that is timed, and how."""
 
     weight_format: str = option(DEFAULT_FORMAT, panel="Device", choices=tuple(FORMATS), help="Weight format of the IR.")
     device: str = option("CPU", panel="Device", help="OpenVINO device of a latency.")
@@ -36,13 +37,11 @@ class LatencyOptions(JsonOptions):
     )
     new_tokens: int = option(64, panel="Device", minimum=2, help="Generated tokens of a latency.")
     batch_size: int = option(1, panel="Device", minimum=1, help="Prompts or texts per batch of a latency.")
-    sampler: str = option(  # the only one
-        "nsga2", panel="Advanced", choices=("nsga2",), hidden=True, help="Sampler of networks: NSGA-II."
-    )
+    sampler: str = option("nsga2", panel="Advanced", choices=("nsga2",), help="Sampler of networks: NSGA-II.")
 
 
-@command(SourceOptions, SearchOptions, LatencyOptions)
-def run(source: SourceOptions, options: SearchOptions, latency: LatencyOptions) -> None:
+@command
+def run(options: SearchCommand) -> None:
     """Search the sub-networks with the best quality at each cost.
 
     First measures the sensitivity to each elastic group. Then evaluates a warm start, NSGA-II's networks and refinements of
@@ -55,37 +54,37 @@ def run(source: SourceOptions, options: SearchOptions, latency: LatencyOptions) 
             from lonas_edge.network.source import open_source
             from lonas_edge.search.plan import make_plan
         report("Reading configurations", None)
-        opened = open_source(source.source, source.model, source.nncf_config)
-        settings = _cost_settings(opened, options, latency)
-        plan = make_plan(opened, replace(options, cost_settings=settings))
+        opened = open_source(options.source, options.model, options.nncf_config)
+        settings = _cost_settings(opened, options)
+        plan = make_plan(opened, replace(options.part(SearchOptions), cost_settings=settings))
         if options.overwrite:  # `search` knows the other inputs
-            refuse_existing(options.output, True, [source.nncf_config], directory=True)
+            refuse_existing(options.output, True, [options.nncf_config], directory=True)
         if plan.timed:
             from lonas_edge.ir.runtime import check_device
 
-            check_device(latency.device)
+            check_device(options.device)
         else:
             timing = ("device", "prompt_len", "new_tokens", "batch_size")
-            if idle := [f"--{name.replace('_', '-')}" for name in timing if given(latency, name)]:
+            if idle := [f"--{name.replace('_', '-')}" for name in timing if options.given(name)]:
                 raise click.UsageError(f"{', '.join(idle)}: no effect, nothing is timed (--cost {plan.cost}, no --measure)")
         with importing():
             from lonas_edge.search.run import search
         record = search(plan, report)
-    print(json.dumps(record.to_json(), indent=1)) if latency.json else _print(record, options.output)
+    print(json.dumps(record.to_json(), indent=1)) if options.json else _print(record, options.output)
 
 
-def _cost_settings(source: "Source", options: SearchOptions, latency: LatencyOptions) -> "CostSettings":
+def _cost_settings(source: "Source", options: SearchCommand) -> "CostSettings":
     """Lengths by the task; an encoder's text is no longer than its context."""
     from lonas_edge.search.cost import CostSettings
 
-    task, prompt_len, new_tokens = source.architecture.family.kind, latency.prompt_len, latency.new_tokens
+    task, prompt_len, new_tokens = source.architecture.family.kind, options.prompt_len, options.new_tokens
     if not task.generates:
-        used = {"--prompt": given(options, "prompt")}
-        if idle := [name for name, is_given in {**used, "--new-tokens": given(latency, "new_tokens")}.items() if is_given]:
+        used = {"--prompt": options.given("prompt")}
+        if idle := [name for name, is_given in {**used, "--new-tokens": options.given("new_tokens")}.items() if is_given]:
             raise click.UsageError(f"{', '.join(idle)}: no effect, a {task.name} has no prompts and generates no tokens")
         length = min(task.sequence_length, source.architecture.context or task.sequence_length)
         prompt_len, new_tokens = prompt_len or length, 0
-    return CostSettings(latency.weight_format, latency.device, prompt_len or 256, new_tokens, latency.batch_size)
+    return CostSettings(options.weight_format, options.device, prompt_len or 256, new_tokens, options.batch_size)
 
 
 def _print(record: "SearchRecord", output: Path) -> None:

@@ -1,54 +1,54 @@
 """`lonas-edge space`: write a search space for a model."""
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.terminal import console, loading
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import BLOCK_KINDS
-from lonas_edge.options import Checked, option
+from lonas_edge.options import COMMAS, Names, Options, PathOrName, UserPath, option
 
 if TYPE_CHECKING:
     from lonas_edge.network.source import Source
     from lonas_edge.space.architecture import Architecture
 
 _ATTENTION = BLOCK_KINDS[0]
+_Ratio = Annotated[float, Field(gt=0, le=1)]
 _RATIOS = (1.0, 0.875, 0.75, 0.625, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpaceOptions(Checked):
+class SpaceOptions(Options):
     """The dimensions of a search space."""
 
-    model: str | None = option(
+    model: PathOrName | None = option(
         None,
-        path=True,
         metavar="MODEL",
         help="Base model, a directory (config.json is enough) or hub id (ID or ID@REVISION).",
         unset="the one that --adapter names",
     )
-    output: Path = option(metavar="FILE.json", help="NNCF configuration to write.")
-    adapter: str | None = option(
-        None, path=True, metavar="ADAPTER", help="LoRA adapter that the space is for; sets ranks and target modules."
+    output: UserPath = option(metavar="FILE.json", help="NNCF configuration to write.")
+    adapter: PathOrName | None = option(
+        None, metavar="ADAPTER", help="LoRA adapter that the space is for; sets ranks and target modules."
     )
-    ratios: tuple[float, ...] = option(
+    ratios: Annotated[tuple[_Ratio, ...], COMMAS] = option(
         (),
         help="MLP widths, as fractions of the full width.",
         unset="1,0.875,0.75,0.625,0.5; 1 for an --adapter of a language model without --heads",
     )
-    depth: tuple[str, ...] = option(
+    depth: Names = option(
         (),
         choices=BLOCK_KINDS,
         help="Kinds of blocks that can be removed; of encoders layer, of others attention and mlp.",
         unset="none; attention for an --adapter of a language model without --heads",
     )
     heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. Encoders have them anyway.")
-    ranks: tuple[int, ...] | None = option(
+    ranks: Annotated[tuple[int, ...], COMMAS] | None = option(
         None,
         panel="Advanced",
         help="LoRA ranks.",
@@ -60,7 +60,7 @@ class SpaceOptions(Checked):
     overwrite: bool = option(False, panel="Output", help="Replace an existing file.")
 
 
-@command(SpaceOptions)
+@command
 def run(options: SpaceOptions) -> None:
     """Write a search space: elastic LoRA ranks, elastic widths of MLPs and attention, and blocks that can be removed."""
     with loading():

@@ -2,20 +2,20 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
+from pydantic.dataclasses import dataclass
 
-from lonas_edge.cli.command import command, user_path
-from lonas_edge.cli.groups import SUBNET_HELP, SUBNET_UNSET, JsonOptions, model_option, search_space
+from lonas_edge.cli.command import command
+from lonas_edge.cli.groups import SUBNET_HELP, SUBNET_UNSET, JsonOptions, SearchSpaceFile, model_option
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS
-from lonas_edge.options import COMMON, given, option
+from lonas_edge.options import COMMON, PathOrName, UserPath, from_text, option, user_path
 from lonas_edge.progress import Progress
 from lonas_edge.space.subnetwork import is_name
 from lonas_edge.training.options import EVAL_LOSS, MOST_EPOCHS, TrainOptions
@@ -40,43 +40,37 @@ def _portion(text: str) -> tuple[Path, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputOptions(JsonOptions):
-    """The model, the data and the output."""
+class TrainCommand(TrainOptions, JsonOptions):
+    """All options of the command."""
 
-    model: str | None = model_option(COMMON)
-    data: tuple[tuple[Path, float], ...] = option(
+    model: PathOrName | None = model_option(COMMON)
+    data: tuple[Annotated[tuple[Path, float], from_text(_portion)], ...] = option(
         metavar="FILE[:WEIGHT]",
         repeat=True,
-        parse=_portion,
         help="Training data: JSON, JSON Lines or Parquet; TSV of a GLUE task. WEIGHT: repetitions per epoch.",
     )
-    eval_data: Path | None = option(
+    eval_data: UserPath | None = option(
         None, panel="Data", metavar="FILE", help="Held-out data; their loss is logged every tenth of the steps."
     )
-    output: Path = option(metavar="DIR", help="Directory of the adapter; it appears when the training is done.")
-    nncf_config: Path | None = option(
+    output: UserPath = option(metavar="DIR", help="Directory of the adapter; it appears when the training is done.")
+    nncf_config: SearchSpaceFile | None = option(
         None,
         metavar="FILE",
-        parse=search_space,
         help="Search space: an NNCF configuration (`lonas-edge space` writes one), or the name of a shipped one.",
         unset="that of --from",
     )
-    start: str | None = option(
+    start: PathOrName | None = option(
         None,
         flag="from",
-        path=True,
         metavar="SOURCE",
         help="Fine-tune (recover) one sub-network of this super-adapter or base model, or a plain LoRA adapter.",
         unset="a new adapter",
     )
-    subnet: str | None = option(
-        None, path=True, panel="Model", metavar="SUBNET", needs="start", help=SUBNET_HELP, unset=SUBNET_UNSET
-    )
-    elastic: bool = option(True, panel="Model", excludes="start", help="Train a super-adapter; --no-elastic: plain LoRA.")
-    teacher: str | None = option(
+    subnet: PathOrName | None = option(None, panel="Model", metavar="SUBNET", help=SUBNET_HELP, unset=SUBNET_UNSET)
+    elastic: bool = option(True, panel="Model", help="Train a super-adapter; --no-elastic: plain LoRA.")
+    teacher: PathOrName | None = option(
         None,
         panel="Model",
-        path=True,
         metavar="MODEL",
         help="Adapter, checkpoint or model to distill from; same tokenizer.",
     )
@@ -88,9 +82,27 @@ class InputOptions(JsonOptions):
         False, panel="Output", help="Replace an existing output; without --resume, an unfinished training, too."
     )
 
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.subnet and not self.start:
+            yield "--subnet needs --from"
+        if not (self.reorder or self.elastic):
+            yield "--no-reorder needs --elastic"
+        for name in ("rank", "alpha", "target_modules", "elastic", "reorder"):
+            if self.start and self.given(name):
+                no = "no-" if name in ("elastic", "reorder") else ""
+                yield f"--{no}{name.replace('_', '-')} cannot be combined with --from"
+        if not (self.start or self.model):
+            yield "pass --model MODEL, or --from SOURCE"
+        elif self.elastic and not (self.start or self.nncf_config):
+            yield (
+                "pass --nncf-config FILE (`lonas-edge space --model MODEL --output FILE` writes one), or --no-elastic "
+                "(plain LoRA)"
+            )
 
-@command(InputOptions, TrainOptions)
-def run(options: InputOptions, how: TrainOptions) -> None:
+
+@command
+def run(options: TrainCommand) -> None:
     """Train a super-adapter (elastic LoRA) or a plain LoRA adapter, or recover one sub-network (--from).
 
     A causal language model learns instructions, conversations or texts; a classifier learns a GLUE task, or a teacher's
@@ -98,12 +110,6 @@ def run(options: InputOptions, how: TrainOptions) -> None:
     other commands.
     On several GPUs: torchrun --nproc-per-node N -m lonas_edge train …
     """
-    if not (options.start or options.model):
-        raise click.UsageError("pass --model MODEL, or --from SOURCE")
-    if options.elastic and not (options.start or options.nncf_config):
-        raise click.UsageError(
-            "pass --nncf-config FILE (`lonas-edge space --model MODEL --output FILE` writes one), or --no-elastic (plain LoRA)"
-        )
     with progress(shown=int(os.environ.get("RANK", "0")) == 0) as report:
         with importing():
             from transformers.utils.logging import disable_progress_bar
@@ -116,12 +122,12 @@ def run(options: InputOptions, how: TrainOptions) -> None:
         used = (options.model, *data, options.nncf_config, options.start, options.teacher, *files)
         OutputDirectory(options.output, options.overwrite, used).check(0, resumable=True)  # before a base is downloaded
         inputs = _inputs(options)
-        if not inputs.data.kind.generates and given(how, "prompt"):
+        if not inputs.data.kind.generates and options.given("prompt"):
             raise click.UsageError(f"--prompt has no effect: a {inputs.data.kind.name} has no prompt template")
         record = train(
             inputs,
             options.output,
-            how,
+            options.part(TrainOptions),
             options.resume,
             options.overwrite,
             _steps(report),
@@ -133,7 +139,7 @@ def run(options: InputOptions, how: TrainOptions) -> None:
         _print(record, options.output)
 
 
-def _inputs(options: InputOptions) -> "Inputs":
+def _inputs(options: TrainCommand) -> "Inputs":
     from lonas_edge.network.vocabulary_record import vocabulary_of
     from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data, with_teacher
 

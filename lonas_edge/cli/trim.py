@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions
@@ -12,7 +12,7 @@ from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console, loading
 from lonas_edge.data.templates import CHAT, TEMPLATES
-from lonas_edge.options import option
+from lonas_edge.options import PathOrName, UserPath, option
 
 if TYPE_CHECKING:
     from lonas_edge.vocabulary.proposals import Proposal
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 class TrimOptions(JsonOptions):
     """Which tokens stay."""
 
-    model: str = option(argument=True, path=True, help="Base model, a directory or hub id (ID or ID@REVISION).")
-    data: Path = option(metavar="DATA", help="Training data; the tokens that they use are kept first.")
+    model: PathOrName = option(argument=True, help="Base model, a directory or hub id (ID or ID@REVISION).")
+    data: UserPath = option(metavar="DATA", help="Training data; the tokens that they use are kept first.")
     size: int | None = option(None, minimum=1, help="Number of tokens to keep.", unset="the tokens of --data alone")
-    output: Path | None = option(None, panel="Output", metavar="DIR", help="Directory to write.", unset="only show sizes")
+    output: UserPath | None = option(None, panel="Output", metavar="DIR", help="Directory to write.", unset="only show sizes")
     prompt: str | None = option(
         None, choices=(*TEMPLATES, CHAT), help="Prompt template for --data.", unset="chat for conversations, else alpaca"
     )
     overwrite: bool = option(False, panel="Output", help="Replace an existing output directory.")
 
 
-@command(TrimOptions)
+@command
 def run(options: TrimOptions) -> None:
     """Write a base model with a smaller vocabulary: the tokens of some data, of any text's bytes, and special tokens.
 

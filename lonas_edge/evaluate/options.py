@@ -1,13 +1,15 @@
 """Options of how models are run in an evaluation."""
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.formats import DTYPES
-from lonas_edge.options import Checked, option, parse_property
+from lonas_edge.options import Options, from_text, option, parse_property
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(Checked):
+class RunOptions(Options):
     """Devices, precision and batch size."""
 
     device: str = option(
@@ -15,13 +17,12 @@ class RunOptions(Checked):
         panel="Device",
         help="OpenVINO device of exported directories; cuda runs models in PyTorch there and exports on the CPU.",
     )
-    properties: tuple[tuple[str, str], ...] = option(
+    properties: tuple[Annotated[tuple[str, str], from_text(parse_property)], ...] = option(
         (),
         panel="Device",
         flag="property",
         metavar="NAME=VALUE",
         repeat=True,
-        parse=parse_property,
         help="OpenVINO runtime property; it wins over tuned ones.",
     )
     torch_dtype: str = option("fp32", panel="Device", choices=tuple(DTYPES), help="Dtype of models in PyTorch.")

@@ -1,12 +1,13 @@
 """Options of `compress`. No torch: the command line imports this module."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import INTEGER_FORMATS
-from lonas_edge.options import LARGEST_SEED, Checked, option
+from lonas_edge.options import LARGEST_SEED, Options, UserPath, option
 from lonas_edge.training.options import MOST_EPOCHS, PRECISIONS
 
 EPOCHS = 1.0  # of the fine-tuning
@@ -16,18 +17,18 @@ AUTO, KEEP = "auto", "keep"
 
 def _vocabulary(text: str) -> str:
     if text not in (AUTO, KEEP) and not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise ValueError(f"{text}: expected {KEEP}, {AUTO} or a number of tokens")
+        raise ValueError(f"expected {KEEP}, {AUTO} or a number of tokens")
     return text
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressOptions(Checked):
+class CompressOptions(Options):
     """What `compress` makes of a model."""
 
-    data: Path = option(
+    data: UserPath = option(
         metavar="DATA", help="Conversations, instructions or texts; of encoders texts or pairs. JSON, Parquet or GLUE's TSV."
     )
-    output: Path = option(metavar="DIR", help="Directory to write. The same command continues an interrupted run.")
+    output: UserPath = option(metavar="DIR", help="Directory to write. The same command continues an interrupted run.")
     target: tuple[str, ...] = option(
         (AUTO,),
         metavar="EXPRESSION",
@@ -41,13 +42,12 @@ class CompressOptions(Checked):
         help="Weight format of the result. INT4 formats use quantization-aware training.",
         unset="int4_sym; of encoders int8_sym",
     )
-    vocabulary: str = option(
+    vocabulary: Annotated[str, AfterValidator(_vocabulary)] = option(
         KEEP,
         metavar="keep|auto|N",
-        parse=_vocabulary,
         help="Tokens to keep: keep all, N, or auto: the fewest that add at most 3 % tokens to a text.",
     )
-    eval_data: Path | None = option(
+    eval_data: UserPath | None = option(
         None,
         panel="Data",
         metavar="FILE",
@@ -93,11 +93,3 @@ class CompressOptions(Checked):
     overwrite: bool = option(
         False, panel="Output", help="Repeat finished steps whose options have changed, and the steps that depend on them."
     )
-
-    def __post_init__(self) -> None:
-        """Check all options."""
-        super().__post_init__()
-        try:
-            _vocabulary(self.vocabulary)
-        except ValueError as error:
-            raise LonasEdgeError(f"--vocabulary {error}") from None

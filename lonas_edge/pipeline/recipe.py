@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lonas_edge.options import RECIPE as SECTION
-from lonas_edge.options import RECIPE_VERSION
 
 RECIPE = "recipe.yaml"
 
@@ -19,7 +18,7 @@ def recipe_text(options: Mapping[str, Any], sha256: Mapping[str, str], versions:
     """
     import yaml
 
-    described = {"recipe": RECIPE_VERSION, "versions": dict(versions), "sha256": dict(sha256)}
+    described = {"versions": dict(versions), "sha256": dict(sha256)}
     chosen = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
     content: str = yaml.safe_dump({**chosen, SECTION: described}, sort_keys=False, allow_unicode=True)
     return f"# lonas-edge compress --config recipe.yaml repeats this run.\n{content}"

@@ -1,10 +1,12 @@
 """The options of a search."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import field
+
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
-from lonas_edge.options import LARGEST_SEED, Checked, option
+from lonas_edge.options import LARGEST_SEED, Options, UserPath, option
 from lonas_edge.search.cost import COSTS, CostSettings
 from lonas_edge.search.quality import QUALITIES
 
@@ -12,11 +14,13 @@ LEAST_EVALS = 3  # maximal, heuristic, minimal
 
 
 @dataclass(frozen=True)
-class SearchOptions(Checked):
+class SearchOptions(Options):
     """What to search. `cost_settings` says how the cost is counted or measured."""
 
-    data: Path = option(metavar="FILE", help="Prompts with answers, in the format of `train`; best unseen in training.")
-    output: Path = option(metavar="DIR", help="Directory for search.json, plots and sub-networks; a search there continues.")
+    data: UserPath = option(metavar="FILE", help="Prompts with answers, in the format of `train`; best unseen in training.")
+    output: UserPath = option(
+        metavar="DIR", help="Directory for search.json, plots and sub-networks; continues a search there."
+    )
     quality: str = option(
         "kl", choices=tuple(QUALITIES), help="KL divergence from the maximal network, or loss of the answers."
     )
@@ -51,12 +55,17 @@ class SearchOptions(Checked):
         help="Database that several workers share: postgresql+psycopg://…, sqlite:///FILE; each worker has its own --output.",
         unset="a file in --output",
     )
-    study: str | None = option(None, panel="Advanced", needs="storage", help="Name of the study in --storage.")
+    study: str | None = option(None, panel="Advanced", help="Name of the study in --storage.")
     overwrite: bool = option(
         False,
         panel="Output",
-        excludes="storage",
-        why="start another study with --study NAME",
         help="Replace an earlier search in --output.",
     )
     cost_settings: CostSettings = field(default_factory=CostSettings)
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.study and not self.storage:
+            yield "--study needs --storage"
+        if self.overwrite and self.storage:
+            yield "--overwrite cannot be combined with --storage: start another study with --study NAME"

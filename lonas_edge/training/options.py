@@ -1,28 +1,30 @@
 """Options of a training. No torch: the command line imports this module."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+
+from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS, INTEGER_FORMATS
-from lonas_edge.options import LARGEST_SEED, Checked, option
+from lonas_edge.options import LARGEST_SEED, Names, Options, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 
 DEPTH_RATE = 0.1  # chance that a drawn sub-network lacks a block; at 0.2 the maximal network lost 1.4 points more
 EVAL_LOSS = "eval_loss"  # of held-out data, in the Trainer's log
-_MIXED = "weight_format=" + "|".join(name for name, known in FORMATS.items() if known.outer)
+_MIXED = tuple(name for name, known in FORMATS.items() if known.outer)
 MOST_EPOCHS = 1e6  # also passes over one of several files
 _LARGEST = 1e6  # far beyond values that learn anything, and a float32
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Checked):
+class TrainOptions(Options):
     """How to train."""
 
     steps: int | None = option(
-        None, panel="Training", minimum=1, excludes="epochs", help="Optimizer steps; stages are scaled.", unset="from --epochs"
+        None, panel="Training", minimum=1, help="Optimizer steps; stages are scaled.", unset="from --epochs"
     )
     epochs: float | None = option(
         None,
@@ -55,12 +57,10 @@ class TrainOptions(Checked):
         help="Prompt template.",
         unset="chat for conversations, else that of --from, else alpaca",
     )
-    rank: int = option(32, panel="Model", excludes="start", minimum=1, help="Rank of the LoRA adapters.")
-    alpha: float = option(
-        64, panel="Model", excludes="start", above=0, maximum=_LARGEST, help="LoRA alpha; the scale is alpha / rank."
-    )
-    target_modules: tuple[str, ...] | None = option(
-        None, panel="Model", excludes="start", help="Names of the linear layers with an adapter.", unset="the family's"
+    rank: int = option(32, panel="Model", minimum=1, help="Rank of the LoRA adapters.")
+    alpha: float = option(64, panel="Model", above=0, maximum=_LARGEST, help="LoRA alpha; the scale is alpha / rank.")
+    target_modules: Names | None = option(
+        None, panel="Model", help="Names of the linear layers with an adapter.", unset="the family's"
     )
     weight_format: str | None = option(
         None,
@@ -73,7 +73,6 @@ class TrainOptions(Checked):
         panel="Model",
         minimum=0,
         maximum=1,
-        needs=_MIXED,
         help="Maximum share of layer weights in --weight-format; those that lose most by rounding stay INT8.",
     )
     seed: int = option(
@@ -91,9 +90,7 @@ class TrainOptions(Checked):
         None, panel="Advanced", minimum=1, help="Examples per device and pass; gradients accumulate.", unset="all"
     )
     gradient_checkpointing: bool = option(False, panel="Advanced", help="Recompute activations: less memory, 1/3 more time.")
-    reorder: bool = option(
-        True, panel="Advanced", needs="elastic", excludes="start", help="Sort channels by importance before training."
-    )
+    reorder: bool = option(True, panel="Advanced", help="Sort channels by importance before training.")
     report_to: str = option(
         "none", panel="Advanced", help="Logging integration of transformers: none, tensorboard, wandb or another."
     )
@@ -102,6 +99,13 @@ class TrainOptions(Checked):
     save_steps: int | None = None
     log_steps: int | None = None
     eval_steps: int | None = None  # between evaluations of the held-out data; a tenth of the steps if None
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.steps and self.epochs:
+            yield "--steps cannot be combined with --epochs"
+        if self.given("ratio") and self.weight_format not in _MIXED:
+            yield f"--ratio needs --weight-format {' or '.join(_MIXED)}"
 
     def accumulation(self, devices: int) -> int:
         """Count the micro-batches of one device in an optimizer step."""

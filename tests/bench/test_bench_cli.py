@@ -93,8 +93,8 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--new-tokens", "1"], "must be at least 2"),
-        (["--batch-size", "0"], "must be at least 1"),
+        (["--new-tokens", "1"], "greater than or equal to 2"),
+        (["--batch-size", "0"], "greater than 0"),
         (["--property", "X"], "expected NAME=VALUE"),
         (["--arms", "unpruned", "--torch-dtype", "bf16"], "--torch-dtype needs --arms lora or lora-merged"),
         (["--arms", "subnet", "--model", "x"], "--model needs --arms lora or lora-merged or unpruned"),

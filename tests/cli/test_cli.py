@@ -29,25 +29,25 @@ def test_help_imports_nothing_heavy() -> None:
         "from lonas_edge.cli.commands import COMMANDS\n"
         "for name in COMMANDS: import_module(f'lonas_edge.cli.{name}')\n"
         "heavy = {'torch', 'transformers', 'peft', 'openvino', 'nncf', 'optimum', 'numpy', 'safetensors', 'huggingface_hub'}\n"
-        "heavy |= {'matplotlib', 'optuna', 'lm_eval', 'pydantic', 'scipy', 'yaml'}\n"
+        "heavy |= {'matplotlib', 'optuna', 'lm_eval', 'scipy', 'yaml'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stderr.strip() == "[]"
-    listed = ran.stdout.partition(" Commands ")[2]
+    listed = ran.stdout.partition("Commands:")[2]
     assert all(f" {command} " in listed for command in ("inspect", "space", "export", "bench", "eval", "train", "chat"))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_in_the_help(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 300)
+    monkeypatch.setenv("COLUMNS", "300")
     ran = run_cli(name, "-h")
     assert ran.code == 0
     options = [option for option in import_module(f"lonas_edge.cli.{name}").run.params if isinstance(option, click.Option)]
     assert len(options) >= 5
-    assert [option.name for option in options if option.hidden] == (["sampler"] if name == "search" else [])
-    for option in (each for each in options if not each.hidden):
-        assert option.opts[0] in ran.out and str(option.help).replace("\\[", "[") in ran.out, option.name
+    shown = " ".join(ran.out.split())
+    for option in options:
+        assert option.opts[0] in shown and " ".join(str(option.help).split()) in shown, option.name
 
 
 def test_a_shipped_search_space_by_its_name(
@@ -213,10 +213,3 @@ def test_failed_verification_writes_nothing(
     assert ran.code == 1
     assert "verification failed" in ran.err
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_arguments_have_help(name: str) -> None:
-    """Typer 0.25 with Click 8.5 loses it."""
-    arguments = [each for each in import_module(f"lonas_edge.cli.{name}").run.params if isinstance(each, click.Argument)]
-    assert all(vars(argument)["help"] for argument in arguments)

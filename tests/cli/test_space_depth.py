@@ -35,8 +35,8 @@ def test_heads(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--depth", "heads"], "--depth': 'heads' is not one of 'attention', 'mlp', 'layer'"),
-        (["--depth", "mlp,"], "--depth': 'mlp,' has an empty entry"),
+        (["--depth", "heads"], "--depth heads: expected attention, mlp, layer"),
+        (["--depth", "mlp,"], "--depth mlp,: has an empty entry"),
     ],
 )
 def test_wrong_usage(options: list[str], told: str, run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:

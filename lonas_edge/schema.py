@@ -60,7 +60,7 @@ class Record:
         try:
             return cls._checker().validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
-            problems = [_describe(problem) for problem in error.errors(include_url=False)]
+            problems = [describe_error(problem) for problem in error.errors(include_url=False)]
             raise_all(f"{where}: not a {cls.NAME} of lonas-edge:", problems, cls.AGAIN)
             raise  # never reached: there is at least one problem
 
@@ -91,7 +91,7 @@ def field_faults(kind: Any, content: Mapping[str, Any]) -> list[str]:
     try:
         _typed(kind).validate_python(content, strict=True)
     except ValidationError as error:
-        return [_describe(problem) for problem in error.errors(include_url=False)]
+        return [describe_error(problem) for problem in error.errors(include_url=False)]
     return []
 
 
@@ -102,8 +102,9 @@ def _typed(kind: Any) -> "TypeAdapter[Any]":
     return TypeAdapter(kind)
 
 
-def _describe(problem: Mapping[str, Any]) -> str:
-    """The field, what is wrong, and the actual value where pydantic's message does not say it."""
-    field = ".".join(map(str, problem["loc"]))
-    actual = "" if problem["type"] in ("missing", "unexpected_keyword_argument") else f", found {shortened(problem['input'])}"
-    return f"{field}: {problem['msg']}{actual}" if field else str(problem["msg"])
+def describe_error(error: Mapping[str, Any]) -> str:
+    """The field, what is wrong, and the actual value where pydantic's or a validator's message does not say it."""
+    field, message = ".".join(map(str, error["loc"])), str(error["msg"]).removeprefix("Value error, ")
+    complete = error["type"] in ("missing", "unexpected_keyword_argument", "value_error")
+    actual = "" if complete else f", found {shortened(error['input'])}"
+    return f"{field}: {message}{actual}" if field else message

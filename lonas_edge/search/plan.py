@@ -1,7 +1,7 @@
 """What a search will do: options resolved and checked; no weights are read."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -69,7 +69,7 @@ class SearchPlan:
     @cached_property
     def sampler_settings(self) -> SearchSettings:
         """The search space's settings of NSGA-II, with the seed of the options."""
-        return replace(self.source.space.search_settings(), seed=self.options.seed)
+        return self.source.space.search.model_copy(update={"seed": self.options.seed})
 
     @cached_property
     def counted_costs(self) -> dict[str, Cost]:
@@ -116,7 +116,6 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
     check_cost(cost, task)
     if options.evals < LEAST_EVALS:
         raise LonasEdgeError(f"--evals {options.evals}: expected at least {LEAST_EVALS}.")
-    _check_sampler_settings(source.space.search_settings())
     picks = parse_picks(options.picks, list(dict.fromkeys((options.quality, cost, *COUNTED))))
     dimensions = find_dimensions(source)
     if not dimensions.searched:
@@ -144,16 +143,6 @@ def _check_source(source: Source) -> None:
             f"{source.folder}: this adapter has only its {recovered.name} sub-network (`train --from`). "
             "Search the super-adapter that it was trained from."
         )
-
-
-def _check_sampler_settings(settings: SearchSettings) -> None:
-    size = settings.population
-    whole = isinstance(size, int) and size >= 2
-    problems = [] if whole else [f"population: expected a whole number of at least 2, found {size}"]
-    for name in ("crossover_prob", "mutation_prob"):
-        value = getattr(settings, name)
-        problems += [] if 0 <= value <= 1 else [f"{name}: expected 0 to 1, found {value}"]
-    raise_all("The search settings of the search space are invalid:", problems)
 
 
 def check_picks(picks: Iterable[Pick], smallest: Sequence[int], largest: Sequence[int], costs: Mapping[str, Cost]) -> None:

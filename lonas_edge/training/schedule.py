@@ -4,13 +4,11 @@ Stages are NNCF's (`list_stage_descriptions`, progressive shrinking): each resta
 drawn widths.
 """
 
-import json
 import math
 import random
 from dataclasses import dataclass
 
-from lonas_edge.errors import raise_all
-from lonas_edge.space.search_space import Group, SearchSpace, Stage
+from lonas_edge.space.search_space import Group, SearchSpace, TrainingStage
 from lonas_edge.training.options import DEPTH_RATE, TrainOptions
 
 DEFAULT_LR = 1e-3
@@ -78,17 +76,12 @@ def make_schedule(
     space: SearchSpace,
     options: TrainOptions,
     examples: int,
-    where: str = "The search space",
     fixed: tuple[int, ...] | None = None,
     default_lr: float = DEFAULT_LR,
 ) -> Schedule:
     """Turn the search space's stages into steps; options win over the file."""
-    stages = space.stages or (Stage(epochs=DEFAULT_EPOCHS, train_dims=("width", "depth") if space.has_blocks else ("width",)),)
-    checks = (_invalid_values, _unsupported) if space.groups else (_invalid_values,)  # plain LoRA ignores elastic settings
-    problems = [
-        f"stage {i}: {problem}" for i, stage in enumerate(stages) for check in checks for problem in check(stage, space)
-    ]
-    raise_all(f"{where}: the training stages cannot be used:", problems, "Correct them, or write a new search space.")
+    default = TrainingStage(epochs=DEFAULT_EPOCHS, train_dims=("width", "depth") if space.has_blocks else ("width",))
+    stages = space.stages or (default,)
     total_epochs = sum(stage.epochs for stage in stages)
     steps_per_epoch = math.ceil(examples / options.batch_size)
     steps = options.steps or max(1, round((total_epochs if options.epochs is None else options.epochs) * steps_per_epoch))
@@ -97,30 +90,8 @@ def make_schedule(
     return Schedule(space, scheduled, warmup, options.seed, fixed)
 
 
-def _invalid_values(stage: Stage, _space: SearchSpace) -> list[str]:
-    numbers = {"epochs": stage.epochs, "epochs_lr": stage.epochs_lr, "init_lr": stage.init_lr}
-    counts = {"width_indicator": stage.width_indicator, "sample_rate": stage.sample_rate}
-    problems = [f"{n} = {v!r}; must be positive" for n, v in numbers.items() if v is not None and not 0 < v < math.inf]
-    return problems + [
-        f"{name} = {value!r}; must be a whole number, 1 or more"
-        for name, value in counts.items()
-        if value is not None and (not isinstance(value, int) or value < 1)
-    ]
-
-
-def _unsupported(stage: Stage, space: SearchSpace) -> list[str]:
-    problems = []
-    allowed = [("width",), ("width", "depth")] if space.has_blocks else [("width",)]
-    if tuple(sorted(stage.train_dims, reverse=True)) not in allowed:
-        wanted = " or ".join(json.dumps(dims) for dims in allowed)
-        problems.append(f"train_dims = {stage.train_dims!r}; expected {wanted} for this search space")
-    if stage.reorg_weights:
-        problems.append("reorg_weights: not supported; channels are sorted once, before the first stage. Remove it.")
-    return problems
-
-
 def _scheduled(
-    stages: tuple[Stage, ...], lr: float | None, steps_per_epoch: float, default_lr: float
+    stages: tuple[TrainingStage, ...], lr: float | None, steps_per_epoch: float, default_lr: float
 ) -> tuple[ScheduledStage, ...]:
     scheduled: list[ScheduledStage] = []
     epochs, first = 0.0, 0

@@ -133,10 +133,9 @@ def _prepared(
 def _schedule(inputs: Inputs, options: TrainOptions, examples: int) -> Schedule:
     default_lr = inputs.data.default_lr(inputs.architecture)
     if inputs.start is None:
-        where = str(inputs.nncf_config)
-        return make_schedule(inputs.space, options, examples, where, None, default_lr)
+        return make_schedule(inputs.space, options, examples, None, default_lr)
     space = replace(inputs.space, stages=())  # the stages are those of the super-network's training
-    return make_schedule(space, options, examples, "", inputs.start.subnetwork.widths, default_lr)
+    return make_schedule(space, options, examples, inputs.start.subnetwork.widths, default_lr)
 
 
 def _arguments(schedule: Schedule, options: TrainOptions, processes: int, working: Path, evaluated: bool) -> TrainingArguments:

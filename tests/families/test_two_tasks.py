@@ -65,7 +65,7 @@ def test_spaces_of_the_other_task() -> None:
     """The same groups under this task's paths, and the same hash, which covers the paths; in both directions."""
     config = AutoConfig.for_model(**CONFIG)
     architectures = [Architecture(family, config) for family in (family_of("bert"), BODY)]
-    spaces = [parse_search_space(generate_space(each, (1, 0.5), (8, 6)))[0] for each in architectures]
+    spaces = [parse_search_space(generate_space(each, (1, 0.5), (8, 6)), "space") for each in architectures]
     modules = {f"encoder.layer.{layer}.intermediate.dense" for layer in range(LAYERS)}
     for architecture, prefix in zip(architectures, ("bert.", ""), strict=True):
         own, other = (bind(architecture, space, "space") for space in spaces)

@@ -96,12 +96,9 @@ def test_settings_of_the_search_space(llama_copy: TinySource, data: Path, refuse
     llama_copy.space.write_text(json.dumps(content))
     has(
         refused(command),
-        "population: expected a whole number of at least 2, found 1",
-        "mutation_prob: expected 0 to 1, found 3",
+        "population: .* greater than or equal to 2, found 1",
+        "mutation_prob: .* less than or equal to 1, found 3",
     )
-    content["bootstrapNAS"]["search"] = {"population": 8.5}
-    llama_copy.space.write_text(json.dumps(content))
-    has(refused(command), "population: expected a whole number of at least 2, found 8.5")
 
 
 def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, refused: Callable) -> None:

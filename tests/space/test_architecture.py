@@ -31,8 +31,7 @@ def node(name: str, role: str = "base", layer: int = 0) -> str:
 def bound(groups: list[list[str]], widths: list[list[int]], **width: Any) -> Elasticity:
     """The tiny LLaMA with this search space."""
     elastic = {"overwrite_groups": groups, "overwrite_groups_widths": widths, **width}
-    space, problems = parse_search_space({"bootstrapNAS": {"training": {"elasticity": {"width": elastic}}}})
-    assert not problems
+    space = parse_search_space({"bootstrapNAS": {"training": {"elasticity": {"width": elastic}}}}, "space.json")
     return bind(Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "base"), space, "space.json")
 
 

@@ -40,15 +40,15 @@ def parse_config(content: Mapping[str, Any], where: str) -> Any:
 
 
 def _size_errors(content: Mapping[str, Any], family: Family) -> list[str]:
-    """Sizes that are missing, where transformers has defaults, or without any use."""
+    """Sizes that are missing, where transformers has defaults, or far too large."""
     errors = []
     for spellings in family.sizes:
         name = next((each for each in spellings if each in content), None)
         largest = _MAX_LAYERS if "num_hidden_layers" in spellings else _MAX_SIZE
         if name is None:
             errors.append(f"{' or '.join(spellings)}: missing")
-        elif isinstance(content[name], int) and not 1 <= content[name] <= largest:
-            errors.append(f"{name}: expected 1 to {largest}, found {content[name]}")
+        elif isinstance(content[name], int) and not 0 <= content[name] <= largest:
+            errors.append(f"{name}: expected {largest} at most, found {content[name]}")
     return errors
 
 

@@ -32,8 +32,8 @@ def test_published_configurations_are_accepted(content: dict[str, Any], tmp_path
 WRONG: list[tuple[str, Any, str]] = [
     ("model_type", None, "model_type"),
     ("hidden_size", "64", "Field 'hidden_size' expected int, got str"),
-    ("num_hidden_layers", 10**9, "num_hidden_layers: expected 1 to 1000, found 1000000000"),
-    ("vocab_size", 0, "vocab_size: expected 1 to "),
+    ("num_hidden_layers", 10**9, "num_hidden_layers: expected 1000 at most, found 1000000000"),
+    ("vocab_size", 10**9, "vocab_size: expected 16777216 at most"),
     ("num_attention_heads", 3, "attention heads"),
     ("num_key_value_heads", 3, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
     ("hidden_act", "nonsense", "nonsense"),

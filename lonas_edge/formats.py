@@ -148,10 +148,5 @@ def activation_group(widths: Iterable[int], weight_group: int) -> int | None:
 
 
 INTEGER_FORMATS = tuple(name for name, known in FORMATS.items() if known.mode)
-METHODS = {  # of compression on data: options of `nncf.compress_weights`
-    "awq": ("awq", "scale_estimation"),  # together, as in most of optimum-intel's recommended configurations
-    "gptq": ("gptq",),
-}
 DEFAULT_FORMAT = "int8_sym"  # as accurate as int8, and faster on every processor measured: docs/benchmarks/weight-formats.md
-HEAD_METHOD = "gptq"  # of a head in four bits: docs/benchmarks/vocabulary.md
-DEFAULT_METHOD = "gptq"  # the most accurate: docs/benchmarks/quantization.md
+METHOD = "gptq"  # of compression on data, the most accurate: docs/benchmarks/quantization.md, docs/benchmarks/vocabulary.md

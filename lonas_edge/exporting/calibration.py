@@ -1,60 +1,68 @@
-"""Read and check the data for INT4 compression (`--calibration`) before anything is computed."""
+"""Compress an IR's layers and head on data (`--calibration`); the data are read and checked before anything is computed."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.manifest import Calibrated
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.exporting.requirements import require_memory, require_tokenizer
-from lonas_edge.families import CAUSAL_LM
-from lonas_edge.formats import PER_CHANNEL, WeightFormat
+from lonas_edge.formats import METHOD, PER_CHANNEL
 from lonas_edge.ir import compress
-from lonas_edge.ir.calibrated import bytes_needed
+from lonas_edge.ir.calibrated import bytes_needed, compress_head_on_data, compress_on_data
 from lonas_edge.ir.compress import Scheme
 from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.materialize import MaterializedModel
 
 
 @dataclass(frozen=True)
-class CalibrationPrompts:
+class Calibration:
     """Prompts, and what is compressed on them.
 
     Attributes:
-        method: One of `METHODS`, for the layers; None if their adapter was trained for the format. The head has GPTQ.
+        texts: Token ids of each prompt with its answer, [1, tokens].
+        layers: Whether the layers are; not if their adapter was trained for the format.
         group_size: Columns of a layer that share a scale.
-        head: Storage of a head in four bits; None for another.
+        head: Storage of a head in four bits, which is compressed, too; None for another.
         bytes_needed: Memory that it takes at most.
     """
 
     prompts: HeldOut
-    method: str | None
+    texts: list[np.ndarray]
+    layers: bool
     group_size: int
     head: Scheme | None
     bytes_needed: float
 
-    def encoded(self, tokenizer: Any) -> list[np.ndarray]:
-        """Return the token ids of each prompt with its answer, [1, tokens]; fail if too few are short enough."""
-        batches = self.prompts.batches(tokenizer)
-        rows = [pair for batch in batches for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-        return [ids[mask.bool()].numpy()[None] for ids, mask in rows]
+    def compress(self, ir: Any, model: MaterializedModel, options: ExportOptions) -> Any:
+        """Compress what is fp32 in an IR, and return it."""
+        matrix = compress.head_matrix(model)
+        if self.layers:
+            kept = matrix if self.head else None
+            ir = compress_on_data(ir, options.stored_as, self.group_size, options.ratio, self.texts, kept)
+        return compress_head_on_data(ir, matrix, self.head, self.texts) if self.head else ir
 
-    def record(self, tokens: int) -> Calibrated:
-        """Return the manifest's record."""
-        return Calibrated(self.method, self.prompts.path.name, self.prompts.sha256, self.prompts.prompts, tokens)
+    @property
+    def record(self) -> Calibrated:
+        """The manifest's record."""
+        prompts, tokens = self.prompts, sum(ids.size for ids in self.texts)
+        return Calibrated(METHOD if self.layers else None, prompts.path.name, prompts.sha256, prompts.prompts, tokens)
 
 
-def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOptions) -> CalibrationPrompts | None:
-    """Read the data and check group size and memory; return None for a format that does not use data."""
+def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOptions) -> Calibration | None:
+    """Read the data and check group size and memory; return None without data.
+
+    Raises:
+        LonasEdgeError: If the model cannot be stored so, the data have too few short prompts, or memory is short.
+    """
     source, weight_format = model.source, options.stored_as
-    if options.calibration is None or not weight_format.group_sizes:
+    if options.calibration is None:
         return None
-    source.architecture.require(CAUSAL_LM, "--calibration")
-    require_tokenizer("--calibration", source, tokenizer)
-    head = _head(model, weight_format)
+    scheme = Scheme(*weight_format.of_head(model.shapes[compress.head_matrix(model)][1]))
+    head = scheme if scheme.group_size else None
     if options.head_format and head is None:
         raise LonasEdgeError(
             f"{source.folder}: with --calibration the head is in int8, or in int4 or int4_sym where a group size divides the "
@@ -73,20 +81,27 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
             f"{model.subnetwork.name} sub-network. Pass --group-size -1 (one scale per row)."
         )
     parameters, of_head = source.sizes(model.subnetwork).parameters, math.prod(model.shapes[compress.head_matrix(model)])
-    needed = bytes_needed(parameters) if layers else bytes_needed(of_head) + parameters
-    require_memory("--calibration", needed)
-    chosen = read_held_out(source, options.calibration, options.num_prompts, 0, option="--num-prompts")
-    prompts = CalibrationPrompts(chosen, options.int4_method if layers else None, group_size or PER_CHANNEL, head, needed)
-    prompts.encoded(tokenizer)  # fails now if prompts are too long
-    return prompts
+    needed, available = bytes_needed(parameters), psutil.virtual_memory().available
+    if not layers:
+        needed = bytes_needed(of_head) + parameters
+    if needed > available:
+        raise LonasEdgeError(
+            f"--calibration holds the uncompressed sub-network in memory: it needs about {needed / 1e9:.1f} GB, "
+            f"{available / 1e9:.1f} GB are available. Without --calibration, each weight is compressed on its own."
+        )
+    prompts = read_held_out(source, options.calibration, options.num_prompts, 0, option="--num-prompts")
+    return Calibration(prompts, _encode(prompts, tokenizer), layers, group_size or PER_CHANNEL, head, needed)
+
+
+def _encode(prompts: HeldOut, tokenizer: Any) -> list[np.ndarray]:
+    """Return the token ids of each prompt with its answer, [1, tokens]; fail if too few are short enough."""
+    texts = []
+    for batch in prompts.batches(tokenizer):
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            texts.append(ids[mask.bool()].numpy()[None])
+    return texts
 
 
 def as_trained(trained: str | None, options: ExportOptions) -> bool:
     """Return whether layers are stored as quantization-aware training assumed; `trained` is its format."""
     return trained == options.weight_format and options.group_size is None and options.ratio == 1
-
-
-def _head(model: MaterializedModel, weight_format: WeightFormat) -> Scheme | None:
-    """Return the storage of a head in four bits."""
-    scheme = Scheme(*weight_format.of_head(model.shapes[compress.head_matrix(model)][1]))
-    return scheme if scheme.group_size else None

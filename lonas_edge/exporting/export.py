@@ -1,28 +1,28 @@
 """Export a sub-network: the steps from a super-adapter to a directory that every OpenVINO client runs."""
 
 import ctypes
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.exporting.calibration import read_calibration
-from lonas_edge.exporting.job import Job, Outcome
-from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin, written_files
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting import clients
+from lonas_edge.exporting.job import Job, Outcome, Steps
+from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin
 from lonas_edge.exporting.model_card import model_card
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.exporting.requirements import require_tokenizer
-from lonas_edge.exporting.steps import Steps
+from lonas_edge.exporting.stage_checkpoint import export_checkpoint
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text
-from lonas_edge.formats import FORMATS, dtype_of
-from lonas_edge.ir import compress
-from lonas_edge.network.configuration import read_generation_config
+from lonas_edge.formats import DTYPES, FORMATS, dtype_of
+from lonas_edge.network.configuration import GENERATION, read_generation_config
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.source import Located, Source, check_base, fingerprint
+from lonas_edge.network.source import Source, check_base, fingerprint
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.network.vocabulary_record import VOCABULARY, vocabulary_of
 from lonas_edge.output import OutputDirectory
@@ -36,51 +36,48 @@ from lonas_edge.versions import versions
 __all__ = ["ExportOptions", "export"]
 
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optimum-intel", "nncf", "openvino", "openvino-tokenizers")
-
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _OTHER_FILES = 50_000_000  # bytes of tokenizers and temporary files
 
-Hashes = dict[str, dict[str, str]]  # SHA-256 by file, of `base` and `adapter`
 
-
-def export(
-    source: Source,
-    subnetwork: Subnetwork,
-    output: Path,
-    options: ExportOptions,
-    report: Progress = silent,
-) -> Manifest:
+def export(source: Source, subnetwork: Subnetwork, output: Path, options: ExportOptions, report: Progress = silent) -> Manifest:
     """Write a sub-network to the directory `output`, which appears complete or not at all; return its manifest.
 
     Raises:
         LonasEdgeError: If the inputs do not fit, the output cannot be written, or verification fails.
     """
     _return_freed_memory()
-    steps, stored = Steps(report), _stored(source, options)
-    directory = OutputDirectory(output, options.overwrite, _inputs(source, options))
-    directory.check(_bytes(source, subnetwork, options, stored))
+    steps, stored = Steps(report), options.weight_format
+    if options.stage == "checkpoint":
+        stored = options.dtype or dtype_of(source.architecture.config.dtype).name
+    read = (source.base.folder, source.adapter.folder if source.adapter else None, options.calibration)
+    directory = OutputDirectory(output, options.overwrite, read)
+    directory.check(_bytes_needed(source, subnetwork, options, stored))
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         with steps.step("validate", "Checking base and adapter"):
             model = MaterializedModel(source, subnetwork)
-            tokenizer = _checked_tokenizer(model, options)
-            pooling = _limited(source, tokenizer)
-            job = Job(
-                model,
-                tokenizer,
-                read_generation_config(source.base.folder, source.architecture.config.vocab_size),
-                folder,
-                options,
-                stored,
-                steps,
-                hash_files=lambda: background.submit(written_files, folder),
-                calibration=read_calibration(model, tokenizer, options) if options.stage == "ir" else None,
-                pooling=pooling,
-            )
-        hashes = background.submit(_input_hashes, source)
-        model.subnetwork.record().write(folder / SUBNETWORK)
+            tokenizer = _open_tokenizer(source, options)
+            pooling = _limit_texts(source, tokenizer)
+            generation = read_generation_config(source.base.folder, source.architecture.config.vocab_size)
+        hashes = background.submit(_hash_inputs, source)
+        subnetwork.record().write(folder / SUBNETWORK)
         if trimmed := vocabulary_of(source.base.folder):
             trimmed.exported().write(folder / VOCABULARY)
-        outcome = _stage(options.stage)(job)
+        dtype = DTYPES[stored] if options.stage == "checkpoint" else DTYPES["fp32" if stored == "fp32" else "fp16"]
+        replace_text(folder / "config.json", json.dumps(model.config(dtype.torch_name), indent=2) + "\n")
+        if generation is not None:
+            replace_text(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
+        if pooling:
+            pooling.write(folder, source.architecture.config.hidden_size)
+        if options.server:
+            replace_text(folder / clients.GRAPH_FILE, clients.GRAPH)
+        job = Job(model, tokenizer, pooling, folder, options, stored, steps, background)
+        if options.stage == "checkpoint":
+            outcome = export_checkpoint(job)
+        else:
+            from lonas_edge.exporting.stage_ir import export_ir  # imports NNCF and optimum-intel
+
+            outcome = export_ir(job)
         if options.verify:
             hint = "Pass the right base with --model, or export anyway with --no-verify."
             check_base(source.training, hashes.result()["base"], source.base.folder, hint)
@@ -97,42 +94,34 @@ def _return_freed_memory() -> None:
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
-def _stored(source: Source, options: ExportOptions) -> str:
-    """Return the IR's format, or the checkpoint's dtype: by default the base's."""
-    if options.stage == "checkpoint":
-        return options.dtype or dtype_of(source.architecture.config.dtype).name
-    return options.weight_format
-
-
-def _inputs(source: Source, options: ExportOptions) -> tuple[Path | None, ...]:
-    """Return the files and directories that the export reads, which it must not replace."""
-    return source.base.folder, source.adapter.folder if source.adapter else None, options.calibration
-
-
-def _bytes(source: Source, subnetwork: Subnetwork, options: ExportOptions, stored: str) -> int:
+def _bytes_needed(source: Source, subnetwork: Subnetwork, options: ExportOptions, stored: str) -> int:
     """Estimate the room on the disk that the output and its temporary files need."""
     largest = FORMATS[stored].outer or stored if options.ratio < 1 else stored
     return source.sizes(subnetwork).bytes["fp16" if largest == "bf16" else largest] + _OTHER_FILES
 
 
-def _checked_tokenizer(model: MaterializedModel, options: ExportOptions) -> Any:
-    """Open the tokenizer, and check that it and the model fit each other and the options."""
-    source = model.source
+def _open_tokenizer(source: Source, options: ExportOptions) -> Any:
+    """Open the tokenizer, and refuse options that do not fit it or the model."""
     folder, architecture = source.base.folder, source.architecture
     tokenizer = load_tokenizer(folder, source.chat_template)
     if tokenizer is not None:
         check_vocabulary(tokenizer, architecture.config.vocab_size, folder)
-    if options.server:
-        architecture.require(CAUSAL_LM, f"--server {options.server}")
-        require_tokenizer(f"--server {options.server}", source, tokenizer)
-    if options.head_format:
-        architecture.require(CAUSAL_LM, "--head-format")
-    if options.stage == "ir":
-        compress.check_group_size(model, options.stored_as, options.group_size)
+    of_language_models = {
+        f"--server {options.server}": options.server,
+        "--calibration": options.calibration,
+        "--head-format": options.head_format,
+    }
+    for option, value in of_language_models.items():
+        if value:
+            architecture.require(CAUSAL_LM, option)
+            if tokenizer is None and option != "--head-format":
+                raise LonasEdgeError(
+                    f"{folder}: no tokenizer, which {option} needs. Save the model's tokenizer in this directory."
+                )
     return tokenizer
 
 
-def _limited(source: Source, tokenizer: Any) -> Pooling | None:
+def _limit_texts(source: Source, tokenizer: Any) -> Pooling | None:
     """Return the pooling with the longest text, at which the tokenizer cuts from now on, as all clients do."""
     if source.pooling is None:
         return None
@@ -144,33 +133,19 @@ def _limited(source: Source, tokenizer: Any) -> Pooling | None:
     return pooling
 
 
-def _stage(name: str) -> Callable[[Job], Outcome]:
-    """Return the function of a stage; each imports what it alone needs."""
-    if name == "checkpoint":
-        from lonas_edge.exporting.stage_checkpoint import export_checkpoint
-
-        return export_checkpoint
-    from lonas_edge.exporting.stage_ir import export_ir
-
-    return export_ir
-
-
-def _input_hashes(source: Source) -> Hashes:
+def _hash_inputs(source: Source) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of the files of `base` and `adapter`, by file name."""
     hashes = {"base": fingerprint(source.base.folder)}
     if source.adapter:
         hashes["adapter"] = fingerprint(source.adapter.folder)
     return hashes
 
 
-def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
-    model, options, source = job.model, job.options, job.model.source
-    training, subnetwork, searched = source.training, model.subnetwork, model.subnetwork.origin
+def _manifest(job: Job, outcome: Outcome, hashes: Mapping[str, dict[str, str]]) -> Manifest:
+    options, source, subnetwork = job.options, job.model.source, job.model.subnetwork
+    base, adapter, training, searched = source.base, source.adapter, source.training, subnetwork.origin
     if searched and searched.super_adapter != hashes.get("adapter"):
         searched = None  # a search of another adapter with the same search space
-
-    def origin(located: Located, key: str) -> Origin:
-        return Origin(located.name, located.revision, hashes[key])
-
     return Manifest(
         stage=options.stage,
         weight_format=job.stored,
@@ -180,8 +155,8 @@ def _manifest(job: Job, outcome: Outcome, hashes: Hashes) -> Manifest:
         group_size=options.group_size,
         calibrated=outcome.calibrated,
         subnetwork=Chosen(subnetwork.name, source.space.hash if subnetwork.widths else None, searched),
-        base=origin(source.base, "base"),
-        adapter=origin(source.adapter, "adapter") if source.adapter else None,
+        base=Origin(base.name, base.revision, hashes["base"]),
+        adapter=Origin(adapter.name, adapter.revision, hashes["adapter"]) if adapter else None,
         pipeline=source.architecture.family.kind.pipeline_tag,
         task=training.task if training else None,
         prompt=training.prompt.name if training and training.prompt else None,

@@ -1,9 +1,9 @@
-"""State of an export in progress, and the steps that all stages share."""
+"""An export in progress: what its stages share, their measured steps, and the verification that comes first in each."""
 
-import json
-import tempfile
-from collections.abc import Callable
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,29 @@ import torch
 
 from lonas_edge.data.calibration import compared_inputs
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.exporting import ovms, verify
-from lonas_edge.exporting.calibration import CalibrationPrompts
-from lonas_edge.exporting.manifest import Calibrated, Compression, Written
+from lonas_edge.exporting import verify
+from lonas_edge.exporting.manifest import Calibrated, Compression, Step, Written, written_files
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.exporting.steps import Steps
-from lonas_edge.files import replace_text
-from lonas_edge.network.configuration import GENERATION
 from lonas_edge.network.divergence import Parity, compare, compare_embeddings
 from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.processes import peak_memory
+from lonas_edge.progress import Progress
+
+
+@dataclass
+class Steps:
+    """The steps so far: seconds of each, and the largest resident memory of this process up to its end."""
+
+    report: Progress
+    taken: dict[str, Step] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str, shown: str) -> Iterator[Callable[[float], None]]:
+        """Measure a step while the block runs, and yield a function that takes the share done."""
+        self.report(shown, None)
+        start = time.perf_counter()
+        yield lambda done: self.report(shown, done)
+        self.taken[name] = Step(round(time.perf_counter() - start, 3), peak_memory())
 
 
 @dataclass(frozen=True)
@@ -29,23 +43,24 @@ class Job:
 
     Attributes:
         tokenizer: The base's, with the chat template of the training; or None.
-        generation: Content of the base's generation_config.json, or None.
+        pooling: Pooling of an embedding model, with the longest text; or None.
         folder: The output while it is written.
         stored: The IR's format or the checkpoint's dtype.
-        hash_files: Starts to hash the files of the complete output, while they are verified.
-        pooling: Pooling of an embedding model, with the longest text; or None.
+        background: Hashes files while others are verified.
     """
 
     model: MaterializedModel
     tokenizer: Any
-    generation: dict[str, Any] | None
+    pooling: Pooling | None
     folder: Path
     options: ExportOptions
     stored: str
     steps: Steps
-    hash_files: Callable[[], Future[dict[str, Written]]]
-    calibration: CalibrationPrompts | None = None
-    pooling: Pooling | None = None
+    background: Executor
+
+    def hash_files(self) -> Future[dict[str, Written]]:
+        """Start to hash the files of the complete output."""
+        return self.background.submit(written_files, self.folder)
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Return the inputs of compared networks by name, each [prompts, tokens]."""
@@ -58,45 +73,28 @@ class Job:
             return compare(reference, outputs)
         return compare_embeddings(reference, outputs, self.inputs()["attention_mask"], self.pooling)
 
+    def verify_weights(self) -> tuple[torch.Tensor, Parity]:
+        """Compare the materialized model with the activated super-network, and fail if they differ.
+
+        Returns:
+            The materialized model's logits in float64, and the comparison.
+        """
+        with self.steps.step("verify_weights", "Comparing with the activated super-network"):
+            inputs = self.inputs()
+            reference = verify.super_network_logits(self.model, inputs)
+            materialized = verify.materialized_logits(self.model, inputs)
+            parity = self.compare(reference, materialized)
+            verify.check_materialized(self.model.source.folder, parity, reference)
+        return materialized, parity
+
 
 @dataclass(frozen=True)
 class Outcome:
     """Results of a stage, for the manifest; `fused` is the number of the IR's matrices that are part of others."""
 
     files: Future[dict[str, Written]]
-    parity: dict[str, Parity] = field(default_factory=dict)
+    parity: dict[str, Parity]
     compression: tuple[Compression, ...] = ()
     head: Compression | None = None
     fused: int = 0
     calibrated: Calibrated | None = None
-
-
-def verify_weights(job: Job) -> tuple[torch.Tensor, Parity]:
-    """Compare the materialized model with the activated super-network, and fail if they differ.
-
-    Returns:
-        The materialized model's logits in float64, and the comparison.
-    """
-    with job.steps.step("verify_weights", "Comparing with the activated super-network"):
-        inputs = job.inputs()
-        reference = verify.super_network_logits(job.model, inputs)
-        materialized = verify.materialized_logits(job.model, inputs)
-        parity = job.compare(reference, materialized)
-        verify.check_materialized(job.model.source.folder, parity, reference)
-    return materialized, parity
-
-
-def write_configs(job: Job, dtype: str) -> None:
-    """Write config.json, generation_config.json, and the files for sentence-transformers or for a server."""
-    replace_text(job.folder / "config.json", json.dumps(job.model.config(dtype), indent=2) + "\n")
-    if job.pooling:
-        job.pooling.write(job.folder, job.model.source.architecture.config.hidden_size)
-    if job.options.server:
-        replace_text(job.folder / ovms.GRAPH_FILE, ovms.GRAPH)
-    if job.generation is not None:
-        replace_text(job.folder / GENERATION, json.dumps(job.generation, indent=2) + "\n")
-
-
-def scratch(folder: Path, prefix: str) -> "tempfile.TemporaryDirectory[str]":
-    """Return a temporary directory next to the output. Errors of its removal are ignored: Windows keeps mapped files."""
-    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix, ignore_cleanup_errors=True)

@@ -64,7 +64,7 @@ class Calibrated:
     """Data of the compression.
 
     Attributes:
-        method: One of `METHODS`, for the layers; None if data rounded the head alone, by GPTQ.
+        method: `METHOD`, for the layers; None if data rounded the head alone.
         data: Name of the file.
         sha256: Its hash.
         prompts: Number of its prompts.

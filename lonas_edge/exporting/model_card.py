@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
 from lonas_edge.data.templates import CHAT, TEMPLATES
-from lonas_edge.exporting import ovms
+from lonas_edge.exporting.clients import GRAPH_FILE, RUN_SERVER, STAGES
 from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.manifest import BothSizes, Calibrated, Compression, Manifest
-from lonas_edge.exporting.stages import STAGES
 from lonas_edge.families import CAUSAL_LM
-from lonas_edge.formats import HEAD_METHOD, PER_CHANNEL
+from lonas_edge.formats import METHOD, PER_CHANNEL
 from lonas_edge.space.picture import lines
 from lonas_edge.space.subnetwork import SearchOrigin
 
@@ -49,7 +48,7 @@ def model_card(manifest: Manifest, evaluations: Evaluations | None = None) -> st
         "",
         *(_pooling(manifest.pooling) if manifest.pooling else []),
         *_prompt(manifest),
-        *((*ovms.RUN, "") if ovms.GRAPH_FILE in manifest.files else ()),
+        *((*RUN_SERVER, "") if GRAPH_FILE in manifest.files else ()),
         *(_npu() if fits_npu(manifest) else []),
         *(_evaluations(evaluations) if evaluations and evaluations.by_protocol else []),
         "## Verification",
@@ -138,7 +137,7 @@ def _compression(parts: tuple[Compression, ...], head: Compression | None, calib
         data = on_data(calibrated.method) if calibrated else ""
         layers = "; ".join(f"{part.share:.0%} in {described(part)}" for part in parts)
         lines += [f"Weights between embedding and head: {layers}{data}.", ""]
-    return lines + ([f"Output head: {described(head)}{on_data(HEAD_METHOD)}.", ""] if head else [])
+    return lines + ([f"Output head: {described(head)}{on_data(METHOD)}.", ""] if head else [])
 
 
 def _picture(manifest: Manifest) -> list[str]:

@@ -4,18 +4,8 @@ from collections.abc import Iterator
 
 from pydantic.dataclasses import dataclass
 
-from lonas_edge.exporting.ovms import SERVERS
-from lonas_edge.exporting.stages import STAGES
-from lonas_edge.formats import (
-    DEFAULT_FORMAT,
-    DEFAULT_METHOD,
-    DTYPES,
-    FORMATS,
-    INTEGER_FORMATS,
-    METHODS,
-    PER_CHANNEL,
-    WeightFormat,
-)
+from lonas_edge.exporting.clients import SERVERS, STAGES
+from lonas_edge.formats import DEFAULT_FORMAT, DTYPES, FORMATS, INTEGER_FORMATS, PER_CHANNEL, WeightFormat
 from lonas_edge.options import Options, UserPath, option
 
 _GROUPED = tuple(name for name, known in FORMATS.items() if known.group_sizes)
@@ -32,37 +22,20 @@ class ExportOptions(Options):
         choices=tuple(FORMATS),
         help="Format of the IR's weights; in the INT4 formats embedding and head stay INT8.",
     )
-    stage: str = option(
-        "ir",
-        choices=tuple(STAGES),
-        help="OpenVINO IR, or Hugging Face checkpoint (sliced and merged).",
-    )
+    stage: str = option("ir", choices=tuple(STAGES), help="OpenVINO IR, or Hugging Face checkpoint (sliced and merged).")
     calibration: UserPath | None = option(
         None,
         panel="Data",
         metavar="DATA",
-        help="Training data for INT4 compression of layers, unless trained for it, and of an INT4 head.",
+        help="Training data for INT4 compression of layers, unless trained for it, and of an INT4 head, by GPTQ.",
         unset="compression without data",
-    )
-    int4_method: str = option(
-        DEFAULT_METHOD,
-        panel="Data",
-        choices=tuple(METHODS),
-        help="NNCF's method for the layers with --calibration; the head has GPTQ.",
     )
     num_prompts: int = option(64, panel="Data", minimum=1, help="Number of prompts from --calibration.")
     dtype: str | None = option(
-        None,
-        panel="Output",
-        choices=tuple(DTYPES),
-        help="Dtype of the checkpoint.",
-        unset="the base model's",
+        None, panel="Output", choices=tuple(DTYPES), help="Dtype of the checkpoint.", unset="the base model's"
     )
     server: str | None = option(
-        None,
-        panel="Output",
-        choices=SERVERS,
-        help="Add the files that a server needs: OpenVINO Model Server.",
+        None, panel="Output", choices=SERVERS, help="Add the files that a server needs: OpenVINO Model Server."
     )
     overwrite: bool = option(False, panel="Output", help="Replace an existing output.")
     group_size: int | None = option(
@@ -98,9 +71,8 @@ class ExportOptions(Options):
         for name, known in formats.items():
             if self.given(name) and self.weight_format not in known:
                 yield f"--{name.replace('_', '-')} needs --weight-format {' or '.join(known)}"
-        for name in ("int4_method", "num_prompts"):
-            if self.given(name) and self.calibration is None:
-                yield f"--{name.replace('_', '-')} needs --calibration"
+        if self.given("num_prompts") and self.calibration is None:
+            yield "--num-prompts needs --calibration"
         if self.group_size == 0:
             yield f"--group-size 0: expected a number of columns, or {PER_CHANNEL} for complete rows"
 

@@ -7,7 +7,7 @@ import nncf
 import numpy as np
 from openvino import opset13 as ops
 
-from lonas_edge.formats import METHODS, WeightFormat
+from lonas_edge.formats import WeightFormat
 from lonas_edge.ir.compress import Scheme, quiet
 from lonas_edge.ir.infer import inputs_of
 
@@ -25,11 +25,10 @@ def compress_on_data(
     weight_format: WeightFormat,
     group_size: int,
     ratio: float,
-    method: str,
     texts: Sequence[np.ndarray],
     kept: str | None = None,
 ) -> Any:
-    """Compress the matrices between embedding and head of an fp32 model by a data-aware method of `METHODS`.
+    """Compress the matrices between embedding and head of an fp32 model by GPTQ.
 
     `ratio` is the largest share of the weights in the format; `texts` are token ids, each [1, tokens]. The embedding and the
     head get 8 bits, except for the matrix of the name `kept`, which stays fp32.
@@ -44,7 +43,7 @@ def compress_on_data(
             dataset=_dataset(model, texts),
             subset_size=len(texts),
             ignored_scope=nncf.IgnoredScope(names=left) if left else None,
-            **dict.fromkeys(METHODS[method], True),
+            gptq=True,
         )
 
 

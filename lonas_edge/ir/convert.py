@@ -30,27 +30,7 @@ def fill_graph(model: Any, matrices: Mapping[str, Compressed]) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def write_ir(
-    graph: Path,
-    folder: Path,
-    matrices: MutableMapping[str, Compressed],
-    schemes: Mapping[str, Scheme],
-    weight_format: WeightFormat,
-    blocks: Sequence[Sequence[str]] = (),
-    ratio: float = 1.0,
-) -> int:
-    """Write a graph, filled as by `filled`, and `openvino_config.json`; return how many matrices are part of others.
-
-    `schemes` are those of the layers' matrices, which stock exporters record.
-    """
-    widths = {matrix.shape[1] for matrix in matrices.values()}
-    groups = {matrix.scheme.group_size for matrix in matrices.values()}
-    model, held = filled(graph, matrices, blocks)
-    write_model(model, folder, Storage.of(schemes, weight_format, ratio), widths, groups)
-    return len(matrices) - len(held)
-
-
-def filled(
+def fill(
     graph: Path, matrices: MutableMapping[str, Compressed], blocks: Sequence[Sequence[str]]
 ) -> tuple[Any, dict[str, Compressed]]:
     """Fill a graph.

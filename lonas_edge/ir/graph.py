@@ -50,7 +50,7 @@ def forks() -> bool:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Inputs and outputs of the process; paths are strings.
+    """Inputs and outputs of the process.
 
     Attributes:
         config: Content of the materialized model's config.json.
@@ -63,10 +63,10 @@ class Conversion:
     """
 
     config: dict[str, Any]
-    vectors: str
-    graph: str
-    tokenizer: str | None
-    folder: str
+    vectors: Path
+    graph: Path
+    tokenizer: Path | None
+    folder: Path
     chat_template: str | None = None
     max_length: int | None = None
 
@@ -76,7 +76,7 @@ class GraphConversion:
 
     def __init__(self, conversion: Conversion):
         """Start the conversion."""
-        self._log = Path(conversion.graph).with_suffix(".log")
+        self._graph, self._log = conversion.graph, conversion.graph.with_suffix(".log")
         self._forked = forks()
         context = multiprocessing.get_context("fork") if self._forked else multiprocessing.get_context("spawn")
         parent = os.getpid() if self._forked else None
@@ -86,12 +86,13 @@ class GraphConversion:
         with starting_process():
             self._process.start()
 
-    def wait(self) -> None:
-        """Wait for the IR; if the conversion failed, raise LonasEdgeError with the end of its log."""
+    def wait(self) -> Path:
+        """Wait for the IR, and return its path; if the conversion failed, raise LonasEdgeError with the end of its log."""
         self._process.join()
         if self._process.exitcode != 0:
             log = self._log.read_text(encoding="utf-8", errors="replace")[-2000:] if self._log.exists() else ""
             raise LonasEdgeError(f"The conversion to OpenVINO failed (exit code {self._process.exitcode}):\n{log}")
+        return self._graph
 
     def __enter__(self) -> Self:
         """Return the running process."""
@@ -118,10 +119,10 @@ def _run(conversion: Conversion, log: Path, parent: int | None) -> None:
     code = 1
     try:
         torch.set_num_threads(1)  # OpenMP's other threads stayed in the parent
-        family = convert(conversion.config, Path(conversion.vectors), Path(conversion.graph))
+        family = convert(conversion.config, conversion.vectors, conversion.graph)
         if conversion.tokenizer is not None:
-            tokenizer = load_tokenizer(Path(conversion.tokenizer), conversion.chat_template, conversion.max_length)
-            save_tokenizer(tokenizer, Path(conversion.folder), family.kind)
+            tokenizer = load_tokenizer(conversion.tokenizer, conversion.chat_template, conversion.max_length)
+            save_tokenizer(tokenizer, conversion.folder, family.kind)
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode())

@@ -14,8 +14,7 @@ from openvino_models import constants, ir_logits
 from tiny_models import LAYERS, TinyModels, TinySource
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting import stage_ir
-from lonas_edge.exporting.calibration import CalibrationPrompts
+from lonas_edge.exporting import calibration, stage_ir
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Calibrated, Compression, Manifest
 from lonas_edge.network.source import Source
@@ -33,8 +32,8 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def run(source: TinySource, widths: list[int], output: Path, data: Path | None, method: str = "gptq", **options: Any) -> Path:
-    settings = {"weight_format": "int4", "calibration": data, "int4_method": method, "num_prompts": 8, **options}
+def run(source: TinySource, widths: list[int], output: Path, data: Path | None, **options: Any) -> Path:
+    settings = {"weight_format": "int4", "calibration": data, "num_prompts": 8, **options}
     export(source.opened(), source.subnetwork(widths, "chosen"), output, ExportOptions(**settings))
     return output
 
@@ -52,16 +51,7 @@ def stored(model: Any) -> dict[str, tuple[str, np.ndarray]]:
     }
 
 
-@pytest.mark.parametrize(
-    ("method", "asked"),
-    [
-        pytest.param("awq", {"awq": True, "scale_estimation": True}, marks=pytest.mark.slow),
-        ("gptq", {"gptq": True}),
-    ],
-)
 def test_it_equals_nncf_on_the_fp32_ir(
-    method: str,
-    asked: dict[str, bool],
     llama: TinySource,
     choose: Choose,
     data: Path,
@@ -69,9 +59,9 @@ def test_it_equals_nncf_on_the_fp32_ir(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(CalibrationPrompts, "encoded", lambda *_: TEXTS)
+    monkeypatch.setattr(calibration, "_encode", lambda *_: TEXTS)
     widths = choose(llama, "unequal:1")
-    actual = values(run(llama, widths, tmp_path / "out", data, method, weight_format="int4_sym"))
+    actual = values(run(llama, widths, tmp_path / "out", data, weight_format="int4_sym"))
     uncompressed = exports("llama", "unequal:1", weight_format="fp32", verify=False)
     inputs = [
         {
@@ -88,7 +78,7 @@ def test_it_equals_nncf_on_the_fp32_ir(
             mode=nncf.CompressWeightsMode.INT4_SYM,
             group_size=32,
             dataset=nncf.Dataset(inputs),
-            **asked,
+            gptq=True,
         )
     )
     free = values(exports("llama", "unequal:1", weight_format="int4_sym"))
@@ -99,10 +89,10 @@ def test_it_equals_nncf_on_the_fp32_ir(
 
 
 def test_records(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
-    folder = run(llama, choose(llama, "unequal:1"), tmp_path / "out", data, "awq", group_size=16)
+    folder = run(llama, choose(llama, "unequal:1"), tmp_path / "out", data, group_size=16)
     manifest = Manifest.read(folder / "lonas_edge.json")
     assert manifest.calibrated is not None
-    assert manifest.calibrated == Calibrated("awq", "data.json", manifest.calibrated.sha256, 8, manifest.calibrated.tokens)
+    assert manifest.calibrated == Calibrated("gptq", "data.json", manifest.calibrated.sha256, 8, manifest.calibrated.tokens)
     assert manifest.calibrated.tokens > 8 * 10
     assert manifest.compression == (Compression("int4", 16, 1.0),)
     assert manifest.fused == 2 * LAYERS
@@ -112,12 +102,12 @@ def test_records(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) 
         "ir",
     }  # groups of 16 are too small for one of activations
     assert manifest.parity["ir_uncompressed"].max_logit_difference < 1e-3 < manifest.parity["ir"].max_logit_difference
-    assert "(awq on 8 prompts of `data.json`)" in (folder / "README.md").read_text()
+    assert "(gptq on 8 prompts of `data.json`)" in (folder / "README.md").read_text()
     assert b"/tmp" not in (folder / "openvino_model.xml").read_bytes()
 
 
 def test_a_ratio_per_channel(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
-    folder = run(llama, choose(llama, "minimal"), tmp_path / "out", data, "awq", group_size=-1, ratio=0.5)
+    folder = run(llama, choose(llama, "minimal"), tmp_path / "out", data, group_size=-1, ratio=0.5)
     parts = {part.weight_format: part for part in Manifest.read(folder / "lonas_edge.json").compression}
     assert parts.keys() == {"int4", "int8"} and parts["int4"].group_size == -1
     assert 0 < parts["int4"].share <= 0.5 and sum(part.share for part in parts.values()) == pytest.approx(1)
@@ -129,13 +119,13 @@ def test_verification_refuses_a_wrong_graph(
     llama: TinySource, choose: Choose, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Two layers' matrices are swapped in the graph, before the compression on data hides it."""
-    stock = stage_ir.filled
+    stock = stage_ir.fill
     first, second = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
 
     def swapped(graph: Path, matrices: dict[str, Any], blocks: Any) -> Any:
         return stock(graph, {**matrices, first: matrices[second], second: matrices[first]}, blocks)
 
-    monkeypatch.setattr(stage_ir, "filled", swapped)
+    monkeypatch.setattr(stage_ir, "fill", swapped)
     with pytest.raises(LonasEdgeError, match="verification failed: the logits of the IR differ"):
         run(llama, choose(llama, "minimal"), tmp_path / "out", data)
     assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
@@ -190,7 +180,7 @@ def test_the_head_alone_where_layers_are_trained(
 ) -> None:
     """Layers are stored as without data. Logits change less than without data; a tied embedding is the same matrix."""
     monkeypatch.setattr(Source, "trained_as", "int4_sym")
-    monkeypatch.setattr(CalibrationPrompts, "encoded", lambda *_: TEXTS)
+    monkeypatch.setattr(calibration, "_encode", lambda *_: TEXTS)
     source = tiny_models.source("llama-tied" if tied else "llama").opened()
     name, calibrated = "model.embed_tokens.weight" if tied else "lm_head.weight", {"calibration": data, "num_prompts": 40}
     cases = {"plain": {}, "free": {"head_format": "int4_sym"}, "data": {"head_format": "int4_sym", **calibrated}}
@@ -233,7 +223,7 @@ def test_a_head_of_every_family(
     case: str, tiny_models: TinyModels, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Source, "trained_as", "int4_sym")
-    monkeypatch.setattr(CalibrationPrompts, "encoded", lambda *_: TEXTS)
+    monkeypatch.setattr(calibration, "_encode", lambda *_: TEXTS)
     source = tiny_models.source(case).opened()
     folder = tmp_path / "out"
     export(

@@ -261,12 +261,12 @@ def test_verification_refuses_a_wrong_graph(
     weight_format: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """Two layers' matrices of the same shape are swapped in the graph."""
-    stock = stage_ir.write_ir
+    stock = stage_ir.fill
 
-    def write(graph: Path, folder: Path, matrices: dict[str, Any], *rest: Any) -> None:
-        stock(graph, folder, {**matrices, _FIRST: matrices[_SECOND], _SECOND: matrices[_FIRST]}, *rest)
+    def swapped(graph: Path, matrices: dict[str, Any], blocks: Any) -> Any:
+        return stock(graph, {**matrices, _FIRST: matrices[_SECOND], _SECOND: matrices[_FIRST]}, blocks)
 
-    monkeypatch.setattr(stage_ir, "write_ir", write)
+    monkeypatch.setattr(stage_ir, "fill", swapped)
     with pytest.raises(LonasEdgeError, match="verification failed: the logits of the IR differ"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
     assert not list(tmp_path.iterdir())

@@ -2,11 +2,11 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,7 @@ def job_of(base: Path, folder: Path) -> Conversion:
     save_file(vectors, folder / "vectors.safetensors")
     (folder / "graph").mkdir()
     config = json.loads((base / "config.json").read_text())
-    return Conversion(config, str(folder / "vectors.safetensors"), str(folder / "graph" / MODEL), None, str(folder))
+    return Conversion(config, folder / "vectors.safetensors", folder / "graph" / MODEL, None, folder)
 
 
 @pytest.mark.parametrize("case", ["llama-biased", "gemma3-tied"])
@@ -81,13 +81,13 @@ def test_a_matrix_without_an_input_is_refused(tiny_models: TinyModels, tmp_path:
 
 def test_an_error_of_the_conversion_is_reported(tiny_models: TinyModels, tmp_path: Path):
     job = job_of(tiny_models.base("llama"), tmp_path)
-    Path(job.vectors).unlink()
+    job.vectors.unlink()
     with (
         GraphConversion(job) as conversion,
         pytest.raises(LonasEdgeError, match=r"conversion to OpenVINO failed[\s\S]*vectors\.safetensors"),
     ):
         conversion.wait()
-    assert not Path(job.graph).exists()
+    assert not job.graph.exists()
 
 
 def test_a_killed_conversion_is_reported(tiny_models: TinyModels, tmp_path: Path):
@@ -97,14 +97,13 @@ def test_a_killed_conversion_is_reported(tiny_models: TinyModels, tmp_path: Path
         conversion._process.kill()
         with pytest.raises(LonasEdgeError, match=r"conversion to OpenVINO failed .*-9"):
             conversion.wait()
-    assert not Path(job.graph).exists()
+    assert not job.graph.exists()
 
 
 _PARENT = """
-import json, os, signal, sys, time
-from pathlib import Path
-from lonas_edge.ir.graph import Conversion, GraphConversion
-job = Conversion(**json.loads(sys.argv[1]))
+import os, pickle, signal, sys, time
+from lonas_edge.ir.graph import GraphConversion
+job = pickle.loads(bytes.fromhex(sys.argv[1]))
 conversion = GraphConversion(job)
 while not conversion._log.exists():  # it has begun
     time.sleep(0.001)
@@ -116,7 +115,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_it_ends_when_its_parent_is_killed(start_method: str, tiny_models: TinyModels, tmp_path: Path):
     job = job_of(tiny_models.base("llama"), tmp_path)
     parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, json.dumps(asdict(job))], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", _PARENT, pickle.dumps(job).hex()], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert parent.stdout
     child = int(parent.stdout.readline())
@@ -124,7 +123,7 @@ def test_it_ends_when_its_parent_is_killed(start_method: str, tiny_models: TinyM
     assert parent.returncode == -signal.SIGKILL
     while is_running(child):  # pytest's own time limit ends a wait in vain
         time.sleep(0.1)
-    assert not Path(job.graph).exists()  # it ended before its work was done, not because it was
+    assert not job.graph.exists()  # it ended before its work was done, not because it was
 
 
 def is_running(pid: int) -> bool:

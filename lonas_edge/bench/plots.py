@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.bench.report import METRICS, Report, metric_titles
+from lonas_edge.bench.record import METRICS, BenchRecord, metric_titles
 from lonas_edge.bench.variants import SUBNET, Case
 
 
-def write_plots(report: Report, folder: Path) -> list[Path]:
+def write_plots(report: BenchRecord, folder: Path) -> list[Path]:
     """Draw the distributions of latency, latency over the prompt length, and the ratios; skip plots without data."""
     import matplotlib
 
@@ -28,14 +28,14 @@ def _figure(columns: int, height: float) -> tuple[Any, list[Any]]:
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _colors(report: Report) -> dict[str, Any]:
+def _colors(report: BenchRecord) -> dict[str, Any]:
     import matplotlib
 
     palette = matplotlib.colormaps["tab10"]
     return {variant.name: palette(index % 10) for index, variant in enumerate(report.variants)}
 
 
-def _main_case(report: Report) -> Case:
+def _main_case(report: BenchRecord) -> Case:
     """Return the case of plots that show one: the longest at the smallest batch size."""
     return max((row.case for row in report.rows), key=lambda case: (-case.batch_size, case.prompt_len, case.new_tokens))
 
@@ -45,7 +45,7 @@ def _panels(case: Case) -> dict[str, str]:
     return dict(list(metric_titles(case).items())[:2])
 
 
-def _distributions(report: Report) -> Any:
+def _distributions(report: BenchRecord) -> Any:
     """Draw every round of every variant in the main case: quartiles as a box, each round as a point."""
     if not report.rows:
         return None
@@ -76,7 +76,7 @@ def _plain_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _over_prompt_length(report: Report) -> Any:
+def _over_prompt_length(report: BenchRecord) -> Any:
     """Draw the median latency over the prompt length, with the range from the minimum to the 90th percentile."""
     if len({row.case.prompt_len for row in report.rows}) < 2:
         return None
@@ -102,7 +102,7 @@ def _over_prompt_length(report: Report) -> Any:
     return figure
 
 
-def _ratios(report: Report) -> Any:
+def _ratios(report: BenchRecord) -> Any:
     """Draw the latency of the sub-network over that of each baseline, with 95 % intervals."""
     if not report.comparisons:
         return None

@@ -1,237 +1,161 @@
-"""The report of a benchmark: a typed and versioned record."""
+"""The report of a benchmark: tables, Markdown, CSV and plots."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from lonas_edge.bench.measure import ROUNDS_PER_START, Measurement, Sample
-from lonas_edge.bench.memory import kv_bytes
-from lonas_edge.bench.runners import RUNNERS
-from lonas_edge.bench.statistics import (
-    MIN_PAIRS,
-    NOISY_HALF_WIDTH,
-    NOISY_OTHERS,
-    Ratio,
-    Summary,
-    half_width,
-    paired_ratio,
-    summarize,
-)
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import SUBNET, Case, Facts, Variant
-from lonas_edge.schema import Record
-
-# names as in openvino_genai's PerfMetrics; milliseconds
-METRICS: dict[str, Callable[[Timing], float]] = {
-    "ttft": lambda timing: 1e3 * timing.ttft,
-    "tpot": lambda timing: 1e3 * timing.tpot,
-    "generate_duration": lambda timing: 1e3 * timing.end_to_end,
-}
-MODEL_FIELDS = ("base", "adapter", "subnetwork", "weight_format", "sizes")  # of the manifest, repeated in the report
+from lonas_edge.bench.plots import write_plots
+from lonas_edge.bench.record import METRICS, BenchRecord, Comparison, metric_titles
+from lonas_edge.bench.statistics import MIN_PAIRS, Ratio, Summary
+from lonas_edge.bench.variants import SUBNET, Case
+from lonas_edge.tables import Table
 
 
-def metric_titles(case: Case) -> dict[str, str]:
-    """Return the metrics of a case and their titles."""
-    if case.new_tokens:
-        return {"ttft": "TTFT", "tpot": "TPOT", "generate_duration": "end to end"}
-    return {"generate_duration": "latency"}
+def case_tables(report: BenchRecord, case: Case) -> list[Table]:
+    """Return the tables of one case: latencies, ratios, and ratios for equal texts where these differ."""
+    tables = [latency_table(report, case)]
+    if report.comparisons:
+        texts = text_table(report, case)
+        tables += [ratio_table(report, case), *([texts] if texts else [])]
+    return tables
 
 
-@dataclass(frozen=True)
-class VariantReport:
-    """A variant, and its facts; `tokens_per_text` is relative to the whole vocabulary where it was trimmed."""
-
-    name: str
-    framework: str
-    device: str
-    precision: str
-    source: str
-    properties: Mapping[str, str]
-    facts: Facts | None
-    tokens_per_text: float = 1.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """Latency of one variant in one case, in milliseconds.
-
-    Attributes:
-        ttft: Time to first token; None for a classifier.
-        tpot: Time per output token; None for a classifier.
-        generate_duration: The complete generation, or the pass of a classifier.
-        throughput: Tokens (sequences for a classifier) per second over the batch.
-        decode_limit_ms: Bytes of weights and KV cache that a decoding step reads, over the memory bandwidth. CPU only.
-        decode_share_of_limit: That over the median TPOT.
-    """
-
-    variant: str
-    case: Case
-    ttft: Summary | None
-    tpot: Summary | None
-    generate_duration: Summary
-    throughput: Summary
-    decode_limit_ms: float | None
-    decode_share_of_limit: float | None
+def latency_table(report: BenchRecord, case: Case) -> Table:
+    """Return medians and 90th percentiles of one case."""
+    titles = metric_titles(case)
+    metrics = list(titles)[:2]  # end to end follows from TTFT and TPOT
+    headings = ["variant", *(heading for metric in metrics for heading in (f"{titles[metric]} ms", "p90"))]
+    headings += ["tokens/s", "of limit"] if case.new_tokens else ["sequences/s"]
+    rows = []
+    for row in report.rows:
+        if row.case == case:
+            summaries = [getattr(row, metric) for metric in metrics]
+            cells = [f"{value:.1f}" for summary in summaries for value in (summary.p50, summary.p90)]
+            share = "" if row.decode_share_of_limit is None else f"{row.decode_share_of_limit:.0%}"
+            rows.append([row.variant, *cells, f"{row.throughput.p50:.1f}", *([share] if case.new_tokens else [])])
+    return Table(headings, rows, str(case))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Latency of a variant over that of a baseline, paired over rounds."""
-
-    variant: str
-    baseline: str
-    case: Case
-    metric: str
-    ratio: Ratio
+def ratio_table(report: BenchRecord, case: Case) -> Table:
+    """Return the ratios of one case with their intervals."""
+    titles = metric_titles(case)
+    ratios = {(c.baseline, c.metric): c.ratio for c in report.comparisons if c.case == case}
+    baselines = dict.fromkeys(baseline for baseline, _ in ratios)
+    rows = [[name, *(show_ratio(ratios[name, metric]) for metric in titles)] for name in baselines]
+    return Table([f"{SUBNET} vs", *titles.values()], rows)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A variant that could not be measured in a case, and why."""
+def text_table(report: BenchRecord, case: Case) -> Table | None:
+    """Return the ratios of one case for equal texts, where vocabularies differ in tokens per text; None where none does."""
+    tokens = {variant.name: variant.tokens_per_text for variant in report.variants}
+    if len(set(tokens.values())) == 1:
+        return None
 
-    variant: str
-    case: Case
-    reason: str
+    def scaled(comparison: Comparison) -> Comparison:
+        ratio, factor = comparison.ratio, tokens[comparison.variant] / tokens[comparison.baseline]
+        low, high = (None if end is None else end * factor for end in (ratio.low, ratio.high))
+        return replace(comparison, ratio=replace(ratio, value=ratio.value * factor, low=low, high=high))
 
-
-@dataclass(frozen=True)
-class Report(Record):
-    """A benchmark.
-
-    Attributes:
-        model: Base, adapter and sub-network, from `lonas_edge.json`.
-        conditions: Machine, versions, placement, schedule.
-        load: Largest shares of the processor that other programs used and the host took.
-        bandwidth: Bytes per second read from memory, median over the rounds.
-        warnings: Limits of the figures.
-    """
-
-    NAME = "bench"
-    VERSION = 1
-    AGAIN = "Run `lonas-edge bench` again."
-
-    model: Mapping[str, Any]
-    conditions: Mapping[str, Any]
-    load: Mapping[str, float]
-    bandwidth: float | None
-    variants: Sequence[VariantReport]
-    rows: Sequence[Row]
-    comparisons: Sequence[Comparison]
-    failures: Sequence[Failure]
-    warnings: Sequence[str]
-    interrupted: bool
-    samples: Sequence[Sample] = field(repr=False)
+    table = ratio_table(replace(report, comparisons=[scaled(each) for each in report.comparisons]), case)
+    return replace(table, headings=[f"{SUBNET} vs, for equal texts", *table.headings[1:]])
 
 
-def describe_variant(variant: Variant, facts: Facts | None) -> VariantReport:
-    """Describe a variant without its path."""
-    framework = RUNNERS[variant.kind].framework
-    properties = dict(variant.properties)
-    described = (variant.name, framework, variant.device, variant.precision, variant.path.name, properties, facts)
-    return VariantReport(*described, variant.tokens_per_text)
+def show_ratio(ratio: Ratio) -> str:
+    """Format a ratio with its interval."""
+    interval = "" if ratio.low is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.value:.2f}x{interval}"
 
 
-def make_rows(
-    measurement: Measurement,
-    variants: Sequence[VariantReport],
-    cases: Sequence[Case],
-    configs: Mapping[str, Mapping[str, Any]],
-    bandwidth: float | None,
-) -> list[Row]:
-    """Summarize every variant in every case that has samples.
-
-    `configs` are the config.json of each variant, for the size of its KV cache; `bandwidth` is in bytes per second.
-    """
-    return [
-        _row(variant, case, timings, configs[variant.name], bandwidth)
-        for case in cases
-        for variant in variants
-        if (timings := measurement.timings(variant.name, case))
-    ]
+def variant_table(report: BenchRecord) -> Table:
+    """Return the facts of the variants."""
+    rows = []
+    for variant in report.variants:
+        facts = variant.facts
+        framework = variant.framework.removesuffix("_genai")
+        cells = [variant.name, framework + ("" if variant.device.lower() == "cpu" else f" {variant.device}"), variant.precision]
+        if facts is None:
+            rows.append([*cells, "", "", "", ""])
+            continue
+        cells[-1] += f", {facts.kv_precision}" if facts.kv_precision else ""
+        sizes = (facts.parameters, facts.disk_bytes, facts.peak_memory_bytes)
+        cells += ["" if size is None else f"{size / 1e6:,.0f}" for size in sizes]
+        rows.append([*cells, f"{facts.load_seconds:.1f}"])
+    return Table(["variant", "runs in", "weights, KV", "params M", "disk MB", "peak MB", "load s"], rows, "Variants")
 
 
-def _row(
-    variant: VariantReport, case: Case, timings: Sequence[Timing], config: Mapping[str, Any], bandwidth: float | None
-) -> Row:
-    summaries = {name: summarize([METRICS[name](timing) for timing in timings]) for name in metric_titles(case)}
-    produced = (case.new_tokens or 1) * case.batch_size
-    limit = share = None
-    facts = variant.facts
-    if case.new_tokens and bandwidth and variant.device.lower() == "cpu" and facts and facts.weight_bytes_per_token:
-        cache = case.batch_size * kv_bytes(config, case.prompt_len + case.new_tokens / 2, facts.kv_precision)
-        limit = 1e3 * (facts.weight_bytes_per_token + cache) / bandwidth
-        share = limit / summaries["tpot"].p50
-    return Row(
-        variant.name,
-        case,
-        ttft=summaries.get("ttft"),
-        tpot=summaries.get("tpot"),
-        generate_duration=summaries["generate_duration"],
-        throughput=summarize([produced / timing.end_to_end for timing in timings]),
-        decode_limit_ms=limit,
-        decode_share_of_limit=share,
+def explain(report: BenchRecord) -> str:
+    """Explain the tables."""
+    texts = next((table for row in report.rows if (table := text_table(report, row.case))), None)
+    limit = "Limit: bytes of weights and KV cache that a token reads, over the memory bandwidth. "
+    return (
+        f"Medians and 90th percentiles of the rounds. {limit if any(row.case.new_tokens for row in report.rows) else ''}"
+        f"Ratio: latency of {SUBNET} over that of the baseline, paired over rounds, with its 95 % interval "
+        f"(over starts, with {MIN_PAIRS} or more); below 1 {SUBNET} is faster."
+        + ("" if texts is None else " For equal texts: times tokens per text, which a trimmed vocabulary raises.")
     )
 
 
-def compare(measurement: Measurement, baselines: Sequence[str], cases: Sequence[Case]) -> list[Comparison]:
-    """Compare the sub-network with each baseline in the rounds that both completed."""
-    comparisons = []
-    for case in cases:
-        for baseline in baselines:
-            for metric in metric_titles(case):
-                pairs = measurement.paired(SUBNET, baseline, case, METRICS[metric])
-                if pairs[0]:
-                    comparisons.append(Comparison(SUBNET, baseline, case, metric, paired_ratio(*pairs)))
-    return comparisons
-
-
-def find_warnings(
-    comparisons: Sequence[Comparison], load: Mapping[str, float], interrupted: bool, rounds: int, starts: int
-) -> list[str]:
-    """Return the limits of the figures.
-
-    `load` has the shares of the processor that other programs used and the host took; `rounds` and `starts` were requested.
-    """
-    warnings = ["Interrupted: the figures include the completed rounds only."] if interrupted else []
-    others, stolen = load.get("others", 0.0), load.get("stolen", 0.0)
-    if others + stolen > NOISY_OTHERS:
-        warnings.append(
-            f"Too noisy: other programs used {others:.0%} of the processor, the host took {stolen:.0%} "
-            f"(limit: {NOISY_OTHERS:.0%} in total). Stop them and measure again."
-        )
-    few = next((c.ratio.rounds for c in comparisons if c.ratio.low is None), None)
-    if few is not None:
-        warnings.append(f"{few} rounds give no 95 % interval; at least {MIN_PAIRS} are needed.")
-    over_rounds = [c for c in comparisons if c.ratio.low is not None and c.ratio.starts < MIN_PAIRS]
-    if over_rounds:
-        which = dict.fromkeys(f"{c.baseline}, {c.case}: {c.ratio.starts} of {starts} starts" for c in over_rounds)
-        advice = f" Use --rounds {MIN_PAIRS * ROUNDS_PER_START} or more." if starts < MIN_PAIRS else ""
-        warnings.append(
-            f"These intervals are over rounds and exclude the differences between process starts ({'; '.join(which)}).{advice}"
-        )
-    noisy = [
-        f"{metric_titles(c.case)[c.metric]} vs {c.baseline}, {c.case} (±{width:.0%})"
-        for c in comparisons
-        if (width := half_width(c.ratio)) is not None and width > NOISY_HALF_WIDTH
+def describe_conditions(report: BenchRecord) -> list[str]:
+    """Describe the conditions in a few lines."""
+    conditions = report.conditions
+    machine, schedule = conditions["machine"], conditions["schedule"]
+    instructions = f" ({', '.join(machine['instructions'])})" if machine.get("instructions") else ""
+    bandwidth = "" if report.bandwidth is None else f", {report.bandwidth / 1e9:.1f} GB/s memory bandwidth (measured)"
+    return [
+        f"{machine['processor']}{instructions}, {conditions['threads']} threads on processors {conditions['cores']}, "
+        f"{machine['memory_bytes'] / 1e9:.1f} GB{bandwidth}; IRs on {machine['device']} ({machine['device_name']})",
+        f"{schedule['rounds']} interleaved rounds in {schedule['starts']} starts, {schedule['warmup']} warm-ups each, one "
+        "process per variant, distinct random prompts, no prefix cache; processor used by "
+        f"others {report.load.get('others', 0):.0%}, host {report.load.get('stolen', 0):.0%}; {machine['date']}",
+        ", ".join(f"{name} {version}" for name, version in conditions["versions"].items()),
     ]
-    if noisy:
-        warnings.append(
-            f"Too noisy for a claim, interval wider than ±{NOISY_HALF_WIDTH:.0%}: {'; '.join(noisy)}. "
-            f"Use more than {rounds} rounds, or a quieter machine."
-        )
-    return warnings
 
 
-def failures(measurement: Measurement) -> list[Failure]:
-    """List what could not be measured."""
-    return [Failure(variant, case, reason) for (variant, case), reason in measurement.failures.items()]
+def to_markdown(report: BenchRecord) -> str:
+    """Format the report as Markdown."""
+    lines = [f"# Latency of {report.model['base']['name']}, {report.model['subnetwork']['name']} sub-network", ""]
+    lines += [f"> **{warning}**\n>" for warning in report.warnings]
+    for case in dict.fromkeys(row.case for row in report.rows):
+        lines += ["", f"## {case}", ""]
+        for table in case_tables(report, case):
+            lines += [*table.to_markdown(), ""]
+    lines += [explain(report), "", "## Variants", "", *variant_table(report).to_markdown(), ""]
+    if report.failures:
+        lines += ["## Not measured", "", *[f"- {failure.reason}" for failure in report.failures], ""]
+    properties = [f"- {v.name}: {_properties(v.properties)}" for v in report.variants if v.properties]
+    return "\n".join([*lines, "## Conditions", "", *[f"- {line}" for line in describe_conditions(report)], *properties, ""])
 
 
-def write(report: Report, folder: Path) -> None:
-    """Write bench.json, bench.csv and bench.md into an existing directory."""
-    from lonas_edge.bench.tables import to_csv, to_markdown
+def _properties(properties: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in properties.items())
 
+
+def to_csv(report: BenchRecord) -> str:
+    """Format the report as CSV: one line per variant and case. Columns are named as in openvino_genai and llm_bench."""
+    parts = list(Summary.__annotations__)
+    facts = ["load_seconds", "peak_memory_bytes", "disk_bytes", "parameters", "macs_per_token"]
+    variants = {variant.name: variant for variant in report.variants}
+    lines = []
+    for row in report.rows:
+        variant, case = variants[row.variant], row.case
+        line = {name: getattr(variant, name) for name in ("framework", "device", "precision")}
+        line |= {"batch_size": case.batch_size, "input_size": case.prompt_len, "output_size": case.new_tokens}
+        for metric in (*METRICS, "throughput"):
+            line |= {f"{metric}_{part}": getattr(getattr(row, metric), part, None) for part in parts}
+        line |= {name: getattr(row, name) for name in ("decode_limit_ms", "decode_share_of_limit")}
+        line |= {name: getattr(variant.facts, name, None) for name in facts}
+        ratios = {c.metric: c.ratio for c in report.comparisons if (c.baseline, c.case) == (row.variant, case)}
+        for metric in METRICS:
+            ends = {"": "value", "_low": "low", "_high": "high"}
+            line |= {f"ratio_{metric}{end}": getattr(ratios.get(metric), name, None) for end, name in ends.items()}
+        lines.append({"variant": row.variant, **line})
+    headings = list(lines[0]) if lines else ["variant"]
+    return Table(headings, [list(line.values()) for line in lines]).to_csv()
+
+
+def write(report: BenchRecord, folder: Path) -> None:
+    """Write bench.json, bench.csv, bench.md and the plots into an existing directory."""
     report.write(folder / "bench.json")
     (folder / "bench.csv").write_text(to_csv(report), encoding="utf-8", newline="")
     (folder / "bench.md").write_text(to_markdown(report), encoding="utf-8")
+    write_plots(report, folder)

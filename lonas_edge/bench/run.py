@@ -1,11 +1,11 @@
-"""Run a benchmark: variants, measurement, statistics, report."""
+"""Run a benchmark: variants, measurement, statistics, record."""
 
 import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from lonas_edge.bench import machine, report
+from lonas_edge.bench import machine, record
 from lonas_edge.bench.latency import Plan, measure_latency
 from lonas_edge.bench.measure import Measurement, PromptSource
 from lonas_edge.bench.memory import config_of
@@ -22,7 +22,7 @@ from lonas_edge.versions import versions
 PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "torch", "transformers", "peft", "nncf", "llama-cpp-python")
 
 
-def bench(exported: Exported, options: BenchOptions, progress: Progress = silent) -> report.Report:
+def bench(exported: Exported, options: BenchOptions, progress: Progress = silent) -> record.BenchRecord:
     """Compare the latency of an exported sub-network with other variants; after Ctrl-C, in the completed rounds."""
     runtime.check_device(options.device)
     check_cases(exported, options.cases)
@@ -39,21 +39,21 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
 
     bandwidth = statistics.median(measurement.bandwidths) if measurement.bandwidths else None
     load = {name: max((load[name] for load in measurement.loads), default=0.0) for name in ("others", "stolen")}
-    described = [report.describe_variant(variant, measurement.facts.get(variant.name)) for variant in variants]
+    described = [record.describe_variant(variant, measurement.facts.get(variant.name)) for variant in variants]
     configs = {variant.name: config_of(variant, exported.config) for variant in variants}
     baselines = [variant.name for variant in variants if variant.name != SUBNET]
-    comparisons = report.compare(measurement, baselines, options.cases)
+    comparisons = record.compare(measurement, baselines, options.cases)
     rounds, starts = options.schedule.rounds, len(options.schedule.split())
-    limits = report.find_warnings(comparisons, load, measurement.interrupted, rounds, starts)
-    return report.Report(
-        model={key: exported.own_manifest.to_json()[key] for key in report.MODEL_FIELDS},
+    limits = record.find_warnings(comparisons, load, measurement.interrupted, rounds, starts)
+    return record.BenchRecord(
+        model={key: exported.own_manifest.to_json()[key] for key in record.MODEL_FIELDS},
         conditions=_conditions(options, placement, measurement),
         load=load,
         bandwidth=bandwidth,
         variants=described,
-        rows=report.make_rows(measurement, described, options.cases, configs, bandwidth),
+        rows=record.make_rows(measurement, described, options.cases, configs, bandwidth),
         comparisons=comparisons,
-        failures=report.failures(measurement),
+        failures=record.failures(measurement),
         warnings=[*missing, *limits],
         interrupted=measurement.interrupted,
         samples=measurement.samples,

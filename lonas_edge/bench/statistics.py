@@ -1,15 +1,26 @@
-"""Summarize samples, and compute paired ratios of latency with confidence intervals."""
+"""The statistics of all measurements: summaries, paired ratios and differences, and their 95 % intervals."""
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, groupby
 
-CONFIDENCE = 0.95
+import numpy as np
+
+Z_95 = 1.959964  # half of a 95 % interval in standard errors, of a normal distribution
 MIN_PAIRS = 6  # rounds or starts; with fewer, no signed-rank interval reaches 95 %
-NOISY_HALF_WIDTH = 0.05  # an interval of more than ± this share of the ratio is too noisy
-NOISY_OTHERS = 0.10  # maximum share of the processor that other programs and the host may use
+DRAWS = 500  # of a bootstrap whose standard deviation is a standard error: known to 3 %
+RESAMPLES = 1000  # of a bootstrap whose percentiles are an interval
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,11 @@ class Ratio:
     high: float | None
     rounds: int
     starts: int
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval as a share of the ratio; None without an interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2 / self.value
 
 
 @dataclass(frozen=True)
@@ -50,9 +66,11 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(statistics.fmean(ordered), std, p50, p90, p99, ordered[0], ordered[-1], len(ordered))
 
 
-def half_width(ratio: Ratio) -> float | None:
-    """Return half the interval as a share of the ratio; None without an interval."""
-    return None if ratio.low is None or ratio.high is None else (ratio.high - ratio.low) / 2 / ratio.value
+def median_interval(values: Sequence[float]) -> Interval:
+    """Return the median with its interval from order statistics (binomial, normal approximation)."""
+    ordered, count = sorted(values), len(values)
+    low = max(0, math.floor(count / 2 - Z_95 * math.sqrt(count) / 2))
+    return Interval(statistics.median(ordered), ordered[low], ordered[count - 1 - low])
 
 
 def paired_ratio(variant: Sequence[float], baseline: Sequence[float], starts: Sequence[int]) -> Ratio:
@@ -71,7 +89,7 @@ def paired_ratio(variant: Sequence[float], baseline: Sequence[float], starts: Se
     independent = [statistics.median(_walsh(part)) for part in by_start] if len(by_start) >= MIN_PAIRS else logs
     walsh = _walsh(independent)
     center = math.exp(statistics.median(walsh))
-    outside = _signed_rank_quantile(len(independent), (1 - CONFIDENCE) / 2)
+    outside = _signed_rank_quantile(len(independent), 0.025)
     low, high = (None, None) if outside is None else (math.exp(walsh[outside]), math.exp(walsh[-1 - outside]))
     return Ratio(center, low, high, len(logs), len(by_start))
 
@@ -95,3 +113,74 @@ def _signed_rank_quantile(n: int, tail: float) -> int | None:
         if below / total > tail:
             return k - 1 if k > 0 else None
     return None
+
+
+def difference_of_means(first: np.ndarray, second: np.ndarray, counts: np.ndarray | None = None) -> Interval:
+    """Return second - first, paired by example: the sum of the differences over the sum of `counts`, all [examples].
+
+    `counts` are units of an example, such as its tokens; 1 by default. The interval is that of a ratio estimator.
+    """
+    counts = np.ones_like(first) if counts is None else counts
+    differences = second - first
+    value = float(differences.sum() / counts.sum())
+    half = _half_width((differences - value * counts) / counts.sum())
+    return Interval(value, value - half, value + half)
+
+
+def difference_of_shares(
+    first: np.ndarray, second: np.ndarray, first_counts: np.ndarray, second_counts: np.ndarray
+) -> Interval:
+    """Return second - first in points, paired by example: each a share of its own counts (ratio estimators, linearized).
+
+    `first` and `second` are the units of an example that are correct, of `first_counts` and `second_counts`, all [examples].
+    """
+    shares = float(first.sum() / first_counts.sum()), float(second.sum() / second_counts.sum())
+    influences = [
+        (correct - share * counts) / counts.sum()
+        for correct, counts, share in zip((first, second), (first_counts, second_counts), shares, strict=True)
+    ]
+    value, half = shares[1] - shares[0], _half_width(influences[1] - influences[0])
+    return Interval(100 * value, 100 * (value - half), 100 * (value + half))
+
+
+def _half_width(influences: np.ndarray) -> float:
+    """Half of the 95 % interval of a sum of independent terms with mean 0."""
+    count = len(influences)
+    return Z_95 * math.sqrt(count / max(1, count - 1) * float((influences**2).sum()))
+
+
+def difference_of_statistics(
+    statistic: Callable[[np.ndarray, np.ndarray], float], first: np.ndarray, second: np.ndarray, labels: np.ndarray
+) -> Interval:
+    """Return statistic(labels, second) - statistic(labels, first), all [examples], with the percentiles of a bootstrap."""
+    from scipy.stats import bootstrap
+
+    def change(one: np.ndarray, two: np.ndarray, true: np.ndarray) -> float:
+        return statistic(true, two) - statistic(true, one)
+
+    found = bootstrap(
+        (first, second, labels), change, paired=True, vectorized=False, n_resamples=RESAMPLES, method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval  # fmt: skip
+    return Interval(change(first, second, labels), float(found.low), float(found.high))
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Return the standard error of a mean; None with fewer than two values."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def bootstrap_error(statistic: Callable[[np.ndarray], float], count: int) -> float:
+    """Return the standard deviation of a statistic of drawn examples; all models of a comparison get the same draws.
+
+    `statistic` takes the indices of drawn examples, below `count`.
+    """
+    generator = np.random.default_rng(0)
+    return float(np.std([statistic(generator.integers(count, size=count)) for _ in range(DRAWS)]))
+
+
+def sign_test(positive: int, negative: int) -> float:
+    """Return the two-sided exact p of a sign test; with examples that only one model answers correctly, McNemar's (1947)."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(positive, positive + negative).pvalue) if positive + negative else 1.0

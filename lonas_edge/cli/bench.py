@@ -17,12 +17,11 @@ from lonas_edge.bench.variants import Case
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions
 from lonas_edge.cli.progress import progress
-from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
 from lonas_edge.options import COMMAS, UserPath, option
 
 if TYPE_CHECKING:
-    from lonas_edge.bench.report import Report
+    from lonas_edge.bench.record import BenchRecord
     from lonas_edge.exporting.exported import Exported
 
 _Counts = Annotated[tuple[PositiveInt, ...], COMMAS]
@@ -103,7 +102,6 @@ def _for_task(opened: "Exported", where: BenchCommand, options: BenchOptions) ->
 
 def _bench(where: BenchCommand, options: BenchOptions) -> None:
     with progress() as report:
-        from lonas_edge.bench.plots import write_plots
         from lonas_edge.bench.prepare import VARIANTS
         from lonas_edge.bench.report import write
         from lonas_edge.bench.run import bench
@@ -121,25 +119,21 @@ def _bench(where: BenchCommand, options: BenchOptions) -> None:
         if directory:
             with interrupts_deferred(), directory.open() as folder:
                 write(result, folder)
-                write_plots(result, folder)
     print(json.dumps(result.to_json(), indent=1)) if where.json else _print(result, where.output)
     if result.failures or result.interrupted:
         raise click.exceptions.Exit(1)
 
 
-def _print(report: "Report", output: Path | None) -> None:
-    from lonas_edge.bench import tables
+def _print(report: "BenchRecord", output: Path | None) -> None:
+    from lonas_edge.bench.report import case_tables, describe_conditions, explain, variant_table
 
     terminal = console()
     for case in dict.fromkeys(row.case for row in report.rows):
-        print_table(terminal, f"{case}", *tables.latency_table(report, case))
-        if report.comparisons:
-            print_table(terminal, "", *tables.ratio_table(report, case))
-            if texts := tables.text_table(report, case):
-                print_table(terminal, "", *texts)
-    print_table(terminal, "Variants", *tables.variant_table(report))
-    terminal.print(tables.explain(report) + "\n")
-    for line in tables.describe_conditions(report):
+        for table in case_tables(report, case):
+            table.print(terminal)
+    variant_table(report).print(terminal)
+    terminal.print(explain(report) + "\n")
+    for line in describe_conditions(report):
         terminal.print(line)
     for warning in report.warnings:
         terminal.print(f"warning: {warning}", style="yellow")

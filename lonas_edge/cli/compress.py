@@ -13,10 +13,10 @@ from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
-from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
 from lonas_edge.options import RECIPE
 from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.tables import Table
 
 if TYPE_CHECKING:
     from lonas_edge.pipeline.estimate import Estimate
@@ -71,7 +71,8 @@ def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bo
 
     terminal = console(stderr=True)
     rows = [(name, duration(seconds)) for name, seconds in estimated.seconds.items()]
-    print_table(terminal, "", ("step", "estimated time"), [*rows, ("all", duration(sum(estimated.seconds.values())))])
+    rows.append(("all", duration(sum(estimated.seconds.values()))))
+    Table(("step", "estimated time"), rows).print(terminal)
     terminal.print(f"memory {estimated.memory_bytes / 1e9:.1f} GB, disk {estimated.disk_bytes / 1e9:.1f} GB")
 
 
@@ -80,8 +81,8 @@ def _print(record: "CompressRecord", output: Path) -> None:
     from lonas_edge.pipeline.report import network_table, step_table, summary
 
     terminal = console()
-    print_table(terminal, "", *step_table(record))
-    print_table(terminal, "", *network_table(record), turn=True)
+    step_table(record).print(terminal)
+    network_table(record).print(terminal, turn=True)
     for sentence in summary(record):
         terminal.print(sentence)
     folders = [output / network.folder for network in record.networks if network.folder]

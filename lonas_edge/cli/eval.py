@@ -14,7 +14,6 @@ from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import SUBNET_UNSET, JsonOptions, SearchSpaceFile, model_option, search_space_option
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
-from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.data.test_sets import resolve, there
@@ -218,9 +217,9 @@ def _print(result: "EvalRecord", output: Path | None) -> None:
 
     shown = console()
     shown.print(f"Protocol: {report.describe(result)}")
-    print_table(shown, "", report.headings(result), report.card_rows(result), turn=True)
+    report.card_table(result).print(shown, turn=True)
     if result.differences:
-        print_table(shown, report.difference_title(result), report.DIFFERENCE_HEADINGS, report.difference_rows(result))
+        report.difference_table(result).print(shown)
     shown.print(report.explained(result))
     for target in result.targets:
         if target.answered:

@@ -13,7 +13,6 @@ from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
-from lonas_edge.cli.tables import print_table
 from lonas_edge.cli.terminal import console
 from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.options import option
@@ -100,4 +99,4 @@ def _print(record: "SearchRecord", output: Path) -> None:
         shown.print("The super-adapter was trained on this data. Unseen prompts give a better choice.", style="yellow")
     shown.print(f"{output / SUBNETWORKS}: the Pareto front and the picks, for --subnet")
     for table in tables(record):
-        print_table(shown, *table)
+        table.print(shown)

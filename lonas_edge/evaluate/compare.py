@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from lonas_edge.evaluate.glue import ACCURACY, METRICS, draws
+from lonas_edge.bench.statistics import Z_95, bootstrap_error, sign_test, standard_error
+from lonas_edge.evaluate.glue import ACCURACY, METRICS
 from lonas_edge.exporting.evaluations import TaskResult
 
-Z_95 = 1.959964
 AVERAGE = "average"
 
 
@@ -118,11 +118,12 @@ def _pair(ours: Answers, theirs: Answers) -> _Pair | None:
     differences = ours.correct - theirs.correct
     if ours.labels is None:
         points = 100 * float(differences.mean())
-        variance = 1e4 * float(differences.var(ddof=1)) / count if count > 1 else math.nan
+        error = standard_error(differences)
     else:
         points = 100 * (ours.score() - theirs.score())
-        variance = 1e4 * float(np.var([ours.score(drawn) - theirs.score(drawn) for drawn in draws(count)]))
+        error = bootstrap_error(lambda drawn: ours.score(drawn) - theirs.score(drawn), count)
     identical = int((ours.given == theirs.given).sum())
+    variance = math.nan if error is None else (100 * error) ** 2
     return _Pair(points, variance, int((differences > 0).sum()), int((differences < 0).sum()), identical, count)
 
 
@@ -134,8 +135,6 @@ def _mean(pairs: Sequence[_Pair]) -> _Pair:
 
 
 def _difference(target: str, against: str, scope: str, pair: _Pair) -> Difference:
-    from scipy.stats import binomtest
-
     differing = pair.only_target + pair.only_against
     known = differing and not math.isnan(pair.variance)
     return Difference(
@@ -146,7 +145,7 @@ def _difference(target: str, against: str, scope: str, pair: _Pair) -> Differenc
         half_width_95=Z_95 * math.sqrt(pair.variance) if known else None,
         only_target=pair.only_target,
         only_against=pair.only_against,
-        mcnemar_p=float(binomtest(pair.only_target, differing).pvalue) if differing else 1.0,
+        mcnemar_p=sign_test(pair.only_target, pair.only_against),
         identical=pair.identical / pair.questions,
         questions=pair.questions,
     )

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lonas_edge.bench.statistics import bootstrap_error, standard_error
 from lonas_edge.exporting.evaluations import Metric
 
 ACCURACY = "acc"
-DRAWS = 500  # an error is then known to 3 %
-_SEED = 0  # of the bootstrap
 Score = Callable[[np.ndarray, np.ndarray], float]  # labels, answers, both [texts]
 
 
@@ -59,15 +58,6 @@ def metrics_of(names: Sequence[str], labels: np.ndarray, answers: np.ndarray) ->
 
 
 def _error(name: str, labels: np.ndarray, answers: np.ndarray) -> float | None:
-    count = len(labels)
-    if count < 2:
-        return None
-    if name == ACCURACY:
-        return float(np.std(labels == answers, ddof=1) / math.sqrt(count))
-    return float(np.std([METRICS[name](labels[drawn], answers[drawn]) for drawn in draws(count)]))
-
-
-def draws(count: int) -> list[np.ndarray]:
-    """Drawn texts, [texts] each; the same for all models that answered the same texts."""
-    generator = np.random.default_rng(_SEED)
-    return [generator.integers(count, size=count) for _ in range(DRAWS)]
+    if name == ACCURACY or len(labels) < 2:
+        return standard_error((labels == answers).astype(float))
+    return bootstrap_error(lambda drawn: METRICS[name](labels[drawn], answers[drawn]), len(labels))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lonas_edge.bench.statistics import standard_error
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.exporting.evaluations import Metric, TaskResult
 
@@ -26,7 +27,7 @@ def ordered_answers(task: str, samples: Sequence[Mapping[str, Any]]) -> TaskAnsw
     scores = {name: np.array([sample[name] for sample in samples]) for name in (NDCG, MRR)}
     given = np.array(["\t".join(sample["answer"]) for sample in samples])
     compared = Answers(task, np.array([sample["doc_id"] for sample in samples]), scores[NDCG], given, metric=NDCG)
-    metrics = {name: _mean(values) for name, values in scores.items()}
+    metrics = {name: Metric(float(values.mean()), standard_error(values)) for name, values in scores.items()}
     result = TaskResult.of(task, NDCG, metrics, questions=len(samples), skipped=(), harness=False)
     return TaskAnswers(result, samples, compared)
 
@@ -34,8 +35,3 @@ def ordered_answers(task: str, samples: Sequence[Mapping[str, Any]]) -> TaskAnsw
 def _gain(grades: Sequence[int]) -> float:
     """Discounted cumulative gain (Järvelin and Kekäläinen 2002), as trec_eval has it."""
     return sum(grade / math.log2(rank + 1) for rank, grade in enumerate(grades, 1))
-
-
-def _mean(values: np.ndarray) -> Metric:
-    count = len(values)
-    return Metric(float(values.mean()), float(values.std(ddof=1) / math.sqrt(count)) if count > 1 else None)

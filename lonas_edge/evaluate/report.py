@@ -1,7 +1,5 @@
 """An evaluation as Markdown and CSV, in the layout of the adapter cards; and the files of `--output`."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +10,7 @@ from lonas_edge.evaluate.compare import AVERAGE
 from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, KNOWN, RERANK, TASKS
 from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.exporting.evaluations import Evaluation, TargetResult
-from lonas_edge.markdown import markdown_table
+from lonas_edge.tables import Table
 
 SampleLogs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # by target and task
 
@@ -32,7 +30,6 @@ _OF_EMBEDDINGS = (
 )
 _OF_RERANKERS = "nDCG@10 in percent ± standard error. A query counts as correct only for the model with the higher nDCG@10. "
 _EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS, RERANK.name: _OF_RERANKERS}
-DIFFERENCE_HEADINGS = ("", "Accuracy Δ (points)", "95 % interval", "only this correct : only that", "McNemar p", "same answers")
 
 
 def explained(record: EvalRecord) -> str:
@@ -58,15 +55,10 @@ def _heading(scope: str) -> str:
     return TASKS[scope].heading if scope in TASKS else scope
 
 
-def headings(record: EvalRecord) -> list[str]:
-    """Headings of the card's table."""
-    return ["Method", "Total params", "TFLOPs", *(_heading(task.task) for task in record.targets[0].tasks), "Average"]
-
-
-def card_rows(record: EvalRecord) -> list[list[str]]:
-    """Rows of the card's table: one for each target, with its prompt where they differ."""
+def card_table(record: EvalRecord) -> Table:
+    """The card's table: one row for each target, with its prompt where they differ."""
     prompts = {target.prompt for target in record.targets}
-    return [
+    rows = [
         [
             f"{target.name} ({target.precision}{f', prompt {target.prompt}' if len(prompts) > 1 else ''})",
             f"{target.sizes.linear_weights / 1e9:.3g}B" if target.sizes else "–",
@@ -76,6 +68,9 @@ def card_rows(record: EvalRecord) -> list[list[str]]:
         ]
         for target in record.targets
     ]
+    return Table(
+        ["Method", "Total params", "TFLOPs", *(_heading(task.task) for task in record.targets[0].tasks), "Average"], rows
+    )
 
 
 def percent(value: float | None, error: float | None) -> str:
@@ -85,13 +80,9 @@ def percent(value: float | None, error: float | None) -> str:
     return f"{value:.1f}" if error is None else f"{value:.1f} ± {error:.1f}"
 
 
-def difference_title(record: EvalRecord) -> str:
-    """The heading of the differences."""
-    return f"Accuracy compared with {record.targets[0].name}, on the same questions"
-
-
-def difference_rows(record: EvalRecord, every: bool = False) -> list[list[str]]:
+def difference_table(record: EvalRecord, every: bool = False) -> Table:
     """Differences of each target from the first: of the average, or of the only task; or all of them."""
+    headings = ("", "Accuracy Δ (points)", "95 % interval", "only this correct : only that", "McNemar p", "same answers")
     rows = []
     for name in dict.fromkeys(difference.target for difference in record.differences):
         own = [difference for difference in record.differences if difference.target == name]
@@ -103,7 +94,7 @@ def difference_rows(record: EvalRecord, every: bool = False) -> list[list[str]]:
             scope = f", {_heading(difference.scope)}" if every else ""
             cells = [f"{points:+.1f}", interval, counts, f"{difference.mcnemar_p:.2g}", f"{difference.identical:.1%}"]
             rows.append([name + scope, *cells])
-    return rows
+    return Table(headings, rows, f"Accuracy compared with {record.targets[0].name}, on the same questions")
 
 
 def markdown(record: EvalRecord) -> str:
@@ -113,16 +104,12 @@ def markdown(record: EvalRecord) -> str:
         "",
         f"Protocol: {describe(record)}.",
         "",
-        *markdown_table((headings(record), card_rows(record))),
+        *card_table(record).to_markdown(),
         "",
     ]
     if record.differences:
-        lines += [
-            f"{difference_title(record)}:",
-            "",
-            *markdown_table((DIFFERENCE_HEADINGS, difference_rows(record, every=True))),
-            "",
-        ]
+        differences = difference_table(record, every=True)
+        lines += [f"{differences.title}:", "", *differences.to_markdown(), ""]
     lines += [explained(record), "", *_conditions(record), *skipped(record), ""]
     return "\n".join(lines)
 
@@ -154,25 +141,20 @@ def skipped(record: EvalRecord) -> list[str]:
 
 def to_csv(record: EvalRecord) -> str:
     """One row for each target, task and metric, and one for its average."""
-    text = io.StringIO()
-    writer = csv.writer(text)
     sizes = ("linear_weights", "macs", "parameters")
-    writer.writerow(["target", "precision", "protocol", "prompt", *sizes, "task", "metric", "value", "stderr", "questions"])
+    rows: list[list[Any]] = []
     for target in record.targets:
-        known = [getattr(target.sizes, size, "") for size in sizes]
+        known = [getattr(target.sizes, size, None) for size in sizes]
         cells = [target.name, target.precision, record.protocol, target.prompt, *known]
         for task in target.tasks:
             for name, metric in task.metrics.items():
-                writer.writerow([*cells, task.task, name, metric.value, _or_empty(metric.stderr), task.questions])
+                rows.append([*cells, task.task, name, metric.value, metric.stderr, task.questions])
         if target.average is not None:
             error = None if target.average_stderr is None else target.average_stderr / 100
             total = sum(task.questions for task in target.tasks)
-            writer.writerow([*cells, AVERAGE, "accuracy", target.average / 100, _or_empty(error), total])
-    return text.getvalue()
-
-
-def _or_empty(value: float | None) -> float | str:
-    return "" if value is None else value
+            rows.append([*cells, AVERAGE, "accuracy", target.average / 100, error, total])
+    headings = ["target", "precision", "protocol", "prompt", *sizes, "task", "metric", "value", "stderr", "questions"]
+    return Table(headings, rows).to_csv()
 
 
 def write(record: EvalRecord, samples: SampleLogs, folder: Path) -> None:

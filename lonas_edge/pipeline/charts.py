@@ -5,8 +5,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from lonas_edge.bench.statistics import Interval
 from lonas_edge.pipeline.display import COSTS, Column, Display
-from lonas_edge.pipeline.record import CompressRecord, Curve, Interval, Network
+from lonas_edge.pipeline.record import CompressRecord, Curve, Network
 
 # after Okabe and Ito, darkened to a contrast of 3 or more on white
 COLORS = ("#0072b2", "#c84e00", "#007a5a", "#a8468a", "#6b6b6b", "#8a6a00", "#4b4bc3", "#8c2045")

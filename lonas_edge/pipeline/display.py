@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from lonas_edge.bench.statistics import Interval
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
-from lonas_edge.pipeline.record import Interval
 
 MISSING = "–"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lonas_edge.bench.statistics import Interval, difference_of_means, difference_of_statistics
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import SentenceCollator, Sentences, encode_sentences, read_sentences
 from lonas_edge.errors import raise_all
@@ -17,8 +18,7 @@ from lonas_edge.families import EMBEDDING
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.infer import open_model
 from lonas_edge.network.tokenizer import require_tokenizer
-from lonas_edge.pipeline.measure import Scores, loss_difference
-from lonas_edge.pipeline.record import Interval, Quality
+from lonas_edge.pipeline.record import Quality
 from lonas_edge.progress import Progress
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 _BATCH = 16  # records
-_RESAMPLES = 1000  # of a bootstrap
 
 
 def qualities(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> dict[str, dict[str, Quality]]:
@@ -62,7 +61,7 @@ def distances(
     figures = {name: measure(each) for name, each in found.items()}
     first = next(iter(figures))
     return {
-        name: {"distance": Quality(float(each.mean()), None if name == first else _difference(figures[first], each))}
+        name: {"distance": Quality(float(each.mean()), None if name == first else difference_of_means(figures[first], each))}
         for name, each in figures.items()
     }
 
@@ -117,12 +116,6 @@ def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return means
 
 
-def _difference(first: np.ndarray, second: np.ndarray) -> Interval:
-    """The mean difference, paired by record."""
-    ones = np.ones_like(first)
-    return loss_difference(Scores(first, ones, ones), Scores(second, ones, ones))
-
-
 def correlation(cosines: np.ndarray, scores: np.ndarray) -> float:
     """Spearman's rank correlation, in percent; 0 for equal scores, which a resampling of few positive pairs can have."""
     return 100 * METRICS["spearman"](scores, cosines)
@@ -130,11 +123,4 @@ def correlation(cosines: np.ndarray, scores: np.ndarray) -> float:
 
 def correlation_difference(first: np.ndarray, second: np.ndarray, scores: np.ndarray) -> Interval:
     """second - first in points, with an interval by a bootstrap over pairs of texts."""
-    from scipy.stats import bootstrap
-
-    def change(one: np.ndarray, two: np.ndarray, true: np.ndarray) -> float:
-        return correlation(two, true) - correlation(one, true)
-
-    resampled = partial(bootstrap, paired=True, vectorized=False, n_resamples=_RESAMPLES, method="percentile")
-    interval = resampled((first, second, scores), change, rng=np.random.default_rng(0)).confidence_interval
-    return Interval(change(first, second, scores), float(interval.low), float(interval.high))
+    return difference_of_statistics(lambda labels, cosines: correlation(cosines, labels), first, second, scores)

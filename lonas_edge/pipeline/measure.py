@@ -1,6 +1,5 @@
 """Measure exported networks: latency; and of language models loss and accuracy on held-out examples, and answers."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,16 @@ import numpy as np
 from lonas_edge.bench.measure import Sample as Measured
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import BenchOptions
-from lonas_edge.bench.report import METRICS, Report
+from lonas_edge.bench.record import METRICS, BenchRecord
 from lonas_edge.bench.run import bench
-from lonas_edge.bench.statistics import Ratio, paired_ratio
+from lonas_edge.bench.statistics import (
+    Interval,
+    Ratio,
+    difference_of_means,
+    difference_of_shares,
+    median_interval,
+    paired_ratio,
+)
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.data.encoding import IGNORED, Prompting, encode, encode_prompt
@@ -26,7 +32,7 @@ from lonas_edge.ir.core import openvino_core
 from lonas_edge.ir.infer import inputs_of
 from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import require_tokenizer
-from lonas_edge.pipeline.record import Interval, Latency, Quality, Sample
+from lonas_edge.pipeline.record import Latency, Quality, Sample
 from lonas_edge.progress import Progress
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.training_data import read_training_data
@@ -37,7 +43,6 @@ if TYPE_CHECKING:
 ROUNDS = 18  # in six process starts, over which `bench` computes intervals
 MAX_LENGTH = 1024  # tokens of a held-out example; longer ones are not scored
 ANSWERS, ANSWER_TOKENS = 4, 96
-_Z = 1.959964  # of 95 %
 
 
 @dataclass(frozen=True)
@@ -125,32 +130,12 @@ def loss_difference(first: Scores, second: Scores) -> Interval:
 
     The denominator is the same for both: a trimmed vocabulary has other tokens for the same text.
     """
-    values = second.loss - first.loss
-    return _ratio_interval(values, first.tokens)
+    return difference_of_means(first.loss, second.loss, first.tokens)
 
 
 def accuracy_difference(first: Scores, second: Scores) -> Interval:
-    """second - first in points, paired by example: each a share of its own learned tokens (ratio estimators, linearized)."""
-    shares = [float(each.correct.sum() / each.tokens.sum()) for each in (first, second)]
-    parts = [
-        (each.correct - share * each.tokens) / each.tokens.sum() for each, share in zip((first, second), shares, strict=True)
-    ]
-    half = _half_width(parts[1] - parts[0])
-    value = shares[1] - shares[0]
-    return Interval(100 * value, 100 * (value - half), 100 * (value + half))
-
-
-def _ratio_interval(values: np.ndarray, tokens: np.ndarray) -> Interval:
-    """The sum of values over the sum of tokens; the interval is that of a ratio estimator over examples."""
-    ratio = float(values.sum() / tokens.sum())
-    half = _half_width((values - ratio * tokens) / tokens.sum())
-    return Interval(ratio, ratio - half, ratio + half)
-
-
-def _half_width(influences: np.ndarray) -> float:
-    """Half of the 95 % interval of a sum of independent terms with mean 0."""
-    count = len(influences)
-    return _Z * math.sqrt(count / max(1, count - 1) * float((influences**2).sum()))
+    """second - first in points, paired by example: each a share of its own learned tokens."""
+    return difference_of_shares(first.correct, second.correct, first.tokens, second.tokens)
 
 
 def sampled(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> list[Sample]:
@@ -196,7 +181,7 @@ def _expected(example: Any) -> str:
 
 def latencies(
     folders: Mapping[str, Path], case: Case, timed: Mapping[str, str], progress: Progress
-) -> tuple[dict[str, dict[str, Latency]], Report]:
+) -> tuple[dict[str, dict[str, Latency]], BenchRecord]:
     """Measure all networks in one interleaved run; the first is the baseline of the ratios, the last one is ours.
 
     Returns:
@@ -228,7 +213,7 @@ def _latency(samples: Sequence[Measured], baseline: Sequence[Measured], metric: 
         figures = [[metric(each.timing) for each in side] for side in zip(*pairs, strict=True)]
         ratio = _interval(paired_ratio(figures[0], figures[1], [each.start for each, _ in pairs]))
     values = tuple(round(metric(each.timing), 3) for each in samples)
-    return Latency(median(values), ratio, values)
+    return Latency(median_interval(values), ratio, values)
 
 
 def for_equal_texts(latency: Latency, tokens: float) -> Latency:
@@ -242,11 +227,3 @@ def _interval(ratio: Ratio) -> Interval:
     return Interval(
         ratio.value, ratio.value if ratio.low is None else ratio.low, ratio.value if ratio.high is None else ratio.high
     )
-
-
-def median(values: Sequence[float]) -> Interval:
-    """The median with its 95 % interval from order statistics (binomial, normal approximation)."""
-    ordered, count = sorted(values), len(values)
-    half = _Z * math.sqrt(count) / 2
-    low = max(0, math.floor(count / 2 - half))
-    return Interval(float(np.median(ordered)), ordered[low], ordered[count - 1 - low])

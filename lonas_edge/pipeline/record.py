@@ -3,19 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from lonas_edge.bench.statistics import Interval
 from lonas_edge.schema import Record
 from lonas_edge.space.picture import Layer
 
 COMPRESS = "compress.json"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

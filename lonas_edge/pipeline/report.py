@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.files import replace_text
-from lonas_edge.markdown import in_markdown, markdown_table
 from lonas_edge.pipeline import charts
 from lonas_edge.pipeline.display import COSTS, DISPLAYS, Column, duration, interval, megabytes
 from lonas_edge.pipeline.record import CompressRecord, Network
-
-Table = tuple[list[str], list[list[str]]]  # headings, rows
+from lonas_edge.tables import Table, in_markdown
 
 MARKDOWN, PLOT, HTML = "report.md", "report.png", "report.html"
 
@@ -42,10 +40,10 @@ def to_markdown(record: CompressRecord) -> str:
     commands = [command for step in record.steps for command in step.command.splitlines()]
     lines = [f"# Compression of {in_markdown(record.source)}", "", in_markdown(first), ""]
     lines += [f"- {in_markdown(sentence)}" for sentence in results]
-    lines += ["", "## Networks", "", *markdown_table(network_table(record)), "", in_markdown(explain(record)), ""]
+    lines += ["", "## Networks", "", *network_table(record).to_markdown(), "", in_markdown(explain(record)), ""]
     lines += [f"![Latency and quality of the networks with 95 % intervals]({PLOT})", ""]
     lines += [f"[{HTML}]({HTML}) also has the searched sub-networks, training curves and all latency samples.", ""]
-    lines += ["## Steps", "", *markdown_table(step_table(record)), "", *(f"    {line}" for line in commands), ""]
+    lines += ["## Steps", "", *step_table(record).to_markdown(), "", *(f"    {line}" for line in commands), ""]
     lines += ["## Conditions", ""]
     for title, part in conditions(record).items():
         values = "; ".join(f"{name} {value}" for name, value in part.items())
@@ -55,7 +53,7 @@ def to_markdown(record: CompressRecord) -> str:
 
 def comparison(record: CompressRecord) -> str:
     """Return the table of the networks for a model card, as Markdown."""
-    return "\n".join([*markdown_table(network_table(record)), "", in_markdown(explain(record)), ""])
+    return "\n".join([*network_table(record).to_markdown(), "", in_markdown(explain(record)), ""])
 
 
 def network_table(record: CompressRecord) -> Table:
@@ -76,13 +74,14 @@ def network_table(record: CompressRecord) -> Table:
             latency = network.latency[column.name]
             row += [f"{latency.median.value:.{column.digits}f}", interval(latency.ratio, 2, unit="x")]
         rows.append([*row, megabytes(network.file_bytes)])
-    return [*headings, "size, MB"], rows
+    return Table([*headings, "size, MB"], rows)
 
 
 def step_table(record: CompressRecord) -> Table:
     """Return the estimated and the actual time of each step."""
     rows = [[step.name, duration(step.estimated_seconds), duration(step.seconds)] for step in record.steps]
-    return ["step", "estimated", "actual"], [*rows, ["total", "", duration(sum(step.seconds for step in record.steps))]]
+    rows.append(["total", "", duration(sum(step.seconds for step in record.steps))])
+    return Table(["step", "estimated", "actual"], rows)
 
 
 def explain(record: CompressRecord) -> str:

@@ -1,7 +1,5 @@
 """Reports of a search: all evaluations as CSV, two plots, and tables for the terminal."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -13,9 +11,9 @@ from lonas_edge.files import replace_text
 from lonas_edge.search.cost import COSTS, END_TO_END, end_to_end
 from lonas_edge.search.quality import QUALITIES
 from lonas_edge.search.record import Evaluation, Measured, SearchRecord
+from lonas_edge.tables import Table
 
 CSV, PROGRESSION, FRONT = "search_progression.csv", "search_progression.png", "front.png"
-Table = tuple[str, list[str], list[list[str]]]  # title, headings, rows
 
 _TIMES = tuple(name for name, cost in COSTS.items() if cost.timed and name != END_TO_END)
 _PREFIXES = ("", "k", "M", "G", "T", "P")
@@ -38,13 +36,12 @@ def write(record: SearchRecord, folder: Path) -> None:
 
 def to_csv(record: SearchRecord) -> str:
     """Write one line per evaluation, in order."""
-    output = io.StringIO()
-    table = csv.writer(output, lineterminator="\n")
-    table.writerow(["evaluation", "widths", record.cost, record.quality, "hypervolume", "origin", "seconds"])
+    headings = ["evaluation", "widths", record.cost, record.quality, "hypervolume", "origin", "seconds"]
+    rows = []
     for point, area in zip(record.evaluations, record.hypervolume, strict=True):
         widths = json.dumps(list(point.widths))
-        table.writerow([point.number, widths, point.cost, point.quality, area, point.origin, point.seconds])
-    return output.getvalue()
+        rows.append([point.number, widths, point.cost, point.quality, area, point.origin, point.seconds])
+    return Table(headings, rows).to_csv()
 
 
 class _Axis:
@@ -194,7 +191,7 @@ def _networks(record: SearchRecord) -> Table:
         evaluation = record.evaluations[named.evaluation]
         row = [named.name, f"{evaluation.quality:.4g}", f"{scale(evaluation.cost):.4g}", evaluation.origin]
         rows.append(row + [_compared(measured.get(evaluation.number), metric) for metric in metrics])
-    return "Networks", headings, rows
+    return Table(headings, rows, "Networks")
 
 
 def _compared(network: Measured | None, metric: str) -> str:
@@ -213,7 +210,7 @@ def _sensitivity(rows: Sequence[Sequence[float]]) -> Table:
         values = [row[level] for row in searched if level < len(row)]
         lines.append([f"width {level + 1}", "".join(map(heat, values)), f"{min(values):.3g}", f"{max(values):.3g}"])
     title = f"Sensitivity: distance from the unpruned network that each of {len(searched)} groups adds alone"
-    return title, ["narrowed to", "groups in order", "least", "most"], lines
+    return Table(["narrowed to", "groups in order", "least", "most"], lines, title)
 
 
 def _heat(largest: float) -> Callable[[float], str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lonas_edge.bench import report as module
+from lonas_edge.bench import record as module
 from lonas_edge.bench.measure import Measurement, Sample
 from lonas_edge.bench.plots import write_plots
-from lonas_edge.bench.report import Comparison, Report, compare, describe_variant, find_warnings, make_rows, write
+from lonas_edge.bench.record import BenchRecord, Comparison, compare, describe_variant, find_warnings, make_rows
+from lonas_edge.bench.report import text_table, write
 from lonas_edge.bench.statistics import Ratio
-from lonas_edge.bench.tables import text_table
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case, Facts, Variant
 from lonas_edge.network.vocabulary_record import VocabularyRecord
@@ -23,6 +23,8 @@ SMOLLM2 = {
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "hidden_size": 576,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
 }
 CASES = [Case(128, 11), Case(256, 11)]
 SECRET = "/somewhere/private"
@@ -35,7 +37,7 @@ def timing(ttft: float, tpot: float, tokens: int = 11) -> Timing:
 
 
 @pytest.fixture
-def made() -> Report:
+def made() -> BenchRecord:
     facts = Facts(1.5, 400_000_000, 120_000_000, 100_000_000, 90_000_000, 100_000_000, "f16")
     subnet = Variant("subnet", "ir", Path(f"{SECRET}/int8"), "CPU", "int8", properties={"KV_CACHE_PRECISION": "f16"})
     lora = Variant("lora", "torch", Path(f"{SECRET}/base"), "cpu", "fp32")
@@ -48,7 +50,7 @@ def made() -> Report:
             samples.append(Sample("lora", case, number, timing(0.5 * noise, 0.04 * noise)))
     measurement = Measurement(samples, {("lora", CASES[1]): "lora: not enough memory"})
     schedule = {"rounds": 6, "warmup": 1, "starts": 2}
-    return Report(
+    return BenchRecord(
         model={"base": {"name": "base"}, "subnetwork": {"name": "heuristic"}},
         conditions={"machine": MACHINE, "threads": 2, "cores": [0, 1], "schedule": schedule, "versions": {}},
         load={"others": 0.01, "stolen": 0.0},
@@ -63,7 +65,7 @@ def made() -> Report:
     )
 
 
-def test_figures(made: Report) -> None:
+def test_figures(made: BenchRecord) -> None:
     subnet, lora = made.rows[2:]
     assert (subnet.variant, lora.variant, subnet.case) == ("subnet", "lora", CASES[1])
     assert subnet.ttft and subnet.ttft.p50 == pytest.approx(102.5)  # milliseconds
@@ -91,11 +93,11 @@ def test_a_classifier_has_one_metric() -> None:
     assert (comparison.metric, comparison.ratio.value) == ("generate_duration", pytest.approx(0.25))
 
 
-def test_files(made: Report, tmp_path: Path) -> None:
+def test_files(made: BenchRecord, tmp_path: Path) -> None:
     write(made, tmp_path)
     content = json.loads((tmp_path / "bench.json").read_text())
     assert content["schema"] == "lonas-edge/bench/1"
-    assert Report.read(tmp_path / "bench.json") == made
+    assert BenchRecord.read(tmp_path / "bench.json") == made
     assert len(content["samples"]) == 24 and len(content["samples"][0]["timing"]["token_times"]) == 11
     lines = list(csv.DictReader((tmp_path / "bench.csv").open()))
     assert [(line["variant"], line["input_size"]) for line in lines] == [
@@ -108,16 +110,16 @@ def test_files(made: Report, tmp_path: Path) -> None:
     widths = [line.count("|") for line in markdown.splitlines() if line.startswith("|")]
     assert widths == [8] * 4 + [5] * 3 + [8] * 4 + [5] * 3 + [8] * 4
     assert "0.20x [0.20, 0.20]" in markdown and "lora: not enough memory" in markdown and "20.0 GB/s" in markdown
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("bench.*"):
         assert SECRET not in path.read_text(), path
 
 
-def test_plots(made: Report, tmp_path: Path) -> None:
+def test_plots(made: BenchRecord, tmp_path: Path) -> None:
     files = write_plots(made, tmp_path)
     assert [path.name for path in files] == ["distributions.png", "prompt_length.png", "ratio.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in files)
     alone = [row for row in made.rows if row.variant == "subnet" and row.case == CASES[0]]
-    files = write_plots(Report(**{**vars(made), "rows": alone, "comparisons": []}), tmp_path)
+    files = write_plots(BenchRecord(**{**vars(made), "rows": alone, "comparisons": []}), tmp_path)
     assert [path.name for path in files] == ["distributions.png"]
 
 
@@ -138,17 +140,18 @@ def test_warnings(ratio: Ratio, load: dict[str, float], interrupted: bool, warni
     assert all(part in warning for part, warning in zip(warnings, actual, strict=True))
 
 
-def test_vocabularies_are_compared_by_text(made: Report, tmp_path: Path) -> None:
+def test_vocabularies_are_compared_by_text(made: BenchRecord, tmp_path: Path) -> None:
     """A trimmed one splits a text into more tokens: times per token do not compare."""
     VocabularyRecord("base", None, {}, 288, {}, 1.25, (0, 1)).write(tmp_path / "vocabulary.json")
     assert (Variant("a", "ir", tmp_path).tokens_per_text, Variant("b", "ir", tmp_path / "none").tokens_per_text) == (1.25, 1.0)
     assert text_table(made, CASES[0]) is None
     subnet, lora = made.variants
     trimmed = replace(made, variants=[replace(subnet, tokens_per_text=1.25), replace(lora, tokens_per_text=1.0)])
-    headings, [[name, ttft, tpot, _]] = text_table(trimmed, CASES[0])
+    texts = text_table(trimmed, CASES[0])
+    headings, [[name, ttft, tpot, _]] = texts.headings, texts.rows
     assert headings[:3] == ["subnet vs, for equal texts", "TTFT", "TPOT"] and name == "lora"
     assert (ttft.split()[0], tpot.split()[0]) == ("0.25x", "0.31x")  # 1.25 x 0.1 / 0.5, 1.25 x 0.01 / 0.04
     other = replace(made, variants=[replace(subnet, tokens_per_text=1.0), replace(lora, tokens_per_text=1.25)])
-    assert text_table(other, CASES[0])[1][0][1].startswith("0.16x")  # 0.2 / 1.25
+    assert text_table(other, CASES[0]).rows[0][1].startswith("0.16x")  # 0.2 / 1.25
     write(trimmed, tmp_path)
     assert "| subnet vs, for equal texts |" in (tmp_path / "bench.md").read_text()

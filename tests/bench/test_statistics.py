@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lonas_edge.bench.statistics import Ratio, _signed_rank_quantile, half_width, paired_ratio, summarize
+from lonas_edge.bench.statistics import (
+    Ratio,
+    _signed_rank_quantile,
+    difference_of_means,
+    difference_of_shares,
+    median_interval,
+    paired_ratio,
+    summarize,
+)
 
 
 def test_summary_equals_numpy() -> None:
@@ -39,9 +47,9 @@ def test_ratio_of_six_rounds() -> None:
     result = over_rounds([math.exp(k) for k in range(1, 7)], [1.0] * 6)
     assert result.value == pytest.approx(math.exp(3.5))
     assert (result.low, result.high) == (pytest.approx(math.exp(1)), pytest.approx(math.exp(6)))
-    assert result.rounds == 6 and half_width(result) == pytest.approx((math.exp(6) - math.e) / 2 / math.exp(3.5))
+    assert result.rounds == 6 and result.half_width == pytest.approx((math.exp(6) - math.e) / 2 / math.exp(3.5))
     few = over_rounds([2.0] * 5, [1.0] * 5)
-    assert (few.value, few.low, few.high, half_width(few)) == (2.0, None, None, None)
+    assert (few.value, few.low, few.high, few.half_width) == (2.0, None, None, None)
 
 
 def test_pairs_cancel_the_noise_of_a_round() -> None:
@@ -84,3 +92,21 @@ def test_five_starts_give_an_interval_over_rounds() -> None:
     single_start = over_rounds([math.exp(log) for log in logs], [1.0] * 10)
     assert (result.value, result.low, result.high) == (single_start.value, single_start.low, single_start.high)
     assert (result.starts, single_start.starts) == (5, 1)
+
+
+def test_differences_by_hand() -> None:
+    """Two examples: losses 2 and 4 against 3 and 4 over 2 tokens each; correct tokens 1 and 2 against 2 and 2."""
+    losses, counts = (np.array([2.0, 4.0]), np.array([3.0, 4.0])), np.array([2, 2])
+    loss = difference_of_means(*losses, counts)  # 1/4; terms 1 - 2/4 and -2/4 over 4 tokens; variance 2 * (1/8² + 1/8²)
+    assert loss.value == pytest.approx(0.25)
+    assert loss.high - loss.value == pytest.approx(1.959964 * math.sqrt(2 * 2 / 64))
+    accuracy = difference_of_shares(np.array([1, 2]), np.array([2, 2]), counts, counts)  # 3/4 -> 4/4
+    assert accuracy.value == pytest.approx(25.0)
+    assert difference_of_means(losses[0], losses[0]).high == 0
+
+
+def test_median_with_its_interval() -> None:
+    known = median_interval([float(value) for value in range(1, 13)])
+    assert known.value == 6.5
+    assert (known.low, known.high) == (3.0, 10.0)  # the third from both ends: 12/2 - 1.96 * sqrt(12)/2 = 2.6
+    assert (median_interval([3.0]).low, median_interval([3.0]).high) == (3.0, 3.0)

@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from lonas_edge.bench.statistics import Interval
 from lonas_edge.families import CAUSAL_LM
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Interval, Latency, Network, Quality, Sample, Step
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network, Quality, Sample, Step
 from lonas_edge.space.picture import Part
 
 HOSTILE = "<script>alert(1)</script><img src=https://example.com/x> {{ 7 * 7 }} </style> \"a\" 'b' c|d `e` $x_1$ &amp;"

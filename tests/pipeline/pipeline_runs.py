@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from tiny_models import TinySource
 
+from lonas_edge.bench.statistics import Interval
 from lonas_edge.pipeline import measure, run, stages
 from lonas_edge.pipeline.estimate import Probe
-from lonas_edge.pipeline.record import CompressRecord, Interval, Latency
+from lonas_edge.pipeline.record import CompressRecord, Latency
 
 PROBE = Probe("fp32", 0.1, 0.2, 12.0, 10**9)
 QUICK: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -29,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.measure import Schedule
+from lonas_edge.bench.statistics import Interval
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case
 from lonas_edge.data.encoding import Prompting
@@ -47,15 +47,13 @@ from lonas_edge.pipeline.data import split
 from lonas_edge.pipeline.estimate import disk_bytes
 from lonas_edge.pipeline.measure import (
     Scores,
-    accuracy_difference,
     for_equal_texts,
     loss_difference,
-    median,
     on_common_examples,
     score,
 )
 from lonas_edge.pipeline.options import CompressOptions
-from lonas_edge.pipeline.record import CompressRecord, Interval, Latency
+from lonas_edge.pipeline.record import CompressRecord, Latency
 from lonas_edge.pipeline.run import Reference, compress_model
 from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.progress import silent
@@ -195,27 +193,6 @@ def test_the_held_out_loss_is_that_of_transformers(finished: Finished, tmp_path:
     assert scores.loss.sum() / tokens == pytest.approx(loss / tokens, abs=0.01)  # bf16 where the processor has it
     assert scores.correct.sum() == pytest.approx(correct, abs=1)
     assert finished.record.networks[0].quality["loss"].value == pytest.approx(loss / tokens, abs=0.1)
-
-
-def test_differences_by_hand() -> None:
-    """Two examples: losses 2 and 4 against 3 and 4 over 2 tokens each; correct tokens 1 and 2 against 2 and 2."""
-    first = Scores(np.array([2.0, 4.0]), np.array([1, 2]), np.array([2, 2]))
-    second = Scores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([2, 2]))
-    loss = loss_difference(first, second)  # 1/4; terms 1 - 2/4 and -2/4 over 4 tokens; variance 2 * (1/8² + 1/8²)
-    assert loss.value == pytest.approx(0.25)
-    assert loss.high - loss.value == pytest.approx(1.959964 * math.sqrt(2 * 2 / 64))
-    accuracy = accuracy_difference(first, second)  # 3/4 -> 4/4
-    assert accuracy.value == pytest.approx(25.0)
-    assert loss_difference(first, first).high == 0
-
-
-def test_median_with_its_interval() -> None:
-    values = [float(value) for value in range(1, 13)]
-    known = median(values)
-    assert known.value == 6.5
-    assert known.low < 6.5 < known.high
-    assert (known.low, known.high) == (3.0, 10.0)  # the third from both ends: 12/2 - 1.96 * sqrt(12)/2 = 2.6
-    assert (median([3.0]).low, median([3.0]).high) == (3.0, 3.0)
 
 
 def test_examples_that_one_tokenizer_cannot_take() -> None:

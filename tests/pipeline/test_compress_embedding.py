@@ -24,7 +24,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import EMBEDDING
 from lonas_edge.network.source import open_source
-from lonas_edge.pipeline import embeddings, run, stages
+from lonas_edge.pipeline import run, stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
 from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference, distance, embedded
@@ -119,7 +119,7 @@ def test_embeddings_by_an_oracle(tiny_bert: TinyBert, tmp_path: Path) -> None:
 
 def test_correlations(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, ranks 1 2 3 4 against 1 2 4 3: 1 - 6 * 2 / (4 * 15) = 0.8."""
-    monkeypatch.setattr(embeddings, "_RESAMPLES", 100)
+    monkeypatch.setattr("lonas_edge.bench.statistics.RESAMPLES", 100)
     assert correlation(np.array([1.0, 2, 4, 3]), np.array([0.1, 0.2, 0.3, 0.9])) == pytest.approx(80)
     assert correlation(np.array([1.0, 2, 4, 3]), np.ones(4)) == 0
     draw = np.random.default_rng(0)

@@ -14,9 +14,10 @@ import pytest
 from compress_records import HOSTILE, TARGET, compressed, near, network, realistic, record
 from markdown_it import MarkdownIt
 
+from lonas_edge.bench.statistics import Interval
 from lonas_edge.families import EMBEDDING
 from lonas_edge.pipeline.display import duration
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Interval, Latency, Quality, Sample
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Latency, Quality, Sample
 from lonas_edge.pipeline.report import network_table, step_table, summary, to_markdown, write_report
 from lonas_edge.space.picture import Part
 
@@ -54,7 +55,8 @@ def hostile() -> CompressRecord:
 
 
 def test_the_table() -> None:
-    headings, rows = network_table(realistic())
+    table = network_table(realistic())
+    headings, rows = table.headings, table.rows
     assert headings == [
         *("network", "held-out loss", "held-out loss Δ [95 %]", "token accuracy", "token accuracy Δ, points [95 %]"),
         *("TTFT, ms", "TTFT ratio [95 %]", "TPOT, ms", "TPOT ratio [95 %]", "size, MB"),
@@ -65,7 +67,7 @@ def test_the_table() -> None:
         *("130.0", "0.65x [0.63, 0.67]", "13.00", "0.65x [0.64, 0.66]", "61.5"),
     ]
     nothing = compressed("a", 13.0, 0.0, quality={"loss": Quality(1.25, Interval(-0.0001, -0.0004, 0.0))})
-    assert network_table(record(nothing, nothing))[1][0][2] == "+0.000 [+0.000, +0.000]"
+    assert network_table(record(nothing, nothing)).rows[0][2] == "+0.000 [+0.000, +0.000]"
 
 
 def test_the_summary() -> None:
@@ -106,7 +108,8 @@ def test_embedding_models_without_scores() -> None:
     found = (Candidate(0.68, 0.1251, True, ("latency<=0.7x",)),)
     changes = {"task": EMBEDDING.name, "cost": "latency", "candidates": found, "samples": (), "prompt_len": 128}
     made = record(first, ours, **changes, new_tokens=0)
-    headings, rows = network_table(made)
+    table = network_table(made)
+    headings, rows = table.headings, table.rows
     assert headings == [
         "network", "cosine distance", "cosine distance Δ [95 %]", "latency, ms", "latency ratio [95 %]", "size, MB",
     ]  # fmt: skip
@@ -127,7 +130,7 @@ def test_durations(seconds: float | None, text: str) -> None:
 
 
 def test_steps_with_and_without_an_estimate() -> None:
-    assert step_table(realistic())[1] == [
+    assert step_table(realistic()).rows == [
         ["search", "33 min", "50 min"], ["baselines", "–", "1 h 7 min"], ["total", "", "1 h 57 min"],
     ]  # fmt: skip
 
@@ -168,7 +171,8 @@ def test_markdown_is_valid(made: CompressRecord, tmp_path: Path) -> None:
             rows.append([])
         if before.type in ("th_open", "td_open"):
             rows[-1].append("".join(child.content for child in token.children or ()))
-    headings, cells = network_table(made)
+    table = network_table(made)
+    headings, cells = table.headings, table.rows
     assert rows[0] == headings and rows[1 : 1 + len(cells)] == cells
     [commands] = [token.content for token in tokens if token.type == "code_block"]
     assert commands == "".join(f"{step.command}\n" for step in made.steps)

@@ -60,7 +60,8 @@ def test_measured_end_to_end_times() -> None:
     record = replace(record, measured=(Measured("heuristic", 1, 100.0, 5.0, 90.0, 4.0),))
     [lines] = [line.get_xdata() for line in report._front(record).axes[0].lines if line.get_marker() == "x"]
     assert list(lines) == [100.0 + 63 * 5.0]
-    [(_, headings, rows), _] = report.tables(record)
+    networks, _ = report.tables(record)
+    headings, rows = networks.headings, networks.rows
     assert headings[2] == "end-to-end time, ms"
     assert next(row for row in rows if row[0] == "heuristic")[-2:] == ["5.00 (1.25 x)", "100.00 (1.11 x)"]
 
@@ -75,19 +76,21 @@ def test_one_broken_network_does_not_flatten_the_front() -> None:
 
 def test_tables() -> None:
     record = with_measured(made_up(40))
-    [(_, headings, rows), sensitivity] = report.tables(record)
+    networks, sensitivity = report.tables(record)
+    headings, rows = networks.headings, networks.rows
     assert headings[-2:] == ["measured TPOT, ms (/ predicted)", "measured TTFT, ms (/ predicted)"]
     assert next(row for row in rows if row[0] == "heuristic")[-2:] == ["11.60 (1.04 x)", "139.38 (1.00 x)"]
     assert len(rows) == len(record.named) + len(record.picks) and next(row for row in rows if row[0] == "maximal")[-1] == ""
-    assert len(sensitivity[2]) == 4 and all(len(row[1]) == 30 for row in sensitivity[2])
-    assert sensitivity[2][-1][1][-1] == "█" and sensitivity[2][0][1][12] == "▁", "the most sensitive; 3 orders below"
+    assert len(sensitivity.rows) == 4 and all(len(row[1]) == 30 for row in sensitivity.rows)
+    assert sensitivity.rows[-1][1][-1] == "█" and sensitivity.rows[0][1][12] == "▁", "the most sensitive; 3 orders below"
 
 
 def test_a_classifier_has_one_latency() -> None:
     record = made_up(40, "latency")
     record = replace(record, settings={**record.settings, "prompt_len": 128, "new_tokens": 0, "batch_size": 8})
     record = replace(record, measured=(Measured("maximal", 0, latency=24.4, predicted_latency=12.2),))
-    [(_, headings, rows), _] = report.tables(record)
+    networks, _ = report.tables(record)
+    headings, rows = networks.headings, networks.rows
     assert headings[-1] == "measured latency, ms (/ predicted)" and "TTFT" not in " ".join(headings)
     assert next(row[-1] for row in rows if row[0] == "maximal") == "24.40 (2.00 x)"
     texts = drawn(record)

@@ -182,7 +182,7 @@ class _Search:
             required=named_origins(plan.dimensions),
         )
         if options.storage is None:
-            worker.retry_unfinished()
+            worker.fail_unfinished()
         worker.enqueue(
             named_origins(plan.dimensions) if plan.greedy else warm_start(plan.dimensions, options.evals, table, cost, aims)
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lonas_edge.space.search_space import SearchSettings
 
 IDENTITY = "lonas_edge"  # study attribute with the identity of the search
-HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60  # of a worker; a silent one's trial is evaluated again by another
+HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60  # of a worker; the trial of a silent one is queued again
 _CONNECT_SECONDS = 10
 _TABLES_EXIST, _TABLES_SECONDS = re.compile("already exists|unique", re.IGNORECASE), 3
 _PIP_NAMES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}

@@ -1,22 +1,20 @@
 """A worker: evaluates the warm start, NSGA-II's draws and the refinement's moves, each network once.
 
-All decisions follow from the stored trials, so any number of workers can share a study, and any of them can die.
+All decisions follow from the stored trials, so any number of workers can share a study. Optuna's heartbeat queues the trial of
+a dead worker again. No worker waits for another: with nothing else to do, it evaluates a network that another one has taken.
 """
 
 import math
 import random
 import time
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.search import storage
 from lonas_edge.search.dimensions import Dimensions, Widths
 from lonas_edge.search.record import Evaluation
 from lonas_edge.search.refine import Propose
@@ -28,10 +26,7 @@ if TYPE_CHECKING:
 SAMPLER = "nsga2"
 REPEATS = 3  # known networks drawn in a row, after which an unknown one is drawn at random
 DRAWS = 10_000  # attempts to draw it
-POLL_SECONDS = 1.0
-PATIENCE = 10
 Measure = Callable[[Widths], tuple[float, float]]  # quality and cost of a network
-_OPEN = (TrialState.RUNNING, TrialState.WAITING)
 
 
 class _KnownNetworkError(Exception):
@@ -61,28 +56,28 @@ class Worker:
         self._propose, self._refine_from, self._draws = propose, refine_from, draws
         self._required = required
         self._repeats = 0
-        self._measuring = False
-        self._first_seen: dict[int, float] = {}
+        self._measured = False  # whether the last trial has its figures
 
-    def retry_unfinished(self) -> None:
-        """Queue the trials of a killed process again. Only where no other process can be working on the study."""
+    def fail_unfinished(self) -> None:
+        """Give up the trials of a killed process. Only where no other process can be working on the study."""
         for trial in self._trials(TrialState.RUNNING):
             self.study.tell(trial.number, state=TrialState.FAIL)
-            RetryHeartbeatStaleTrialCallback()(self.study, trial)
 
     def enqueue(self, origins: Mapping[Widths, str]) -> None:
         """Queue networks that are not yet known, each with its origin."""
         known = self._known()
         for widths, origin in origins.items():
             if widths not in known:
-                self.study.enqueue_trial(self.dimensions.parameters(widths), {"origin": origin})
+                self._queue(widths, origin)
+
+    def _queue(self, widths: Widths, origin: str) -> None:
+        self.study.enqueue_trial(self.dimensions.parameters(widths), {"origin": origin})
 
     def evaluations(self) -> list[Evaluation]:
-        """Return all evaluations so far, in the order of the trials; a damaged file may lack parameters of one."""
+        """Return all evaluations so far, in the order of the trials."""
         first: dict[Widths, FrozenTrial] = {}
         for trial in self._trials(TrialState.COMPLETE):
-            if self.dimensions.complete(trial.params):
-                first.setdefault(self.dimensions.of(trial.params), trial)
+            first.setdefault(self.dimensions.of(trial.params), trial)
         return [self._evaluation(number, *item) for number, item in enumerate(first.items())]
 
     def run(self, measure: Measure, report: Callable[[list[Evaluation]], None]) -> None:
@@ -93,79 +88,56 @@ class Worker:
             missing = self._required.keys() - {evaluation.widths for evaluation in evaluations}
             if len(evaluations) >= self._total and not missing:
                 return
-            others = self._in_progress()
-            if others and len(evaluations) + others >= self._total:  # other workers have the last ones
-                self._wait()
-            elif len(evaluations) >= self._total and not self._trials(TrialState.WAITING):
-                self._repeat(missing)
-            elif self._trials(TrialState.WAITING) or self._prepare(evaluations):
+            if self._trials(TrialState.WAITING) or self._prepare(evaluations):
                 self._evaluate(measure)
-            elif others:  # what is proposed next depends on theirs
-                self._wait()
             else:
                 return
-
-    def _repeat(self, missing: Collection[Widths]) -> None:
-        """Queue networks again whose workers failed, or died before their first heartbeat."""
-        for trial in self._trials(TrialState.RUNNING):
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        self.enqueue({widths: self._required[widths] for widths in missing})
-
-    def _wait(self) -> None:
-        """Wait for other workers, and give the trials of dead ones back."""
-        time.sleep(POLL_SECONDS)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            fail_stale_trials(self.study)
 
     def _evaluate(self, measure: Measure) -> None:
         """Evaluate the next trial; drop the result if another worker has finished the trial meanwhile.
 
-        Two workers can get the same trial from SQLite, which has no row locks (Optuna 4), and a worker that was suspended for
-        longer than the grace period has lost its trial.
+        Two workers can get the same trial from SQLite, which has no row locks, and a worker that was suspended for longer than
+        the grace period has lost its trial.
         """
+        self._measured = False
         try:
             self.study.optimize(lambda trial: self._objective(trial, measure), n_trials=1, catch=(_KnownNetworkError,))
         except (ValueError, UpdateFinishedTrialError):
-            if self._measuring:  # else Optuna could not store a result
+            if not self._measured:  # else Optuna could not store the result
                 raise
-
-    def _in_progress(self) -> int:
-        """Count the trials that other workers may finish.
-
-        Optuna finds a dead worker by its heartbeat. One that died before the first heartbeat is given up after `PATIENCE` times
-        the longest evaluation.
-        """
-        seconds = [trial.user_attrs.get("seconds", 0.0) for trial in self._trials(TrialState.COMPLETE)]
-        patience, now = max(2 * storage.GRACE_SECONDS, PATIENCE * max(seconds, default=0.0)), time.monotonic()
-        running = [trial.number for trial in self._trials(TrialState.RUNNING)]
-        return sum(now - self._first_seen.setdefault(number, now) < patience for number in running)
 
     def _objective(self, trial: "Trial", measure: Measure) -> tuple[float, float]:
         _ = trial.relative_params  # Optuna draws lazily; a queued trial would otherwise never become a parent
         widths = self.dimensions.suggested(trial)
-        if self._is_known(widths, trial.number):
+        queued = "origin" in trial.user_attrs
+        if widths in (self._networks(TrialState.COMPLETE) if queued else self._earlier(trial.number)):
             self._repeats += 1
             raise _KnownNetworkError
         self._repeats = 0
-        start, self._measuring = time.perf_counter(), True
+        start = time.perf_counter()
         quality, cost = measure(widths)
-        self._measuring = False
         if not math.isfinite(quality):
             raise LonasEdgeError(
                 f"The network with widths {list(widths)} has quality {quality}: the weights are damaged, or too large to "
                 "compute with."
             )
+        self._measured = True
         trial.set_user_attr("seconds", time.perf_counter() - start)
         return quality, cost
 
     def _prepare(self, evaluations: Sequence[Evaluation]) -> bool:
-        """Queue the refinement's next move, or a random network if the sampler repeats itself; False if none is left."""
-        known = self._known()
+        """Queue the next network, unless the sampler draws one; False if none is left."""
+        evaluated, known = {evaluation.widths for evaluation in evaluations}, self._known()
+        if len(known) >= self._total:  # other workers have the last ones, or died before their first heartbeat
+            origins = dict.fromkeys(sorted(known), SAMPLER) | dict(self._required)
+            self._queue(*next(item for item in origins.items() if item[0] not in evaluated))
+            return True
         if self._propose and len(known) >= self._refine_from:
             proposal = self._propose(evaluations, known)
+            if not proposal and not self._draws:  # the next one depends on a network that another worker evaluates
+                proposal = self._propose(evaluations, evaluated)
             if proposal:
-                self.enqueue(dict([proposal]))
+                self._queue(*proposal)
                 return True
             if not self._draws:
                 return False
@@ -173,7 +145,7 @@ class Worker:
             widths = self._unknown(known)
             if widths is None:
                 return False
-            self.enqueue({widths: "random"})
+            self._queue(widths, "random")
         return True
 
     def _unknown(self, known: set[Widths]) -> Widths | None:
@@ -189,18 +161,18 @@ class Worker:
     def _trials(self, *states: TrialState) -> "list[FrozenTrial]":
         return list(self.study.get_trials(deepcopy=False, states=states))
 
-    def _networks(self, trials: "Sequence[FrozenTrial]") -> set[Widths]:
+    def _networks(self, *states: TrialState, before: float = math.inf) -> set[Widths]:
         """Return the networks of trials whose parameters are all set."""
+        trials = [trial for trial in self._trials(*states) if trial.number < before]
         parameters = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
         return {self.dimensions.of(values) for values in parameters if self.dimensions.complete(values)}
 
     def _known(self) -> set[Widths]:
-        return self._networks(self._trials(TrialState.COMPLETE, *_OPEN))
+        return self._networks(TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
 
-    def _is_known(self, widths: Widths, number: int) -> bool:
-        """Check whether the network is evaluated, or an earlier trial is evaluating it."""
-        earlier = [trial for trial in self._trials(TrialState.RUNNING) if trial.number < number]
-        return widths in self._networks([*earlier, *self._trials(TrialState.COMPLETE)])
+    def _earlier(self, number: int) -> set[Widths]:
+        """Return the evaluated networks, and those that earlier trials are evaluating."""
+        return self._networks(TrialState.COMPLETE) | self._networks(TrialState.RUNNING, before=number)
 
     def _evaluation(self, number: int, widths: Widths, trial: "FrozenTrial") -> Evaluation:
         quality, cost = trial.values

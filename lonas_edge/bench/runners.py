@@ -184,7 +184,7 @@ class TorchRunner(Runner):
 
     def _base(self, dtype: Any) -> Any:
         from lonas_edge.network.configuration import read_config
-        from lonas_edge.network.modeling import load_unequal
+        from lonas_edge.network.modeling import load_model
         from lonas_edge.network.source import open_source
         from lonas_edge.space.architecture import REMOVED
 
@@ -192,7 +192,7 @@ class TorchRunner(Runner):
         if not any(read_config(folder).get(name) for name in ("per_layer_config", REMOVED)):
             return self._equal(dtype=dtype, local_files_only=True, trust_remote_code=False)
         opened = open_source(str(adapter) if adapter else None, str(folder), elastic=False)
-        return load_unequal(opened.architecture, folder, dtype, new_head=opened.architecture.family.kind.new_head)
+        return load_model(opened.architecture, folder, dtype, new_head=opened.architecture.family.kind.new_head)
 
     def _equal(self, **options: Any) -> Any:
         """The base through transformers 5.5, which has one width for all layers."""

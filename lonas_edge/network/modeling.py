@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from lonas_edge.errors import raise_all
 from lonas_edge.families import Family, ModelKind
 from lonas_edge.files import check_model_folder, read_by
-from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.checkpoints import describe_damage, open_tensors
 from lonas_edge.network.configuration import parse_config, read_config, read_generation_config
 from lonas_edge.network.depth import remove_blocks
 from lonas_edge.space.architecture import Architecture
@@ -33,23 +33,26 @@ BLOCK_ELEMENTS = 2**21  # 17 MB in float64
 
 def empty_model(config: dict[str, Any], where: str = "config.json") -> PreTrainedModel:
     """Build a model with its parameters on the meta device and real buffers; `where` is its name in errors."""
-    return _empty(_architecture(config, where), where)
+    return _build_empty(_architecture(config, where), where)
 
 
 def _architecture(config: dict[str, Any], where: str) -> Architecture:
     return Architecture.from_config(parse_config(config, where), where)
 
 
-def _empty(architecture: Architecture, where: str) -> PreTrainedModel:
-    model = _built(architecture, copy.deepcopy(architecture.config), Path(where))
+def _build_empty(architecture: Architecture, where: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Build a model with unequal widths and without removed blocks; `dtype` is that of its buffers."""
+    family = architecture.family
+    model = _build(architecture, copy.deepcopy(architecture.config), Path(where), dtype)
     remove_blocks(model, architecture, architecture.removed)
-    layers = tuple(f"{architecture.family.layer(int(index))}." for index in architecture.per_layer)
-    for linear in (linear for name, linear in architecture.linears.items() if name.startswith(layers)):
-        _resize(model.get_submodule(linear.name), linear.out_features, linear.in_features)
+    layers = tuple(f"{family.layer(int(index))}." for index in architecture.per_layer)
+    for name, linear in architecture.linears.items():
+        if name.startswith(layers):
+            _resize(model.get_submodule(name), linear.out_features, linear.in_features)
     for path, block in architecture.blocks.items():
-        if block.cached and path.startswith(layers) and (rule := architecture.family.head_rule):
+        if block.cached and path.startswith(layers) and (rule := family.head_rule):
             own = architecture.of_layer(path)
-            architecture.family.narrow_attention(model.get_submodule(path), rule.fields(own, rule.full(own)))
+            family.narrow_attention(model.get_submodule(path), rule.fields(own, rule.full(own)))
     model.tie_weights()
     return model.eval()
 
@@ -58,10 +61,10 @@ def repair(model: PreTrainedModel, family: Family) -> None:
     """Work around errors of transformers in a live model, in place."""
     family.repair(model)
     if family.given_positions:
-        model.base_model.register_forward_pre_hook(_positioned, with_kwargs=True)
+        model.base_model.register_forward_pre_hook(_add_positions, with_kwargs=True)
 
 
-def _positioned(_body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _add_positions(_body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Give a body its positions, from the length of its cache on, in the form that openvino_genai replaces by its own."""
     ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
     if ids is not None and kwargs.get("position_ids") is None:
@@ -75,14 +78,14 @@ def check_builds(architecture: Architecture, path: Path) -> None:
     shallow = copy.deepcopy(architecture.config)
     with read_by("transformers", path):
         architecture.family.shorten(shallow)
-    _built(architecture, shallow, path)
+    _build(architecture, shallow, path)
 
 
-def _built(architecture: Architecture, config: Any, path: Path) -> PreTrainedModel:
+def _build(architecture: Architecture, config: Any, path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    family = architecture.family
     with read_by("transformers", path), init_empty_weights(include_buffers=False):
-        built = auto_model(architecture.family.kind).from_config(config, dtype=torch.float32, **architecture.family.options)
-        model: PreTrainedModel = built
-    repair(model, architecture.family)
+        model: PreTrainedModel = auto_model(family.kind).from_config(config, dtype=dtype, **family.options)
+    repair(model, family)
     wrong = [f"{name}: not finite, of the rope fields" for name, buffer in model.named_buffers() if not buffer.isfinite().all()]
     raise_all(f"{path}: positions cannot be computed:", wrong, "Take the file that came with the weights.")
     return model
@@ -114,23 +117,36 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = None) -> Pre
     """
     folder = Path(folder)
     check_model_folder(folder)
-    return load_unequal(_architecture(read_config(folder), str(folder)), folder, dtype)
+    return load_model(_architecture(read_config(folder), str(folder)), folder, dtype)
 
 
-def load_unequal(
+def load_model(
     architecture: Architecture, folder: Path, dtype: torch.dtype | None = None, new_head: bool = False
 ) -> PreTrainedModel:
-    """Open a checkpoint as `load_checkpoint`, of these shapes; with `new_head`, a head that does not fit is random."""
-    model, tensors = _empty(architecture, str(folder)), open_tensors(folder)
+    """Load a checkpoint as `load_checkpoint`, of these shapes; with `new_head`, a head that does not fit is random.
+
+    transformers 5.5 has one width for all layers, and reports mismatches less clearly.
+    """
+    model, tensors = _build_empty(architecture, str(folder), dtype or torch.float32), open_tensors(folder)
     tensors.rename(architecture.family)
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}  # without a tied head
-    others = {name for name, shape in parameters.items() if tensors.shapes.get(name) != shape}
-    new = {name for name in others if new_head and architecture.in_head(name)}
-    stored = {name: f"found {list(shape)}" for name, shape in tensors.shapes.items()}
-    problems = [f"{name}: expected {list(parameters[name])}, {stored.get(name, 'missing')}" for name in sorted(others - new)]
-    raise_all(f"{folder}: the weights do not match config.json:", problems)
+    others = [name for name, shape in parameters.items() if tensors.shapes.get(name) != shape]
+    new = [name for name in others if new_head and architecture.in_head(name)]
+    errors = []
+    for name in sorted(set(others) - set(new)):
+        found = f"found {list(tensors.shapes[name])}" if name in tensors.shapes else "missing"
+        errors.append(f"{name}: expected {list(parameters[name])}, {found}")
+    raise_all(f"{folder}: the weights do not match config.json:", errors)
     for name, shape in parameters.items():
-        set_parameter(model, name, torch.empty(shape, dtype=dtype) if name in new else _cast(tensors.read(name), dtype))
+        if name in new:
+            set_parameter(model, name, torch.empty(shape, dtype=dtype))
+            continue
+        stored = tensors.read(name)
+        weight = stored.to(dtype or stored.dtype, copy=True)  # the file may change
+        if damage := describe_damage(weight):
+            errors.append(f"{name}: {damage}, in {tensors.file_of(name).name}")
+        set_parameter(model, name, weight)
+    raise_all(f"{folder}: the checkpoint is damaged:", errors, "Download it again. In fp16, try bf16 or fp32.")
     for module in sorted({name.rpartition(".")[0] for name in new}):
         model._init_weights(model.get_submodule(module))
     model.tie_weights()
@@ -138,10 +154,6 @@ def load_unequal(
     if content := read_generation_config(folder):
         model.generation_config = GenerationConfig.from_dict(content)
     return model
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    return tensor.clone() if dtype is None else tensor.to(dtype)
 
 
 def set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:

@@ -1,28 +1,22 @@
 """A loaded super-network: sub-networks are activated and scored in it without loading anything again."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
-from lonas_edge.errors import raise_all
 from lonas_edge.files import read_by
 from lonas_edge.network.adapters import load_adapter
 from lonas_edge.network.calibration import given
-from lonas_edge.network.checkpoints import describe_damage, open_base, open_tensors
+from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
-from lonas_edge.network.modeling import auto_model, empty_model, load_unequal, repair, set_parameter, untouched_zeros
+from lonas_edge.network.modeling import empty_model, load_model, set_parameter, untouched_zeros
 from lonas_edge.network.objective import Objective, objective_of
-from lonas_edge.network.source import Located, Source, check_base, fingerprint
-from lonas_edge.space.architecture import Architecture
+from lonas_edge.network.source import Source, check_base, fingerprint
 from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.subnetwork import Subnetwork
 
@@ -155,7 +149,8 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
         check_base(source.training, fingerprint(source.base.folder), source.base.folder)
     if source.adapter and source.adapter_config:
         load_adapter(source.adapter.folder, source.adapter_config, source.architecture, stored)
-    model: Any = load_base(source.base, source.architecture, dtype)
+    new_head = source.architecture.family.kind.new_head  # the adapter has it
+    model: Any = load_model(source.architecture, source.base.folder, dtype, new_head)
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))
     source.order.apply_to_model(model)
@@ -184,50 +179,3 @@ def of_adapter(name: str) -> bool:
 def unwrapped(name: str) -> str:
     """A parameter's name in the base, from that in a PEFT model."""
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' report of a newly initialized or unused head, which is intended."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
-def _by_transformers(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
-    task = architecture.family.kind
-    with nullcontext() if task.generates else _quiet():
-        model: PreTrainedModel = auto_model(task).from_pretrained(
-            base.folder,
-            config=copy.deepcopy(architecture.config),
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=task.new_head,
-            **architecture.family.options,
-        )
-    repair(model, architecture.family)
-    return model
-
-
-def load_base(base: Located, architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a base model on the CPU, in `dtype`; a head that does not fit is initialized at random."""
-    if architecture.unequal:  # transformers 5.5 has one width for all layers
-        model = load_unequal(architecture, base.folder, dtype, new_head=architecture.family.kind.new_head)
-    else:
-        model = _by_transformers(base, architecture, dtype)
-    damaged = {name: fault for name, weight in model.named_parameters() if (fault := describe_damage(weight.detach()))}
-    stored = open_tensors(base.folder) if damaged else None
-    prefix = f"{model.base_model_prefix}."  # a checkpoint of the body alone has none, one with a head has it
-
-    def file_of(name: str) -> str:
-        names = name, name.removeprefix(prefix), prefix + name
-        kept = next((each for each in names if stored and each in stored.shapes), None)
-        return f", in {stored.file_of(kept).name}" if stored and kept else ""
-
-    faults = [f"{name}: {fault}{file_of(name)}" for name, fault in damaged.items()]
-    raise_all(f"{base.folder}: the base checkpoint is damaged:", faults, "Download it again. In fp16, try bf16 or fp32.")
-    return model

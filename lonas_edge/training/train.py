@@ -31,8 +31,9 @@ from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.adapters import CONFIG
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
+from lonas_edge.network.modeling import load_model
 from lonas_edge.network.source import SEARCH_SPACE, check_base
-from lonas_edge.network.super_network import SuperNetwork, load_base
+from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
 from lonas_edge.training.checkpoints import STATE, step_of
@@ -302,7 +303,9 @@ class _Run:
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 
     def _base(self) -> Any:
-        base: Any = load_base(self.inputs.base, self.inputs.architecture, DTYPES[base_dtype(self.inputs, self.options)].torch)
+        inputs, dtype = self.inputs, DTYPES[base_dtype(self.inputs, self.options)].torch
+        new_head = inputs.architecture.family.kind.new_head
+        base: Any = load_model(inputs.architecture, inputs.base.folder, dtype, new_head)
         base.config.use_cache = False
         if self.inputs.teacher:
             for module in base.modules():

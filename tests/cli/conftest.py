@@ -29,7 +29,7 @@ def refused(run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def run(command: list[str], code: int = 1) -> str:
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         with monkeypatch.context() as patch:
-            patch.setattr(lonas_edge.training.train, "load_base", forbidden)
+            patch.setattr(lonas_edge.training.train, "load_model", forbidden)
             ran = run_cli(*command)
         assert ran.code == code, ran
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -101,7 +101,7 @@ def test_a_base_that_cannot_be_computed_with(llama_copy: TinySource, data: Path,
     assert ran.code == 1
     has(
         ran.err,
-        f"{llama_copy.base}: the base checkpoint is damaged",
+        f"{llama_copy.base}: the checkpoint is damaged",
         f"{name}: holds values too large to compute with, in model.safetensors",
     )
 

@@ -26,7 +26,7 @@ _READS_HEADS = {"q_proj": "o_proj", "k_proj": "o_proj", "v_proj": "o_proj", "qkv
 def elastic_trainer(source: TinySource, widths: list[int], folder: Path, teacher: Any = None) -> ElasticTrainer:
     """The trainer on the tiny adapter in float64; every step trains the given sub-network."""
     base, elasticity = plain_base(source, torch.float64), source.opened().elasticity
-    repair(base, elasticity.architecture.family)  # as `load_base` does
+    repair(base, elasticity.architecture.family)  # as `load_model` does
     model = PeftModel.from_pretrained(base, source.adapter, is_trainable=True, autocast_adapter_dtype=False).to(torch.float64)
     network = SuperNetwork(model, elasticity)
     schedule = SimpleNamespace(subnetwork=lambda _step: tuple(widths))

@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from study import conditions, exported, lonas_edge, trained
 from transformers import AutoModel
 
-from lonas_edge.data.sentences import read_sentences
+from lonas_edge.data.sentences import SentenceTask
 
 TASKS = ("STS-B", "MRPC", "RTE", "SST-2")  # whose training files give the texts
 SST2 = 10_000  # of its 67,000 phrases
@@ -42,14 +42,19 @@ GROUP = "192"  # the activation group that exports of lonas-edge hold; every use
 RESAMPLES, LEAST = 2000, 0.2  # bootstrap samples; seconds of a measurement
 
 
+def read(path: Path) -> tuple[Any, ...]:
+    """The texts of a file of GLUE."""
+    return SentenceTask().read([(path, 1.0)]).examples
+
+
 def texts_of(datasets: Path, work: Path) -> tuple[Path, Path]:
     """Write texts without labels, and held-out ones; none is in the development set."""
     train, held_out = work / "texts.jsonl", work / "held_out.jsonl"
     if not held_out.exists():
-        tested = {text for row in read_sentences(datasets / "STS-B/dev.tsv").rows for text in row}
+        tested = {text for each in read(datasets / "STS-B/dev.tsv") for text in each.texts}
         found: list[str] = []
         for task in TASKS:
-            rows = [text for row in read_sentences(datasets / task / "train.tsv").rows for text in row]
+            rows = [text for each in read(datasets / task / "train.tsv") for text in each.texts]
             random.Random(task).shuffle(rows)
             found += rows[:SST2] if task == "SST-2" else rows
         kept = sorted(set(found) - tested)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
+from lonas_edge.data.task import Batch
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir.sensitivity import _score
-from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
 from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights, merged, storage
-from lonas_edge.network.super_network import Batch, load_super_network
+from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.training.inputs import open_inputs, open_recovery, with_defaults
 from lonas_edge.training.options import TrainOptions
@@ -39,7 +39,7 @@ def all_tokens(arguments: argparse.Namespace, examples: int) -> list[Batch]:
         inputs = open_inputs(arguments.source, arguments.data, None, elastic=False)
     tokens = tokenize(inputs, with_defaults(inputs, TrainOptions()))
     chosen = random.Random(1).sample(tokens.examples, examples)
-    chosen = sorted((inputs.data.shortened(each, 128) for each in chosen), key=lambda each: len(each["input_ids"]))
+    chosen = sorted((inputs.data.shorten(each, 128) for each in chosen), key=lambda each: len(each["input_ids"]))
     collate = inputs.data.collator(tokens.tokenizer)
     return [collate(chosen[start : start + 8]) for start in range(0, len(chosen), 8)]
 
@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = open_source(arguments.source, arguments.base)
     network, widths = load_super_network(source), list(source.select("maximal").widths)
-    held = read_held_out(source, arguments.held_out, 400, 0).batches(load_tokenizer(source.base.folder))
+    held = source.open_data(arguments.held_out).batches(load_tokenizer(source.base.folder), 400, 0)
     layers = {name: how.widths for name, how in storage(network, widths, FORMATS[FORMAT]).items()}
     sizes = {name: part.out_features * part.in_features for name, part in layers.items()}
     start = time.perf_counter()

@@ -6,6 +6,7 @@ an answer. The text is split, not the tokens, so that the tokens are those of th
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,28 +42,30 @@ class Conversation:
         return str(text)
 
 
-def conversation_fault(item: Any) -> str | None:
-    """Describe the problem of a record with `messages`; None if it is valid."""
-    messages = item.get("messages")
+def check_conversation(record: Mapping[str, Any]) -> None:
+    """Check a record with `messages`.
+
+    Raises:
+        ValueError: If it is no conversation from which answers can be learned.
+    """
+    messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
-        return "'messages' is not a list of messages"
-    if item.get("tools") not in (None, [], "", "[]"):
-        return "'tools' are not supported; remove them, or records with tools"
+        raise ValueError("'messages' is not a list of messages")
+    if record.get("tools") not in (None, [], "", "[]"):
+        raise ValueError("'tools' are not supported; remove them, or records with tools")
     for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            return f"message {index}: expected an object with 'role' and 'content', found {type(message).__name__}"
-        if message.get("role") not in ROLES:
-            return f"message {index}: unknown role {str(message.get('role'))[:50]!r}; expected {', '.join(ROLES)}"
-        unread = [name for name in _UNREAD if message["role"] == "assistant" and message.get(name)]
-        if unread:
-            return f"message {index}: {unread[0]!r} is not supported; move it into 'content', or remove it"
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            found = repr(message.get("role")) if isinstance(message, dict) else type(message).__name__
+            raise ValueError(f"message {index}: unknown role {found[:50]}; expected {', '.join(ROLES)}")
+        for name in _UNREAD if message["role"] == "assistant" else ():
+            if message.get(name):
+                raise ValueError(f"message {index}: {name!r} is not supported; move it into 'content', or remove it")
         if not isinstance(message.get("content"), str) or not message["content"]:
-            return f"message {index}: no text in 'content'"
+            raise ValueError(f"message {index}: no text in 'content'")
         if message["role"] == "system" and index:
-            return f"message {index}: a system message must be the first"
+            raise ValueError(f"message {index}: a system message must be the first")
     if not any(message["role"] == "assistant" for message in messages):
-        return "no message of the assistant: there is nothing to learn"
-    return None
+        raise ValueError("no message of the assistant: there is nothing to learn")
 
 
 def chat_template_of(tokenizer: Any, folder: Path) -> str:

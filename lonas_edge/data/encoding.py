@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from lonas_edge.data.conversations import chat_as_template, chat_template_of, encode_conversation
+from lonas_edge.data.conversations import Conversation, chat_as_template, chat_template_of, encode_conversation
 from lonas_edge.data.glue import Pair, texts_of
-from lonas_edge.data.instructions import Learned
-from lonas_edge.data.templates import CHAT, TEMPLATES, Example, Template, Text
+from lonas_edge.data.templates import CHAT, TEMPLATES, Example, PromptRecord, Template, Text
 from lonas_edge.errors import LonasEdgeError, raise_all
 
+Learned = Example | Conversation | Text
 IGNORED = -100  # a label that is not learned
 
 
@@ -24,18 +24,15 @@ class Prompting:
     chat: str | None = None
 
     @classmethod
-    def of(
-        cls, name: str, tokenizer: Any, folder: Path, recorded: Template | None = None, recorded_chat: str | None = None
-    ) -> "Prompting":
-        """Make the template of a name; a training's recorded template wins where it has that name."""
-        same = recorded if recorded and recorded.name == name else None
+    def of(cls, name: str, tokenizer: Any, record: PromptRecord) -> "Prompting":
+        """Make the template of a name; the template of the adapter's training wins where it has that name."""
+        same = record.template if record.template and record.template.name == name else None
         if name != CHAT:
             return cls(same or TEMPLATES[name])
-        if same and recorded_chat:
-            return cls(same, recorded_chat)
-        if tokenizer is None:
-            raise LonasEdgeError(f"{folder}: has no tokenizer; conversations need the tokenizer's chat template")
-        chat = recorded_chat or chat_template_of(tokenizer, folder)
+        if same and record.chat:
+            return cls(same, record.chat)
+        folder = Path(tokenizer.name_or_path)
+        chat = record.chat or chat_template_of(tokenizer, folder)
         return cls(same or chat_as_template(chat, tokenizer, folder), chat)
 
 
@@ -55,10 +52,8 @@ def encode(
         `max_length`. Texts are learned whole, in pieces of that length.
 
     Raises:
-        LonasEdgeError: If the tokenizer has no EOS token, or conversations do not fit its chat template; all are listed.
+        LonasEdgeError: If conversations do not fit the chat template; all are listed.
     """
-    if tokenizer.eos_token_id is None:
-        raise LonasEdgeError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token; set one in tokenizer_config.json")
     if isinstance(prompting, Template):
         prompting = Prompting(prompting)
     encoded: list[dict[str, list[int]]] = []
@@ -192,3 +187,29 @@ class PairCollator:
             "attention_mask": _mask(examples),
             "labels": torch.tensor(labels, dtype=torch.float32 if self.regression else torch.long),
         }
+
+
+@dataclass(frozen=True)
+class SentenceCollator:
+    """Makes a batch of texts of the encoded records: those of a record stay together, in order."""
+
+    pad_token_id: int
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            examples: `input_ids` of the texts of each record, one after the other, their `lengths`, and `labels`, one number.
+
+        Returns:
+            `input_ids`, `token_type_ids` and `attention_mask` [texts, tokens], padded on the right; `labels` [texts], the score
+            of each text's record.
+        """
+        texts = []
+        for example in examples:
+            start = 0
+            for length in example["lengths"]:
+                ids = example["input_ids"][start : start + length]
+                texts.append({"input_ids": ids, "token_type_ids": [0] * length, "labels": example["labels"]})
+                start += length
+        return PairCollator(self.pad_token_id, regression=True)(texts)

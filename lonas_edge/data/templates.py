@@ -50,6 +50,15 @@ class Template:
 
 
 @dataclass(frozen=True)
+class PromptRecord:
+    """What an adapter tells about the prompts of its training: template, chat template (Jinja), hash of its search space."""
+
+    template: Template | None = None
+    chat: str | None = None
+    space: str | None = None
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A named prompt."""
 

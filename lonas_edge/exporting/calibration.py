@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import psutil
 
+from lonas_edge.data.task import Task
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.manifest import Calibrated
 from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.files import sha256
 from lonas_edge.formats import METHOD, PER_CHANNEL
 from lonas_edge.ir import compress
 from lonas_edge.ir.calibrated import bytes_needed, compress_head_on_data, compress_on_data
 from lonas_edge.ir.compress import Scheme
-from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.materialize import MaterializedModel
 
 
@@ -23,6 +24,8 @@ class Calibration:
     """Prompts, and what is compressed on them.
 
     Attributes:
+        data: The data.
+        prompts: Number of prompts.
         texts: Token ids of each prompt with its answer, [1, tokens].
         layers: Whether the layers are; not if their adapter was trained for the format.
         group_size: Columns of a layer that share a scale.
@@ -30,7 +33,8 @@ class Calibration:
         bytes_needed: Memory that it takes at most.
     """
 
-    prompts: HeldOut
+    data: Task
+    prompts: int
     texts: list[np.ndarray]
     layers: bool
     group_size: int
@@ -48,8 +52,8 @@ class Calibration:
     @property
     def record(self) -> Calibrated:
         """The manifest's record."""
-        prompts, tokens = self.prompts, sum(ids.size for ids in self.texts)
-        return Calibrated(METHOD if self.layers else None, prompts.path.name, prompts.sha256, prompts.prompts, tokens)
+        path, tokens = self.data.path, sum(ids.size for ids in self.texts)
+        return Calibrated(METHOD if self.layers else None, path.name, sha256(path), self.prompts, tokens)
 
 
 def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOptions) -> Calibration | None:
@@ -89,14 +93,14 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
             f"--calibration holds the uncompressed sub-network in memory: it needs about {needed / 1e9:.1f} GB, "
             f"{available / 1e9:.1f} GB are available. Without --calibration, each weight is compressed on its own."
         )
-    prompts = read_held_out(source, options.calibration, options.num_prompts, 0, option="--num-prompts")
-    return Calibration(prompts, _encode(prompts, tokenizer), layers, group_size or PER_CHANNEL, head, needed)
+    data, prompts = source.open_data(options.calibration), options.num_prompts
+    return Calibration(data, prompts, _encode(data, prompts, tokenizer), layers, group_size or PER_CHANNEL, head, needed)
 
 
-def _encode(prompts: HeldOut, tokenizer: Any) -> list[np.ndarray]:
+def _encode(data: Task, prompts: int, tokenizer: Any) -> list[np.ndarray]:
     """Return the token ids of each prompt with its answer, [1, tokens]; fail if too few are short enough."""
     texts = []
-    for batch in prompts.batches(tokenizer):
+    for batch in data.batches(tokenizer, prompts, 0):
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
             texts.append(ids[mask.bool()].numpy()[None])
     return texts

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from lonas_edge.data.calibration import compared_inputs
+from lonas_edge.data.parity import Parity, compare, compare_embeddings
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.manifest import Calibrated, Compression, Step, Written, written_files
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.network.divergence import Parity, compare, compare_embeddings
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.processes import peak_memory
 from lonas_edge.progress import Progress

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from lonas_edge.data.parity import Parity
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.files import sha256
-from lonas_edge.network.divergence import Parity
 from lonas_edge.schema import Record
 from lonas_edge.space.complexity import Sizes
 from lonas_edge.space.picture import Layer

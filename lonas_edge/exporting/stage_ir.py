@@ -12,6 +12,7 @@ import openvino as ov
 import torch
 from safetensors.torch import save_file
 
+from lonas_edge.data.parity import Parity
 from lonas_edge.errors import LonasEdgeError, one_line, raise_all
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import Calibration, read_calibration
@@ -24,7 +25,6 @@ from lonas_edge.ir.convert import Storage, fill, write_model
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import Conversion, GraphConversion
 from lonas_edge.ir.runtime import ACTIVATION_GROUP
-from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
 
 Matrices = dict[str, Compressed]  # by tensor name

@@ -21,12 +21,12 @@ from pathlib import Path
 import openvino as ov
 import torch
 
+from lonas_edge.data.parity import Parity
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
 from lonas_edge.ir.infer import open_ir, open_model
 from lonas_edge.network.checkpoints import open_tensors
-from lonas_edge.network.divergence import Parity
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import Inputs, answers_of, empty_model, float64_logits, stream_weights, without_padding
 from lonas_edge.network.super_network import empty_super_network, of_adapter, unwrapped

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from lonas_edge.data.task import Batch
 from lonas_edge.families import HeadRule
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.calibration import given
 from lonas_edge.network.stored import LayerStorage, merged, storage, stored
-from lonas_edge.network.super_network import Batch, SuperNetwork
+from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.space.architecture import Architecture
 
 
@@ -47,10 +48,10 @@ def rounding_costs(
             for name, how in layers.items():
                 layer = network.base.get_submodule(name)
                 stack.callback(layer.register_forward_hook(_disturbed(layer, how, factors[name])).remove)
-            hidden = network.objective.counted(network.family.hidden(network.base, **given(batch)), batch)
+            hidden = network.task.select(network.family.hidden(network.base, **given(batch)), batch)
             logits = network.family.logits(network.base, hidden)
-            drawn = network.objective.drawn(logits.detach(), generator)
-            gradients = torch.autograd.grad(network.objective.loss(logits, drawn), list(factors.values()))
+            drawn = network.task.sample(logits.detach(), generator)
+            gradients = torch.autograd.grad(network.task.loss(logits, drawn), list(factors.values()))
         for name, gradient in zip(layers, gradients, strict=True):
             sums[name] += gradient.square().sum().item() / 2
         positions += len(drawn)

@@ -12,8 +12,20 @@ from typing import Any
 
 from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.pooling import Pooling, embeds, pooling_of
+from lonas_edge.data.registry import open_data
+from lonas_edge.data.task import Task
+from lonas_edge.data.templates import PromptRecord
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, MODEL_KINDS, ModelKind, family_of, family_of_config
+from lonas_edge.families import (
+    CLASSIFICATION,
+    EMBEDDING,
+    FAMILIES,
+    MODEL_KINDS,
+    ModelKind,
+    family_of,
+    family_of_config,
+    output_names,
+)
 from lonas_edge.files import check_model_folder, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
@@ -107,6 +119,14 @@ class Source:
         return self.training.int8_layers if self.training else ()
 
     @property
+    def prompt_record(self) -> PromptRecord:
+        """The prompts of the adapter's training."""
+        space = self.space.hash if self.adapter else None
+        if self.training is None:
+            return PromptRecord(space=space)
+        return PromptRecord(self.training.prompt, self.training.chat_template, space)
+
+    @property
     def chat_template(self) -> str | None:
         """The chat template of the training, or None."""
         return self.training.chat_template if self.training else None
@@ -128,6 +148,16 @@ class Source:
             f"{self.folder}: fine-tuned for its {own.name} sub-network alone (`train --from`), not for {choice!r}. Omit "
             "--subnet, or pass the super-adapter."
         )
+
+    def open_data(self, data: Path, prompt: str | None = None, labels: bool = False) -> Task:
+        """Open data for the model with the prompt template and the GLUE task of its training, see `data.registry.open_data`."""
+        glue = self.training.task if self.training and data.suffix.lower() == ".tsv" else None
+        how: dict[str, Any] = {"glue": glue, "labels": labels, "prompt": prompt, "record": self.prompt_record}
+        opened = open_data(data, self.architecture, self.pooling, **how)
+        outputs = len(output_names(self.architecture.config))
+        if opened.options.glue and (misfit := opened.options.glue.misfit(outputs)):
+            raise LonasEdgeError(f"{self.folder}: {misfit}. Pass data of the task that it was trained on.")
+        return opened
 
     @property
     def space_command(self) -> str:

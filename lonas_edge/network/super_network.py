@@ -1,6 +1,6 @@
 """A loaded super-network: sub-networks are activated and scored in it without loading anything again."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from lonas_edge.data.registry import task_of
+from lonas_edge.data.task import Batch, Task
 from lonas_edge.files import read_by
 from lonas_edge.network.adapters import load_adapter
 from lonas_edge.network.calibration import given
@@ -15,12 +17,10 @@ from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.modeling import empty_model, load_model, set_parameter, untouched_zeros
-from lonas_edge.network.objective import Objective, objective_of
 from lonas_edge.network.source import Source, check_base, fingerprint
 from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.subnetwork import Subnetwork
 
-Batch = Mapping[str, torch.Tensor]  # as of `data.encoding.Collator`
 HEAD_POSITIONS = 256  # whose logits are in memory at once: 50 MB with a vocabulary of 49,152
 
 
@@ -30,12 +30,12 @@ class SuperNetwork:
     The model stays an ordinary `PeftModel` (or a plain Hugging Face model): it saves, loads and trains as before.
     """
 
-    def __init__(self, model: Any, elasticity: Elasticity, objective: Objective | None = None):
-        """Make the layers and blocks of `model` elastic; all of it is active at first. `objective` is the task's when None."""
+    def __init__(self, model: Any, elasticity: Elasticity, task: Task | None = None):
+        """Make the layers and blocks of `model` elastic, all active at first; `task` has the loss, the model's when None."""
         self.model = model
         self.elasticity = elasticity
         self.family = elasticity.architecture.family
-        self.objective = objective or objective_of(elasticity.architecture)
+        self.task = task or task_of(elasticity.architecture)
         elastic = {*elasticity.out_group, *elasticity.in_group, *elasticity.rank_group}
         self._layers: dict[str, ElasticLinear | ElasticLoraLinear] = {
             name: make_elastic(name, self.base.get_submodule(name)) for name in sorted(elastic)
@@ -82,18 +82,18 @@ class SuperNetwork:
         It is the KL in nats per position; the squared distance of a regression; the cosine distance of embeddings.
         """
         kept = self.reference(batches) if reference is None else reference
-        return self._means(chosen, batches, lambda states, batch: self.divergence(kept[batch], states.hidden))
+        return self._means(chosen, batches, lambda states, batch: self.distance(kept[batch], states.hidden))
 
-    def divergence(self, reference: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    def distance(self, reference: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Distance of logits of hidden states from those of a reference, both [positions, hidden], summed."""
         parts = zip(torch.split(reference, HEAD_POSITIONS), torch.split(hidden, HEAD_POSITIONS), strict=True)
-        return sum((self.objective.divergence(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
+        return sum((self.task.distance(self._logits(p), self._logits(q)) for p, q in parts), torch.zeros(()))
 
-    def distances(self, chosen: Sequence[int], batches: Sequence[Batch], answers: Sequence[torch.Tensor]) -> float:
-        """Mean distance of a sub-network from another model's `answers`, logits [answers, outputs] per batch."""
+    def distances(self, chosen: Sequence[int], batches: Sequence[Batch], logits: Sequence[torch.Tensor]) -> float:
+        """Mean distance of a sub-network from another model's logits [answers, outputs], per batch."""
 
         def score(states: _States, batch: int) -> torch.Tensor:
-            return self.objective.divergence(answers[batch], self._logits(states.hidden))
+            return self.task.distance(logits[batch], self._logits(states.hidden))
 
         return self._means([chosen], batches, score)[0]
 
@@ -102,7 +102,7 @@ class SuperNetwork:
 
         def score(states: _States, _batch: int) -> torch.Tensor:
             parts = zip(torch.split(states.hidden, HEAD_POSITIONS), torch.split(states.labels, HEAD_POSITIONS), strict=True)
-            return sum((self.objective.loss(self._logits(hidden), labels) for hidden, labels in parts), torch.zeros(()))
+            return sum((self.task.loss(self._logits(hidden), labels) for hidden, labels in parts), torch.zeros(()))
 
         return self._means(chosen, batches, score)
 
@@ -126,7 +126,7 @@ class SuperNetwork:
         for batch in batches:
             with torch.inference_mode():
                 hidden = self.family.hidden(self.base, **given(batch))
-            yield _States(self.objective.counted(hidden, batch), self.objective.labels(batch["labels"]))
+            yield _States(self.task.select(hidden, batch), self.task.labels(batch["labels"]))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.family.logits(self.base, hidden)
@@ -154,7 +154,7 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     if source.adapter:
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))
     source.order.apply_to_model(model)
-    return SuperNetwork(model.eval(), source.elasticity, objective_of(source.architecture, source.pooling))
+    return SuperNetwork(model.eval(), source.elasticity, task_of(source.architecture, source.pooling))
 
 
 def empty_super_network(source: Source) -> SuperNetwork:

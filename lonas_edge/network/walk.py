@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from lonas_edge.data.task import Batch
 from lonas_edge.network.calibration import given
-from lonas_edge.network.super_network import Batch, SuperNetwork
+from lonas_edge.network.super_network import SuperNetwork
 
 
 class Walk:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lonas_edge.bench.statistics import Interval, difference_of_means, difference_of_statistics
-from lonas_edge.data.pooling import Pooling
-from lonas_edge.data.sentences import SentenceCollator, Sentences, encode_sentences, read_sentences
+from lonas_edge.data.task import Task
 from lonas_edge.errors import raise_all
 from lonas_edge.evaluate.glue import METRICS
 from lonas_edge.evaluate.targets import Encoder, embedder_of
@@ -30,13 +29,13 @@ _BATCH = 16  # records
 
 def qualities(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> dict[str, dict[str, Quality]]:
     """Measure cosine distance and, with scored pairs, Spearman's correlation, see `PipelineTask.measured`."""
-    sentences, pooling = read_sentences(plan.places.held_out), plan.source.pooling or Pooling()
-    reference = embedded(plan.places.baseline("fp32"), sentences, pooling, EXACT, progress)
-    found = {name: embedded(folder, sentences, pooling, {}, progress) for name, folder in folders.items()}
-    measured = distances(found, partial(distance, reference), "Embeddings")
-    if sentences.ranked:
+    data = plan.source.open_data(plan.places.held_out)
+    reference = embedded(plan.places.baseline("fp32"), data, EXACT, progress)
+    found = {name: embedded(folder, data, {}, progress) for name, folder in folders.items()}
+    measured = distances(found, partial(data.distances, reference), "Embeddings")
+    if len(set(data.scores)) > 1:
         cosines = {name: (each[:, 0] * each[:, 1]).sum(-1) for name, each in found.items()}
-        add_correlations(measured, cosines, np.array(sentences.scores), progress)
+        add_correlations(measured, cosines, np.array(data.scores), progress)
     return measured
 
 
@@ -77,17 +76,15 @@ def add_correlations(
         own["spearman"] = Quality(correlation(answers[name], scores), change)
 
 
-def embedded(
-    folder: Path, sentences: Sentences, pooling: Pooling, properties: Mapping[str, str], progress: Progress
-) -> np.ndarray:
+def embedded(folder: Path, data: Task, properties: Mapping[str, str], progress: Progress) -> np.ndarray:
     """Compute embeddings of length 1 by an IR: [records, texts of a record, hidden]."""
     exported, tokenizer = open_exported(folder, ours=False, kind=EMBEDDING), require_tokenizer(folder, "measuring embeddings")
     context = exported.context or tokenizer.model_max_length
-    longest = pooling.limited(tokenizer.model_max_length, context).max_length
-    encoded = encode_sentences(sentences, pooling, tokenizer, int(longest or context))
-    embed = embedder_of(open_model(folder / MODEL, "CPU", properties), pooling)
-    collate = SentenceCollator(tokenizer.pad_token_id or 0)
-    rows = computed(embed, encoded, collate, f"embeddings of {folder.name}", progress)
+    assert data.pooling
+    longest = data.pooling.limited(tokenizer.model_max_length, context).max_length
+    [encoded] = data.encode(tokenizer, int(longest or context))
+    embed = embedder_of(open_model(folder / MODEL, "CPU", properties), data.pooling)
+    rows = computed(embed, encoded, data.collator(tokenizer), f"embeddings of {folder.name}", progress)
     directions: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
     return directions
 
@@ -108,12 +105,6 @@ def computed(
         parts.append(model({name: tensor.numpy() for name, tensor in batch.items()}))
     outputs = np.concatenate(parts).astype(np.float64)
     return outputs.reshape(len(order), -1, outputs.shape[-1])[np.argsort(order)]
-
-
-def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cosine distances of directions, means over the texts of each record [records]."""
-    means: np.ndarray = (first - second).__pow__(2).sum(-1).mean(-1) / 2
-    return means
 
 
 def correlation(cosines: np.ndarray, scores: np.ndarray) -> float:

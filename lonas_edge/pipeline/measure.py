@@ -22,8 +22,9 @@ from lonas_edge.bench.statistics import (
 )
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import SUBNET, Case
-from lonas_edge.data.encoding import IGNORED, Prompting, encode, encode_prompt
-from lonas_edge.data.instructions import Learned, read_data
+from lonas_edge.data.encoding import Learned, Prompting, encode, encode_prompt
+from lonas_edge.data.language import LanguageTask
+from lonas_edge.data.task import MAX_LENGTH, Task
 from lonas_edge.data.templates import Example, Text
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import open_exported
@@ -34,14 +35,11 @@ from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.pipeline.record import Latency, Quality, Sample
 from lonas_edge.progress import Progress
-from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.training_data import read_training_data
 
 if TYPE_CHECKING:
     from lonas_edge.pipeline.plan import Plan
 
 ROUNDS = 18  # in six process starts, over which `bench` computes intervals
-MAX_LENGTH = 1024  # tokens of a held-out example; longer ones are not scored
 ANSWERS, ANSWER_TOKENS = 4, 96
 
 
@@ -74,7 +72,8 @@ def qualities(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> 
     Raises:
         LonasEdgeError: If a loss is not finite.
     """
-    examples, prompting = read_data(plan.places.held_out).examples, prompting_of(plan)
+    data, prompting = held_out(plan)
+    examples = data.examples
     scores = on_common_examples({name: score(folder, examples, prompting, progress) for name, folder in folders.items()})
     raise_all(
         "The held-out loss is not finite:",
@@ -95,15 +94,13 @@ def qualities(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> 
     }
 
 
-def prompting_of(plan: "Plan") -> Prompting:
-    """The prompt template of the trainings."""
+def held_out(plan: "Plan") -> tuple[Task, Prompting]:
+    """The held-out data, and the prompt template of the trainings."""
     source = open_source(plan.places.unpruned, plan.places.base, elastic=False)
-    read = read_training_data(plan.places.held_out)
-    chosen = read.with_prompt(TrainOptions(prompt=plan.options.prompt), source)
-    tokenizer = require_tokenizer(source.base.folder, "measuring the held-out loss")
-    prompting = read.prompting(chosen, tokenizer, source.base.folder, source.training)
+    data = source.open_data(plan.places.held_out, plan.options.prompt)
+    prompting = data.prompting(require_tokenizer(source.base.folder, "measuring the held-out loss"))
     assert prompting  # a language model's data
-    return prompting
+    return data, prompting
 
 
 def on_common_examples(scores: Mapping[str, Scores]) -> dict[str, Scores]:
@@ -116,13 +113,8 @@ def _scored(request: Any, names: set[str], part: Mapping[str, list[int]]) -> tup
     """Loss, correct and learned tokens of one sequence."""
     request.reset_state()
     inputs = inputs_of(np.array([part["input_ids"]], np.int64))
-    logits = request.infer({name: value for name, value in inputs.items() if name in names})["logits"][0, :-1]
-    labels = np.array(part["labels"][1:])
-    learned = labels != IGNORED
-    chosen, targets = logits[learned].astype(np.float64), labels[learned]
-    peak = chosen.max(-1)
-    likelihood = chosen[np.arange(len(targets)), targets] - peak - np.log(np.exp(chosen - peak[:, None]).sum(-1))
-    return -float(likelihood.sum()), int((chosen.argmax(-1) == targets).sum()), len(targets)
+    logits = request.infer({name: value for name, value in inputs.items() if name in names})["logits"][0]
+    return LanguageTask.score(logits, part["labels"])
 
 
 def loss_difference(first: Scores, second: Scores) -> Interval:
@@ -140,7 +132,8 @@ def accuracy_difference(first: Scores, second: Scores) -> Interval:
 
 def sampled(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> list[Sample]:
     """Answers to the first held-out examples, see `PipelineTask.answers`."""
-    return answers(folders, read_data(plan.places.held_out).examples, prompting_of(plan), progress)
+    data, prompting = held_out(plan)
+    return answers(folders, data.examples, prompting, progress)
 
 
 def answers(folders: Mapping[str, Path], examples: Sequence[Learned], prompting: Prompting, progress: Progress) -> list[Sample]:

@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lonas_edge.bench import machine
+from lonas_edge.data.task import MAX_LENGTH
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import write_card
 from lonas_edge.files import replace_text, sha256
-from lonas_edge.network.heldout import MAX_LENGTH, read_held_out
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory, Work
@@ -163,7 +163,9 @@ class _Run:
     def planned(self, folder: Path, announce: Announce) -> Steps:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
         options, places = self.options, self._places(folder)
-        counts = split(self.task, options.data, options.eval_data, options.seed, folder / "data")
+        data = self.source.open_data(options.data, labels=True)
+        eval_data = self.source.open_data(options.eval_data, labels=True) if options.eval_data else None
+        counts = split(data, eval_data, self.task.most, options.seed, folder / "data")
         self._compare_with_recipe()
         if options.eval_data and self.source.architecture.family.kind.generates:
             stages.check_held_out(places, self.source, options.eval_data, options.prompt)
@@ -208,11 +210,11 @@ class _Run:
         Raises:
             LonasEdgeError: If they are too few.
         """
-        held = read_held_out(self.source, places.held_out, 1, 0, self.options.prompt)
+        held = self.source.open_data(places.held_out, self.options.prompt)
         fitting = held.fitting(require_tokenizer(self.source.base.folder, "compress"))
         if fitting < LEAST_FITTING:
             raise LonasEdgeError(
-                f"{self.options.eval_data or self.options.data}: {fitting} of {len(held.order)} held-out examples have an "
+                f"{self.options.eval_data or self.options.data}: {fitting} of {len(held.inputs)} held-out examples have an "
                 f"answer within {MAX_LENGTH} tokens; expected at least {LEAST_FITTING}. Shorten the examples, or add others."
             )
         return fitting

@@ -49,7 +49,6 @@ from lonas_edge.training.inputs import (
 )
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.train import train
-from lonas_edge.training.training_data import read_training_data
 
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
 _GROUP_SIZES = (128, 64, 32)  # of optimum-cli's INT4: the first that divides all widths
@@ -238,9 +237,8 @@ def copy_plain(source: Source, folder: Path) -> None:
 
 def check_held_out(places: Places, source: Source, eval_data: Path, prompt: str | None) -> None:
     """Refuse held-out data, which were read from `eval_data`, that the trainings would refuse after the search."""
-    read = read_training_data(places.train)
-    chosen = read.with_prompt(TrainOptions(prompt=prompt), source)
-    check_conversations(read_training_data(places.held_out), eval_data, chosen.prompt)
+    train = source.open_data(places.train, prompt)
+    check_conversations(source.open_data(places.held_out), eval_data, train.described)
 
 
 def check_adapter(places: Places) -> None:

@@ -91,10 +91,6 @@ class PipelineTask(ABC):
         raise_all(f"{source.base.folder}: these options do not fit the model:", problems)
 
     @abstractmethod
-    def examples(self, data: Path) -> dict[str, frozenset[str]]:
-        """Read the distinct examples of a data file: lines of JSON, each with what it may not share with held-out ones."""
-
-    @abstractmethod
     def measured(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "dict[str, dict[str, Quality]]":
         """Measure the qualities of exported networks by name, on the held-out examples; the first one is the baseline."""
 
@@ -104,11 +100,6 @@ class PipelineTask(ABC):
 
 
 class _LanguageModel(PipelineTask):
-    def examples(self, data: Path) -> dict[str, frozenset[str]]:
-        from lonas_edge.pipeline.data import learned_examples
-
-        return learned_examples(data)
-
     def measured(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "dict[str, dict[str, Quality]]":
         from lonas_edge.pipeline.measure import qualities
 
@@ -121,11 +112,6 @@ class _LanguageModel(PipelineTask):
 
 
 class _EmbeddingModel(PipelineTask):
-    def examples(self, data: Path) -> dict[str, frozenset[str]]:
-        from lonas_edge.pipeline.data import sentence_examples
-
-        return sentence_examples(data)
-
     def measured(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "dict[str, dict[str, Quality]]":
         from lonas_edge.pipeline.embeddings import qualities
 
@@ -153,15 +139,10 @@ class _Classifier(PipelineTask):
                 "and compress MERGED."
             )
 
-    def examples(self, data: Path) -> dict[str, frozenset[str]]:
-        from lonas_edge.pipeline.data import pair_examples
-
-        return pair_examples(data, self.outputs)
-
     def measured(self, plan: "Plan", folders: Mapping[str, Path], progress: "Progress") -> "dict[str, dict[str, Quality]]":
         from lonas_edge.pipeline.classifiers import qualities
 
-        return qualities(plan, self.outputs, folders, progress)
+        return qualities(plan, folders, progress)
 
 
 LANGUAGE_MODEL = _LanguageModel(

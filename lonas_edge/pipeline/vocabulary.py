@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.registry import open_data
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.options import AUTO
 from lonas_edge.progress import Progress
-from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.training_data import read_glue_data, read_training_data
 from lonas_edge.vocabulary.choice import Choice, choose
 from lonas_edge.vocabulary.proposals import Fertility, Proposal, proposals
 from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
@@ -49,11 +48,9 @@ class Vocabulary:
     def fertility(self) -> Fertility:
         """The tokens of the data, as a training on them gives them, uncut."""
         folder, trimmable = self.source.base.folder, self.tokenizer
-        task, pooling = self.source.architecture.family.kind, self.source.pooling
-        glue = read_glue_data(self.data) if not pooling else None
-        read, tokenizer = glue or read_training_data(self.data, task, pooling), require_tokenizer(folder, "trimming")
-        options = read.with_prompt(TrainOptions(prompt=self.prompt, max_length=_LONGEST), None)
-        [examples] = read.encode(tokenizer, options, read.prompting(options, tokenizer, folder, None))
+        pooling, tokenizer = self.source.pooling, require_tokenizer(folder, "trimming")
+        data = open_data(self.data, self.source.architecture, pooling, prompt=self.prompt)
+        [examples] = data.encode(tokenizer, _LONGEST)
         ids = [example["input_ids"] for example in examples]
         if unknown := sorted(set().union(*ids) - trimmable.tokens.keys()):
             names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(unknown)))

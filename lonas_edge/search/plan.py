@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
 
+from lonas_edge.data.task import Task
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
-from lonas_edge.network.heldout import HeldOut, read_held_out
 from lonas_edge.network.source import Source, fingerprint
 from lonas_edge.search.cost import COSTS, COUNTED, check_cost, context_faults, cost_function, default_cost
 from lonas_edge.search.dimensions import Cost, Dimensions, find_dimensions
@@ -29,7 +29,7 @@ class SearchPlan:
     options: SearchOptions
     cost: str
     dimensions: Dimensions  # the searched groups
-    held: HeldOut
+    data: Task  # the held-out data
     picks: tuple[Pick, ...]
 
     @property
@@ -46,7 +46,7 @@ class SearchPlan:
     def units(self) -> dict[str, str]:
         """Units of quality and cost, by name."""
         quality = self.options.quality
-        return {quality: self.held.units.get(quality, QUALITIES[quality].unit), self.cost: COSTS[self.cost].unit}
+        return {quality: self.data.units.get(quality, QUALITIES[quality].unit), self.cost: COSTS[self.cost].unit}
 
     @property
     def greedy(self) -> bool:
@@ -78,6 +78,17 @@ class SearchPlan:
         return {name: cache(cost_function(name, self.source, settings)) for name in COUNTED}
 
     @cached_property
+    def data_sha256(self) -> str:
+        """Hash of the held-out data."""
+        return sha256(self.options.data)
+
+    @property
+    def unseen(self) -> bool | None:
+        """Whether the super-adapter's record names other training files; None without a record."""
+        training = self.source.training
+        return all(file.sha256 != self.data_sha256 for file in training.data) if training else None
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What the evaluations depend on, as JSON: searches with the same identity can share a study."""
         options, source, settings = self.options, self.source, self.options.cost_settings
@@ -86,9 +97,9 @@ class SearchPlan:
             "base": sha256(source.base.folder / "config.json"),
             "super_adapter": fingerprint(source.adapter.folder) if source.adapter else None,
             "search_space": source.space.hash,
-            "data": self.held.sha256,
-            "prompts": self.held.prompts,
-            "template": self.held.asked_as,
+            "data": self.data_sha256,
+            "prompts": options.num_prompts,
+            "template": self.data.described,
             "quality": options.quality,
             "cost": self.cost,
             "device": lengths if COSTS[self.cost].timed else None,
@@ -123,10 +134,11 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
             "The search space has only ranks, or single widths: none of them makes the merged model smaller. "
             "Create a space with widths, heads or removable blocks: lonas-edge space --help"
         )
-    held = read_held_out(source, options.data, options.num_prompts, options.seed, options.prompt)
-    if options.quality == "loss" and not held.labelled:
+    data = source.open_data(options.data, options.prompt)
+    data.check_count(options.num_prompts)
+    if options.quality == "loss" and data.distilled:
         raise LonasEdgeError(f"{options.data}: --quality loss needs labels. Use kl, the distance from the unpruned network.")
-    plan = SearchPlan(source, options, cost, dimensions, held, tuple(picks))
+    plan = SearchPlan(source, options, cost, dimensions, data, tuple(picks))
     if plan.timed:
         lengths = context_faults(options.cost_settings, source.architecture.context)
         raise_all(f"{source.base.folder}: the latency cannot be measured:", lengths)

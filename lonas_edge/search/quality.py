@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from lonas_edge.network.super_network import Batch, SuperNetwork
+    from lonas_edge.data.task import Batch
+    from lonas_edge.network.super_network import SuperNetwork
 
 Score = Callable[[Sequence[int]], float]  # of a sub-network's widths
 

@@ -58,13 +58,13 @@ class SearchResults:
     @cached_property
     def record(self) -> SearchRecord:
         """The record."""
-        plan, held = self.plan, self.plan.held
+        plan, options = self.plan, self.plan.options
         members = front(self.evaluations)
         return SearchRecord(
             study=self.study,
             model=plan.source.base.name,
             identity=plan.identity,
-            data=Scored(held.path.name, held.sha256, held.prompts, held.asked_as, held.unseen),
+            data=Scored(options.data.name, plan.data_sha256, options.num_prompts, plan.data.described, plan.unseen),
             quality=plan.options.quality,
             cost=plan.cost,
             units=plan.units,
@@ -144,6 +144,6 @@ class SearchResults:
             proposed_by=evaluation.origin,
             evaluation=evaluation.number,
             evaluations=len(self.evaluations),
-            prompts=plan.held.prompts,
+            prompts=plan.options.num_prompts,
             super_adapter=plan.identity["super_adapter"],
         )

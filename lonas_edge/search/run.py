@@ -37,7 +37,8 @@ from lonas_edge.search.warm_start import named, named_origins, warm_start
 if TYPE_CHECKING:
     from optuna import Study
 
-    from lonas_edge.network.super_network import Batch, SuperNetwork
+    from lonas_edge.data.task import Batch
+    from lonas_edge.network.super_network import SuperNetwork
     from lonas_edge.search.latency_table import LatencyTable
 
 SKIP = 4  # a sensitivity table uses every fourth prompt; the networks that it proposes are evaluated on all prompts
@@ -53,7 +54,7 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
     output = OutputDirectory(options.output, options.overwrite or finished, inputs)
     output.check(_NEEDED_BYTES, resumable=True)
     tokenizer = require_tokenizer(plan.source.base.folder, "a search")
-    batches = plan.held.batches(tokenizer)
+    batches = plan.data.batches(tokenizer, options.num_prompts, options.seed)
     shared = open_storage(options.storage) if options.storage else None
     with output.resume("search", plan.identity, restart=options.overwrite) as work:
         journal = work.path / STUDY

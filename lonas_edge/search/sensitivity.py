@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from lonas_edge.network.super_network import Batch, SuperNetwork
+    from lonas_edge.data.task import Batch
+    from lonas_edge.network.super_network import SuperNetwork
     from lonas_edge.network.walk import Walk
     from lonas_edge.space.architecture import Architecture
 
@@ -92,8 +93,8 @@ def _kl(walk: "Walk", network: "SuperNetwork", batches: "Sequence[Batch]", refer
 
     total, positions = 0.0, 0
     for index, batch in enumerate(batches):
-        counted = network.objective.counted(walk.hidden(index), batch)
+        counted = network.task.select(walk.hidden(index), batch)
         with torch.inference_mode():
-            total += network.divergence(reference[index], counted).item()
+            total += network.distance(reference[index], counted).item()
         positions += len(counted)
     return total / positions

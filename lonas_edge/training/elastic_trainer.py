@@ -136,7 +136,7 @@ class ElasticTrainer(Trainer):
         self.teacher.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            return self.network.objective.answers(self.teacher(**inputs, use_cache=False), batch)
+            return self.network.task.logits(self.teacher(**inputs, use_cache=False), batch)
 
     def compute_loss(
         self,
@@ -146,11 +146,11 @@ class ElasticTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Compute the loss of the activated sub-network; see the class."""
-        batch, objective = dict(inputs), self.network.objective
+        batch, task = dict(inputs), self.network.task
         labels = inputs.pop("labels")
         outputs = model(**inputs, use_cache=False)
-        answers, learned = objective.answers(outputs, batch), objective.labels(labels)
-        loss = objective.loss(answers, learned) if self._taught is None else objective.divergence(self._taught, answers)
+        logits, learned = task.logits(outputs, batch), task.labels(labels)
+        loss = task.loss(logits, learned) if self._taught is None else task.distance(self._taught, logits)
         count = len(learned) if num_items_in_batch is None else num_items_in_batch
         # data parallelism averages over processes; the count is over all of them
         loss = loss / count * self.accelerator.num_processes

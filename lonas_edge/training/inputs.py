@@ -7,15 +7,19 @@ import torch
 from peft import LoraConfig
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 
-from lonas_edge.data.instructions import MESSAGES
+from lonas_edge.data.glue import GlueTask, glue_of
+from lonas_edge.data.language import MESSAGES
 from lonas_edge.data.pooling import EMBEDS
+from lonas_edge.data.registry import Files, open_data
+from lonas_edge.data.task import Task
 from lonas_edge.data.templates import CHAT
+from lonas_edge.data.texts import PAIR
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CLASSIFICATION, EMBEDDING, context_of
+from lonas_edge.families import CLASSIFICATION, EMBEDDING, context_of, output_names
 from lonas_edge.formats import dtype_of
 from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file, load_adapter, rank_errors
 from lonas_edge.network.channel_order import FILE as ORDER
-from lonas_edge.network.checkpoints import open_base
+from lonas_edge.network.checkpoints import open_base, open_tensors
 from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.network.speed import faster_dtype
 from lonas_edge.network.vocabulary_record import vocabulary_of
@@ -26,7 +30,8 @@ from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import Teacher, open_teacher
-from lonas_edge.training.training_data import Files, SentenceData, TrainingData, read_glue_data, read_training_data
+
+_LARGE = 1e9  # weights of linear layers
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,10 @@ class Inputs:
     base: Located  # the base model
     elasticity: Elasticity  # the search space, bound to it; without groups for plain LoRA
     nncf_config: Path | None  # the search space's file
-    data: TrainingData  # the training data
+    data: Task  # the training data
     start: Start | None = None  # the adapter to recover; None to train a new one
     teacher: Teacher | None = None  # the frozen teacher
-    eval_data: TrainingData | None = None  # held-out data
+    eval_data: Task | None = None  # held-out data
 
     @property
     def architecture(self) -> Architecture:
@@ -88,23 +93,28 @@ class Inputs:
         """The search space."""
         return self.elasticity.space
 
+    def with_prompt(self, prompt: str | None) -> "Inputs":
+        """Take a prompt template for all data."""
+        eval_data = self.eval_data.with_prompt(prompt) if self.eval_data else None
+        return replace(self, data=self.data.with_prompt(prompt), eval_data=eval_data)
+
 
 def open_inputs(
     model: str, data: Files, nncf_config: Path | None = None, elastic: bool = True, task: str | None = None
 ) -> Inputs:
     """Open base, search space and data of a new adapter, and check that they fit; no weights are read."""
-    glue = read_glue_data(data, task)
+    glue = glue_of(_paths(data), task)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
-    source = open_source(None, model, outputs=glue.head if glue else None, kind=CLASSIFICATION if glue else None)
+    source = open_source(None, model, outputs=glue.outputs if glue else None, kind=CLASSIFICATION if glue else None)
     if source.adapter:
         raise LonasEdgeError(
             f"{source.adapter.folder}: is an adapter, but --model takes a base model. Use --from to train an adapter further."
         )
-    read = glue or read_training_data(data, source.architecture.family.kind, source.pooling)
-    read.check(source)
-    architecture = source.architecture
-    return Inputs(source.base, bind(architecture, space, str(nncf_config)), nncf_config, read.numbered(architecture))
+    read = open_data(data, source.architecture, source.pooling, glue=task)
+    if glue:
+        _refuse_other_head(glue, source)
+    return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, read)
 
 
 def open_recovery(
@@ -122,15 +132,37 @@ def open_recovery(
             f"{source.folder}: is a base model. Pass --nncf-config and --subnet to recover one of its sub-networks, or train a "
             "new adapter with --model."
         )
-    glue = None if source.pooling and task is None else read_glue_data(data, task)
-    read = glue or read_training_data(data, source.architecture.family.kind, source.pooling)
-    read.check(source)
+    read = open_data(data, source.architecture, source.pooling, glue=task, record=source.prompt_record)
+    trained = source.training.task if source.training else None
+    if glue := read.options.glue:
+        if trained not in (None, glue.name):
+            raise LonasEdgeError(
+                f"{source.folder}: trained on {trained}, and the data are of {glue.name}. Pass data of the task that it was "
+                "trained on."
+            )
+        _refuse_other_head(glue, source)
     if source.adapter_config:
-        read.check_head(source)
         _refuse_other_parameters(source.adapter_config, source.architecture)
     space = (nncf_config or source.folder / SEARCH_SPACE) if source.space.groups else None
-    read = read.numbered(source.architecture)
     return Inputs(source.base, source.elasticity, space, read, Start(source, source.select(subnet)))
+
+
+def _paths(data: Files) -> list[Path]:
+    return [data] if isinstance(data, Path) else [path for path, _ in data]
+
+
+def _refuse_other_head(glue: GlueTask, source: Source) -> None:
+    """Refuse an adapter or a base whose head was trained for another number of outputs."""
+    if misfit := glue.misfit(len(output_names(source.architecture.config))):
+        raise LonasEdgeError(f"{source.folder}: {misfit}. Pass data of the task that it was trained on.")
+    tensors = open_tensors(source.base.folder)
+    tensors.rename(source.architecture.family)
+    name = f"{source.architecture.family.head}.weight"
+    if name in tensors.shapes and (misfit := glue.misfit(tensors.shapes[name][0])):
+        raise LonasEdgeError(
+            f"{source.base.folder}: {misfit} ({tensors.file_of(name).name}). Use a base without a head, or data of another "
+            "task."
+        )
 
 
 def _refuse_other_parameters(config: AdapterConfig, architecture: Architecture) -> None:
@@ -154,20 +186,15 @@ def with_teacher(inputs: Inputs, reference: str, model: str | None = None) -> In
 
 def with_eval_data(inputs: Inputs, path: Path) -> Inputs:
     """Add held-out data of the training's kind."""
-    glue = read_glue_data(path, inputs.data.glue) if inputs.data.pooling is None else None
-    read = glue or read_training_data(path, inputs.data.kind, inputs.data.pooling)
-    if type(read) is not type(inputs.data):
-        raise LonasEdgeError(
-            f"{path}: --eval-data is {read.files[0].kind} data, but --data is {inputs.data.files[0].kind} data"
-        )
-    return replace(inputs, eval_data=read.numbered(inputs.architecture))
+    return replace(inputs, eval_data=inputs.data.read([(path, 1.0)]))
 
 
 def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
     """Fill in the options that depend on the inputs: target modules, prompt and length."""
     options = inputs.start.options(options) if inputs.start else with_targets(options, inputs.architecture)
-    options = inputs.data.with_prompt(options, inputs.start.source if inputs.start else None)
-    return replace(options, max_length=options.max_length or inputs.data.longest(inputs.architecture))
+    if inputs.data.kind.generates:
+        options = replace(options, prompt=inputs.data.with_prompt(options.prompt).described)
+    return replace(options, max_length=options.max_length or inputs.data.max_length)
 
 
 def with_targets(options: TrainOptions, architecture: Architecture) -> TrainOptions:
@@ -201,7 +228,7 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         _check_labels(inputs.data, inputs.eval_data)
     if inputs.eval_data:
         check_conversations(inputs.eval_data, inputs.eval_data.files[0].path, options.prompt)
-    if "pair" in kinds_of(inputs.data) and not inputs.teacher and 1 in (options.batch_size, options.micro_batch_size):
+    if PAIR in inputs.data.kinds and not inputs.teacher and 1 in (options.batch_size, options.micro_batch_size):
         raise LonasEdgeError(
             "A pair is learned by comparing it with the other pairs of a micro-batch; expected at least 2. Raise --batch-size "
             "or --micro-batch-size."
@@ -223,25 +250,19 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU use bf16 or fp32")
 
 
-def check_conversations(eval_data: TrainingData, path: Path, prompt: str | None) -> None:
+def check_conversations(eval_data: Task, path: Path, prompt: str | None) -> None:
     """Refuse held-out conversations for a training with another prompt than the chat template; `path` is for the error."""
-    if prompt != CHAT and MESSAGES in kinds_of(eval_data):
+    if prompt != CHAT and MESSAGES in eval_data.kinds:
         raise LonasEdgeError(
             f"{path}: --eval-data holds conversations, which need --prompt {CHAT}; the training has "
             f"--prompt {prompt}. Pass --prompt {CHAT}, or --eval-data of the kind of --data."
         )
 
 
-def kinds_of(data: TrainingData) -> set[str]:
-    """Kinds of the records of all files."""
-    return {file.kind for file in data.files}
-
-
-def _check_labels(data: TrainingData, eval_data: TrainingData | None) -> None:
+def _check_labels(data: Task, eval_data: Task | None) -> None:
     """Refuse texts without labels, and for an embedding model several kinds of records."""
-    files = [*data.files, *(eval_data.files if eval_data else ())]
-    kinds = dict.fromkeys(file.kind for file in files)
-    if data.labelled and not (isinstance(data, SentenceData) and len(kinds) > 1):
+    kinds = dict.fromkeys([*data.kinds, *(eval_data.kinds if eval_data else ())])
+    if data.labelled and (data.kind is not EMBEDDING or len(kinds) == 1):
         return
     found, file = " and ".join(f"{kind}s" for kind in kinds), data.files[0].path
     if data.labelled:
@@ -325,3 +346,9 @@ def base_dtype(inputs: Inputs, options: TrainOptions) -> str:
     precision = precision_of(options)
     lossless = dtype_of(inputs.architecture.config.dtype).name == precision and inputs.data.kind.generates
     return precision if lossless or not options.weight_format else "fp32"
+
+
+def default_lr(inputs: Inputs) -> float:
+    """Return the default of `--lr`: 1e-3 was better than 3e-4 for SmolLM2-135M; larger models and classifiers as published."""
+    weights = sum(linear.in_features * linear.out_features for linear in inputs.architecture.linears.values())
+    return 3e-4 if inputs.data.kind is CLASSIFICATION or weights >= _LARGE else 1e-3

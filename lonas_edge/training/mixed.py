@@ -32,7 +32,7 @@ def choose_int8_layers(
     """
     widths = inputs.elasticity.maximal if schedule.fixed is None else schedule.fixed
     drawn = Random(options.seed).sample(tokens.examples, min(_EXAMPLES, len(tokens.examples)))
-    shortened = [inputs.data.shortened(example, _TOKENS) for example in drawn]
+    shortened = [inputs.data.shorten(example, _TOKENS) for example in drawn]
     examples = sorted(shortened, key=lambda example: len(example["input_ids"]))
     collate = inputs.data.collator(tokens.tokenizer)
     network.model.to(device)

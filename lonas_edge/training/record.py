@@ -43,14 +43,14 @@ def make_record(
     seconds: float,
 ) -> TrainingRecord:
     """Make the record of a finished training; `hashes` are from its start, `seconds` those of this run."""
-    start = inputs.start
+    start, glue = inputs.start, inputs.data.options.glue
     return TrainingRecord(
         base=TrainedBase(inputs.base.name, inputs.base.revision, hashes.base),
         search_space=inputs.space.hash if inputs.space.groups else None,
         recovered=_recovered(start, hashes) if start else None,
         teacher=Taught(inputs.teacher.name, hashes.teacher) if inputs.teacher else None,
         data=_data(inputs, hashes, tokens),
-        task=inputs.data.glue or (start.source.training.task if start and start.source.training else None),
+        task=glue.name if glue else (start.source.training.task if start and start.source.training else None),
         prompt=tokens.prompting.template if tokens.prompting else None,
         chat_template=tokens.prompting.chat if tokens.prompting else None,
         options=json.loads(json.dumps(asdict(options))),

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lonas_edge.data.encoding import Prompting
-from lonas_edge.data.instructions import TEXT
+from lonas_edge.data.language import INSTRUCTION, MESSAGES
+from lonas_edge.data.task import DataFile, Encoded
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.training_data import DataFile, Encoded
 
 EVAL_EXAMPLES = 400  # held-out examples whose loss is computed
 
@@ -44,18 +44,16 @@ class Tokenized:
         return sum(tuple(example["input_ids"]) in trained for example in self.held_out)
 
     def dropped(self, file: DataFile, index: int) -> int:
-        """Count the examples of a file that are not learned; texts are split, never dropped."""
-        return 0 if file.kind == TEXT else file.count - len(self.files[index])
+        """Count the examples of a file that are not learned; texts are split or cut, never dropped."""
+        return file.count - len(self.files[index]) if file.kind in (INSTRUCTION, MESSAGES) else 0
 
 
 def tokenize(inputs: Inputs, options: TrainOptions) -> Tokenized:
     """Tokenize the examples."""
     data, folder = inputs.data, inputs.base.folder
     tokenizer = require_tokenizer(folder, "training")
-    if missing := data.missing_tokens(tokenizer):
-        raise LonasEdgeError(f"{folder}: the tokenizer has no {missing} token; set one in tokenizer_config.json")
-    prompting = data.prompting(options, tokenizer, folder, inputs.start.source.training if inputs.start else None)
-    files = data.encode(tokenizer, options, prompting)
+    assert options.max_length
+    files = data.encode(tokenizer, options.max_length)
     for file, encoded in zip(data.files, files, strict=True):
         if not encoded:
             raise LonasEdgeError(
@@ -64,23 +62,23 @@ def tokenize(inputs: Inputs, options: TrainOptions) -> Tokenized:
             )
         for example in encoded:
             check_vocabulary(example["input_ids"], inputs)
-    held_out = _held_out(inputs, options, tokenizer, prompting)
+    held_out = _held_out(inputs, options.max_length, tokenizer)
     if inputs.teacher and data.kind is CAUSAL_LM:  # it has an answer to every token; held-out labels stay
         files = [[{**example, "labels": example["input_ids"]} for example in file] for file in files]
     # the model looks padding up, too, and answers end with EOS
     ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
     check_vocabulary(ends, inputs)
-    return Tokenized(tokenizer, prompting, tuple(files), tuple(file.weight for file in data.files), held_out)
+    return Tokenized(tokenizer, data.prompting(tokenizer), tuple(files), tuple(file.weight for file in data.files), held_out)
 
 
-def _held_out(inputs: Inputs, options: TrainOptions, tokenizer: Any, prompting: Prompting | None) -> tuple[Encoded, ...]:
+def _held_out(inputs: Inputs, max_length: int, tokenizer: Any) -> tuple[Encoded, ...]:
     """Tokenize at most `EVAL_EXAMPLES` held-out examples, a fixed choice."""
     if inputs.eval_data is None:
         return ()
-    [encoded] = inputs.eval_data.encode(tokenizer, options, prompting)
+    [encoded] = inputs.eval_data.encode(tokenizer, max_length)
     if not encoded:
         path = inputs.eval_data.files[0].path
-        raise LonasEdgeError(f"{path}: no example has an output within --max-length {options.max_length} tokens")
+        raise LonasEdgeError(f"{path}: no example has an output within --max-length {max_length} tokens")
     for example in encoded:
         check_vocabulary(example["input_ids"], inputs)
     return tuple(random.Random(0).sample(encoded, min(EVAL_EXAMPLES, len(encoded))))

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from lonas_edge.data.task import Batch
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES
@@ -43,6 +44,7 @@ from lonas_edge.training.inputs import (
     adapter_ranks,
     base_dtype,
     check,
+    default_lr,
     device_of,
     lora_config,
     precision_of,
@@ -56,7 +58,6 @@ from lonas_edge.training.sampler import EpochSampler, per_epoch
 from lonas_edge.training.schedule import Schedule, make_schedule
 from lonas_edge.training.super_adapter import write_super_adapter
 from lonas_edge.training.tokens import Tokenized, check_vocabulary, tokenize
-from lonas_edge.training.training_data import Batch
 from lonas_edge.training.working import RUNS, Hashes, identity, newest_complete, stopping
 
 _PATIENCE = timedelta(hours=6)  # other processes wait while the first loads, hashes and calibrates
@@ -89,6 +90,7 @@ def train(
     """
     options = with_defaults(inputs, options)
     check(inputs, options)
+    inputs = inputs.with_prompt(options.prompt)
     others = [each.folder for each in (inputs.start and inputs.start.located, inputs.teacher) if each]
     files = [*inputs.data.files, *(inputs.eval_data.files if inputs.eval_data else ())]
     used = [inputs.base.folder, *(file.path for file in files), inputs.nncf_config, *others]
@@ -132,11 +134,10 @@ def _prepared(
 
 
 def _schedule(inputs: Inputs, options: TrainOptions, examples: int) -> Schedule:
-    default_lr = inputs.data.default_lr(inputs.architecture)
     if inputs.start is None:
-        return make_schedule(inputs.space, options, examples, None, default_lr)
+        return make_schedule(inputs.space, options, examples, None, default_lr(inputs))
     space = replace(inputs.space, stages=())  # the stages are those of the super-network's training
-    return make_schedule(space, options, examples, inputs.start.subnetwork.widths, default_lr)
+    return make_schedule(space, options, examples, inputs.start.subnetwork.widths, default_lr(inputs))
 
 
 def _arguments(schedule: Schedule, options: TrainOptions, processes: int, working: Path, evaluated: bool) -> TrainingArguments:
@@ -290,15 +291,15 @@ class _Run:
             return order
         if resumed:
             raise LonasEdgeError(f"{folder}: the channel order is missing. Start again with --overwrite, without --resume.")
-        count = sum(file.count for file in self.inputs.data.files)
+        count = len(self.inputs.data.inputs)
         chosen = Random(self.options.seed).sample(range(count), min(_CALIBRATION_EXAMPLES, count))
         order = by_importance(self._base().to(self.state.device), elasticity, self._calibration(chosen))
         order.save(folder)
         return order
 
     def _calibration(self, indices: list[int]) -> Iterator[dict[str, torch.Tensor]]:
-        tokens = self.tokens
-        for batch in self.inputs.data.calibration(indices, tokens.examples, tokens.tokenizer, self.options, tokens.prompting):
+        assert self.options.max_length
+        for batch in self.inputs.data.prompts(indices, self.tokens.tokenizer, self.options.max_length):
             check_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 
@@ -316,15 +317,14 @@ class _Run:
     def _super_network(self, order: ChannelOrder) -> SuperNetwork:
         set_seed(self.options.seed)  # a missing head is initialized at random
         base, start = self._base(), self.inputs.start
-        objective = self.inputs.data.objective(self.inputs.architecture)
         if start and start.config:
             model = _in_fp32(_continued(base, start.located.folder, start.config.lora, self.options.dropout))
             order.apply_to_model(model)
-            return SuperNetwork(model, self.inputs.elasticity, objective)
+            return SuperNetwork(model, self.inputs.elasticity, self.inputs.data)
         order.apply_to_model(base)
         set_seed(self.options.seed)
         config = lora_config(self.options, self.inputs.architecture)
-        return SuperNetwork(_in_fp32(get_peft_model(base, config)), self.inputs.elasticity, objective)
+        return SuperNetwork(_in_fp32(get_peft_model(base, config)), self.inputs.elasticity, self.inputs.data)
 
     def _int8_layers(self, network: SuperNetwork) -> tuple[str, ...]:
         """Choose the layers that stay INT8 in the first process."""

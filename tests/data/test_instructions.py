@@ -1,7 +1,6 @@
 """Instruction data: reading, templates, labels and batches."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from lonas_edge.data.encoding import Collator, encode
-from lonas_edge.data.instructions import read_data
+from lonas_edge.data.language import read_examples
 from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError
 
@@ -49,84 +48,59 @@ def learned(encoded: dict[str, list[int]], by: PreTrainedTokenizerFast) -> str:
 
 def test_reads_a_list(data: Callable) -> None:
     items = [{"instruction": "a", "input": "b", "output": "c", "answer": 3}, {"output": "e", "instruction": "d\n{}"}]
-    examples = read_data(data(b"\xef\xbb\xbf\n " + json.dumps(items, indent=2).encode() + b"\n")).examples
+    examples = read_examples(data(b"\xef\xbb\xbf\n " + json.dumps(items, indent=2).encode() + b"\n"))[1]
     assert examples == [Example("a", "b", "c"), Example("d\n{}", "", "e")]
 
 
 def test_reads_lines(data: Callable) -> None:
     text = '{"instruction": "a", "output": "c", "input": null}\n\n{"instruction": "é", "input": "", "output": "[1]"}\r\n'
-    assert read_data(data(text)).examples == [Example("a", "", "c"), Example("é", "", "[1]")]
+    assert read_examples(data(text))[1] == [Example("a", "", "c"), Example("é", "", "[1]")]
 
 
 @pytest.mark.parametrize("text", [" \n\t\r\n ", "[\n]\n"])
 def test_an_empty_file(data: Callable, text: str) -> None:
     path = data(text)
     with pytest.raises(LonasEdgeError, match=rf"{path}: holds no examples"):
-        read_data(path)
+        read_examples(path)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_examples_without_output_are_not_learned(data: Callable, name: str) -> None:
     items = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": ""}, {"instruction": "d", "output": "e"}]
-    examples = read_data(data(json.dumps(items))).examples
+    examples = read_examples(data(json.dumps(items)))[1]
     assert [example.output for example in examples] == ["b", "", "e"]
     expected = encode([examples[0], examples[2]], TEMPLATES[name], tokenizer(), 1000)
     assert encode(examples, TEMPLATES[name], tokenizer(), 1000) == expected
     with pytest.raises(LonasEdgeError, match="'output' is empty in each of its 2 examples"):
-        read_data(data(json.dumps([{"instruction": "a", "output": ""}] * 2)))
+        read_examples(data(json.dumps([{"instruction": "a", "output": ""}] * 2)))
 
 
 def test_a_file_that_cannot_be_read(data: Callable, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=r"absent\.json: the data cannot be read"):
-        read_data(tmp_path / "absent.json")
+        read_examples(tmp_path / "absent.json")
     with pytest.raises(LonasEdgeError, match="cannot be read"):
-        read_data(tmp_path)
+        read_examples(tmp_path)
     with pytest.raises(LonasEdgeError, match="the data cannot be read: not UTF-8"):
-        read_data(data(b'[{"instruction": "\xff", "output": "a"}]'))
+        read_examples(data(b'[{"instruction": "\xff", "output": "a"}]'))
 
 
 ITEM = '{"instruction": "a", "output": "b"}'
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="of POSIX systems")
-def test_devices_and_pipes_are_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(LonasEdgeError, match=rf"{path}: the data cannot be read: a device, pipe"):
-            read_data(path)
-
-
-@pytest.mark.parametrize("field", ["instruction", "input", "output"])
-def test_half_a_character(data: Callable, field: str) -> None:
-    """JSON allows lone surrogates, tokenizers do not; a pair is a character."""
-    item = {"instruction": "a", "input": "b", "output": "c"}
-    lines = [json.dumps({**item, field: "x\U0001f600"}), json.dumps({**item, field: "ab\ud800"})]
-    with pytest.raises(LonasEdgeError, match=rf"line 2: half a character, a lone surrogate, in '{field}' at 2: '\\ud800'"):
-        read_data(data("\n".join(lines)))
-    assert getattr(read_data(data(lines[0])).examples[0], field) == "x\U0001f600"
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (f'{ITEM}\n{{"instruction": {"[" * 100_000}', "line 2: nested too deeply"),
-        (f'{ITEM}\n{{"instruction": {"1" * 5000}}}', "line 2: not JSON"),
         (f"{ITEM}\n\0\0\0", "line 2: not JSON"),
-        (f"[{ITEM},\n{ITEM},\n", "cut off"),
-        ("[", "cut off"),
-        (f"[{ITEM},\n{ITEM}]\n{ITEM}\n", "line 2: something follows the end of the list"),
-        (f'[{ITEM},\n{ITEM},\n{{"instruction": "a", "out', "line 3: not JSON"),
-        (f"[\n{ITEM},\n{ITEM},\n{{'instruction': 1}},\n{ITEM}]", "line 4: not JSON"),
-        (f"{ITEM}\n{ITEM[:-3]}\n{ITEM}\n", "line 2: not JSON"),
-        ('[\n{"instruction": "a",\n"output": "b"},\n{"instruction": "a",\n"output": b}]', "line 5: not JSON"),
+        (f"{ITEM}\n{ITEM[:-3]}\n{ITEM}\n{ITEM[:-3]}", "line 2: not JSON.*\n.*line 4: not JSON"),
         ("instruction,output\na,b\n", "line 1: not JSON"),
+        (f"[{ITEM},\n{ITEM},\n", r"not a JSON list: .*: line 3.*Is the file cut off\?"),
+        (f"[{ITEM},\n{ITEM}]\n{ITEM}\n", "not a JSON list: Extra data: line 3"),
+        (f"[\n{ITEM},\n{{'instruction': 1}},\n{ITEM}]", "not a JSON list: .*: line 3"),
     ],
-    ids=range(11),
 )
 def test_wrong_json_is_named_by_its_line(data: Callable, text: str, expected: str) -> None:
-    with pytest.raises(LonasEdgeError, match=expected) as raised:
-        read_data(data(text))
-    assert "JSON list of" in str(raised.value)
+    with pytest.raises(LonasEdgeError, match=expected):
+        read_examples(data(text))
 
 
 FAULTY = {
@@ -144,14 +118,11 @@ FAULTY = {
 def test_all_faulty_items_are_listed(data: Callable, opening: str) -> None:
     lines = [opening + ITEM, *(FAULTY.get(line, ITEM) for line in range(2, 11))]
     with pytest.raises(LonasEdgeError) as raised:
-        read_data(data((",\n" if opening else "\n").join(lines) + ("]" if opening else "")))
+        read_examples(data((",\n" if opening else "\n").join(lines) + ("]" if opening else "")))
     listed = [line.strip(" -") for line in str(raised.value).splitlines() if line.startswith("  - ")]
-    assert [line.partition(":")[0] for line in listed] == [f"line {line}" for line in FAULTY]
-    expected = ["'output'", "'output'", "'instruction'", "found str", "'input'", "found NoneType", "'instruction' and 'output'"]
+    assert [line.partition(":")[0] for line in listed] == [f"{'record' if opening else 'line'} {line}" for line in FAULTY]
+    expected = ["'output'", "'output'", "'instruction'", "found str", "'input'", "found NoneType", "'instruction'"]
     assert all(text in line for text, line in zip(expected, listed, strict=True))
-
-
-# --- templates
 
 
 # --- labels

@@ -11,7 +11,8 @@ from tiny_models import tokenizer
 
 from lonas_edge.data.conversations import Conversation
 from lonas_edge.data.encoding import encode
-from lonas_edge.data.instructions import read_data
+from lonas_edge.data.language import LanguageTask, read_examples
+from lonas_edge.data.task import DataFile
 from lonas_edge.data.templates import TEMPLATES, Example, Text
 from lonas_edge.errors import LonasEdgeError
 
@@ -35,10 +36,10 @@ def test_read(kind: str, container: str, tmp_path: Path) -> None:
         Dataset.from_list([record] * 3).to_parquet(path)
     else:
         path.write_text(json.dumps([record] * 3) if container == "json" else "\n".join([json.dumps(record)] * 3))
-    data = read_data(path, 0.5)
-    assert (data.path, data.kind, data.weight, data.examples) == (path, kind, 0.5, [expected] * 3)
+    task = LanguageTask().read([(path, 0.5)])
+    assert (task.files, task.examples) == ((DataFile(path, kind, 3, 0.5),), (expected,) * 3)
     if isinstance(expected, Conversation) and container == "parquet":
-        assert [example.place for example in data.examples] == [f"{path}, row {row}" for row in range(3)]
+        assert [example.place for example in task.examples] == [f"{path}, row {row}" for row in range(3)]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 cut off"])
@@ -46,32 +47,31 @@ def test_unreadable_parquet(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.parquet"
     path.write_bytes(content)
     with pytest.raises(LonasEdgeError, match=rf"{path}: the data cannot be read: not a whole Parquet file"):
-        read_data(path)
+        read_examples(path)
 
 
 def test_parquet_of_other_columns_or_no_rows(tmp_path: Path) -> None:
     Dataset.from_list([{"question": "a"}]).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(LonasEdgeError, match="row 0: found the fields question"):
-        read_data(tmp_path / "other.parquet")
+        read_examples(tmp_path / "other.parquet")
     Dataset.from_dict({"text": []}).to_parquet(tmp_path / "empty.parquet")
     with pytest.raises(LonasEdgeError, match="holds no examples"):
-        read_data(tmp_path / "empty.parquet")
+        read_examples(tmp_path / "empty.parquet")
 
 
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(LonasEdgeError, match=r"Parquet needs pyarrow: pip install 'lonas-edge\[parquet\]'"):
-        read_data(tmp_path / "file.parquet")
+        read_examples(tmp_path / "file.parquet")
 
 
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
         ('{"conversations": [{"from": "human", "value": "a"}], "id": 7}', "line 1: found the fields conversations, id"),
-        ('[{"prompt": "a", "completion": "b"}', "line 1: found the fields prompt, completion\n  - the list is not closed"),
-        ("question,answer\na,b\n", "line 1: not JSON"),
-        ("[[]]", "line 1: found list"),
+        ('[{"prompt": "a", "completion": "b"}]', "record 1: found the fields prompt, completion"),
+        ("[[]]", "record 1: found list"),
     ],
 )
 def test_other_formats(content: str, fault: str, tmp_path: Path) -> None:
@@ -79,17 +79,17 @@ def test_other_formats(content: str, fault: str, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text(content)
     with pytest.raises(LonasEdgeError) as caught:
-        read_data(path)
+        read_examples(path)
     for text in (f"{path}: data of no known kind:\n  - {fault}", *(f'\n  {{"{name}": ' for name in RECORDS)):
         assert text in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [{"text": ""}, {"text": 7}, {"text": "\ud800"}, {"instruction": "a", "output": "b"}, 7])
+@pytest.mark.parametrize("wrong", [{"text": ""}, {"text": 7}, {"instruction": "a", "output": "b"}, 7])
 def test_wrong_texts(wrong: Any, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     path.write_text(json.dumps([{"text": "a"}, wrong]))
-    with pytest.raises(LonasEdgeError, match=r"not text data:\s+- line 1: .*[\s\S]*Expected a JSON list of {\"text\": \"…\"}"):
-        read_data(path)
+    with pytest.raises(LonasEdgeError, match=r"not text data:\s+- record 2: .*\s+Expected a JSON list of {\"text\": \"…\"}"):
+        read_examples(path)
 
 
 def test_a_text_is_learned_in_pieces() -> None:

@@ -7,14 +7,31 @@ from typing import Any
 import pytest
 from tiny_bert import tokenizer
 
+from lonas_edge.data.glue import TASKS
+from lonas_edge.data.pairs import PairTask
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.data.sentences import SentenceCollator, encode_sentences, read_sentences
+from lonas_edge.data.sentences import SentenceTask
+from lonas_edge.data.task import DataOptions
 from lonas_edge.errors import LonasEdgeError
 
 
 def write(folder: Path, *records: Any) -> Path:
     (folder / "data.jsonl").write_text("\n".join(json.dumps(record) for record in records) + "\n")
     return folder / "data.jsonl"
+
+
+def read(path: Path, pooling: Pooling | None = None) -> SentenceTask:
+    return SentenceTask(pooling=pooling or Pooling()).read([(path, 1.0)])
+
+
+def labelled(path: Path, outputs: tuple[str, ...], glue: str | None = None) -> PairTask:
+    """Of a classifier with these outputs; without outputs labels are not read."""
+    options = DataOptions(TASKS[glue] if glue else None, labels=bool(outputs))
+    return PairTask(options=options, outputs=outputs).read([(path, 1.0)])
+
+
+def texts_of(task: SentenceTask | PairTask) -> list[tuple[str, ...]]:
+    return [example.texts for example in task.examples]
 
 
 @pytest.mark.parametrize(
@@ -28,9 +45,9 @@ def write(folder: Path, *records: Any) -> Path:
     ],
 )
 def test_kinds(record: dict, kind: str, texts: tuple[str, ...], tmp_path: Path) -> None:
-    read = read_sentences(write(tmp_path, record, record))
-    assert (read.kind, read.rows) == (kind, [texts, texts])
-    assert read.scores == ([float(record.get("score", 1))] * 2 if kind == "scored pair" else None)
+    task = read(write(tmp_path, record, record))
+    assert (task.kinds, texts_of(task)) == ([kind], [texts, texts])
+    assert task.scores == ([float(record.get("score", 1))] * 2 if kind == "scored pair" else [])
 
 
 def test_glue_files(tmp_path: Path) -> None:
@@ -39,9 +56,9 @@ def test_glue_files(tmp_path: Path) -> None:
         (tmp_path / task).mkdir()
         rows = [f"0\tgood\tbad\t{labels[0]}", f"1\tthe film\tsame\t{labels[1]}"]
         (tmp_path / task / "dev.tsv").write_text("\n".join([f"index\tsentence1\tsentence2\t{column}", *rows]) + "\n")
-    scored, texts = (read_sentences(tmp_path / task / "dev.tsv") for task in ("STS-B", "RTE"))
-    assert (scored.kind, scored.scores) == ("scored pair", [1.0, 0.1]) and scored.rows[1] == ("the film", "same")
-    assert (texts.kind, texts.rows) == ("text", [("good",), ("bad",), ("the film",), ("same",)])
+    scored, texts = (read(tmp_path / task / "dev.tsv") for task in ("STS-B", "RTE"))
+    assert (scored.kinds, scored.scores) == (["scored pair"], [1.0, 0.1]) and texts_of(scored)[1] == ("the film", "same")
+    assert (texts.kinds, texts_of(texts)) == (["text"], [("good",), ("bad",), ("the film",), ("same",)])
 
 
 def test_classes_of_a_glue_file(tmp_path: Path) -> None:
@@ -49,14 +66,14 @@ def test_classes_of_a_glue_file(tmp_path: Path) -> None:
     (tmp_path / "MNLI").mkdir()
     rows = [f"{n}\tgood\tbad\t{name}" for n, name in enumerate(("contradiction", "entailment", "neutral"))]
     (tmp_path / "MNLI/dev.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tgold_label", *rows]) + "\n")
-    read = read_sentences(tmp_path / "MNLI/dev.tsv", ("NEUTRAL", "contradiction", "Entailment"))
-    assert (read.kind, read.scores) == ("scored pair", [1, 2, 0])
+    task = labelled(tmp_path / "MNLI/dev.tsv", ("NEUTRAL", "contradiction", "Entailment"), "MNLI")
+    assert (task.kinds, task.scores) == (["glue"], [1, 2, 0])
 
 
 @pytest.mark.parametrize(
     ("records", "fault"),
     [
-        ([{"anchor": "good", "positive": "bad"}, {"anchor": "good"}], "line 2: no text in 'positive'"),
+        ([{"anchor": "good", "positive": "bad"}, {"anchor": "good"}], "line 2: expected the fields anchor, positive, as in"),
         ([{"anchor": "good", "positive": " "}], "line 1: no text in 'positive'"),
         ([{"text": ""}, {"text": 3}], "line 2: no text in 'text'"),
         ([{"sentence1": "a", "sentence2": "b", "score": 4.5}], "line 1: score 4.5: expected a cosine from -1 to 1"),
@@ -64,23 +81,22 @@ def test_classes_of_a_glue_file(tmp_path: Path) -> None:
         ([{"sentence1": "a", "sentence2": "b", "score": float("nan")}], "line 1: score nan: expected a cosine"),
         ([{"instruction": "1", "input": "", "output": "3"}], "line 1: found the fields instruction, input, output"),
         ([{"sentence1": "a", "score": 1}], "line 1: found the fields sentence1, score"),
-        ([["good", "bad"]], "line 1: found str"),
+        ([["good", "bad"]], "record 1: found str"),
         ([{"query": "a", "pos": ["b"], "neg": ["c"]}], "line 1: found the fields query, pos, neg"),
         ([{"query": "a", "positive": ["b"]}], "line 1: no text in 'positive'"),
         (
             [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": "b", "negative": "c"}],
-            "line 2: expected the fields anchor, positive, as in the first record; found anchor, positive, negative",
+            "line 2: expected the fields anchor, positive, as in the first record; found the fields anchor, positive, negative",
         ),
         ([{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": "b", "score": 1}], "line 2: expected the fields"),
         ([{"anchor": "a", "positive": "b", "negative": "c", "score": 1}], "line 1: found the fields anchor, positive"),
-        ([{"text": "a"}, 7], "line 2: expected an object, found int"),
+        ([{"text": "a"}, 7], "line 2: expected the fields text, as in the first record; found int"),
         ([{"text": "a", "prompt": 1}], "line 1: 'prompt' is no name"),
-        ([{"text": "\ud83d"}], "half a character"),
     ],
 )
 def test_refused(records: list[Any], fault: str, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match="not sentences") as caught:
-        read_sentences(write(tmp_path, *records))
+        read(write(tmp_path, *records))
     assert fault in str(caught.value)
 
 
@@ -90,23 +106,23 @@ def test_refused(records: list[Any], fault: str, tmp_path: Path) -> None:
         (("no", "Yes"), ("yes", 0, 1.0), [1, 0, 1]),
         (("1 star", "2 stars", "3 stars"), (2, "1 star", 0), [2, 0, 0]),
         (("score",), (7, -2.5, 0.0), [7, -2.5, 0]),
-        ((), ("any", None, 4), None),
+        ((), ("any", None, 4), []),
     ],
 )
 def test_labels_of_a_classifier(outputs: tuple[str, ...], labels: tuple, expected: list | None, tmp_path: Path) -> None:
     """Of texts and pairs, by name or number; of one output a score of any size; ignored without outputs."""
     for names, texts in ((("text",), ("good",)), (("query", "passage"), ("good", "film"))):
         records = [dict(zip(names, texts, strict=True)) | {"label": label} for label in labels]
-        read = read_sentences(write(tmp_path, *records), outputs)
-        assert (read.rows, read.scores) == ([texts] * 3, expected)
-        assert read.kind == ("text" if len(texts) == 1 else "scored pair" if outputs else "pair")
+        task = labelled(write(tmp_path, *records), outputs)
+        assert (texts_of(task), task.scores) == ([texts] * 3, expected)
+        assert task.files[0].kind == ("text" if len(texts) == 1 else "scored pair" if outputs else "pair")
 
 
 def test_labels_with_probabilities(tmp_path: Path) -> None:
     """As a classifier writes them: "label" is the class. Of one output, "score" comes first."""
     path = write(tmp_path, {"text": "a", "label": "no", "score": 1.0}, {"text": "b", "label": "yes", "score": 0.98})
-    assert read_sentences(path, ("no", "yes")).scores == [0, 1]
-    assert read_sentences(path, ("score",)).scores == [1.0, 0.98]
+    assert labelled(path, ("no", "yes")).scores == [0, 1]
+    assert labelled(path, ("score",)).scores == [1.0, 0.98]
 
 
 @pytest.mark.parametrize(
@@ -125,54 +141,54 @@ def test_labels_with_probabilities(tmp_path: Path) -> None:
 )
 def test_labels_that_are_refused(outputs: tuple[str, ...], label: Any, fault: str, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError) as caught:
-        read_sentences(write(tmp_path, {"text": "good", "label": label}), outputs)
+        labelled(write(tmp_path, {"text": "good", "label": label}), outputs)
     assert f"line 1: {fault}" in str(caught.value)
 
 
 def test_no_examples(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text("[]")
     with pytest.raises(LonasEdgeError, match="holds no examples"):
-        read_sentences(tmp_path / "data.json")
+        read(tmp_path / "data.json")
 
 
 def test_a_batch(tmp_path: Path) -> None:
     """The texts of a record stay together, each with its special tokens; long ones are cut."""
-    read = read_sentences(
-        write(
-            tmp_path,
-            {"sentence1": "good", "sentence2": "not bad", "label": 0.5},
-            {"sentence1": "the film is good", "sentence2": "bad", "label": -1},
-        )
+    path = write(
+        tmp_path,
+        {"sentence1": "good", "sentence2": "not bad", "label": 0.5},
+        {"sentence1": "the film is good", "sentence2": "bad", "label": -1},
     )
-    tokens = tokenizer()
-    rows = encode_sentences(read, Pooling(prompts={"query": "is "}, default_prompt="query"), tokens, 5)
-    batch = SentenceCollator(0)(rows)
+    task, tokens = read(path, Pooling(prompts={"query": "is "}, default_prompt="query")), tokenizer()
+    [rows] = task.encode(tokens, 5)
+    batch = task.collator(tokens)(rows)
     texts = ["[CLS] is good [SEP]", "[CLS] is not bad [SEP]", "[CLS] is the film [SEP]", "[CLS] is bad [SEP]"]
     assert [tokens.decode(ids[ids > 0]) for ids in batch["input_ids"]] == texts
     assert batch["attention_mask"].sum(1).tolist() == [4, 5, 5, 4] and not batch["token_type_ids"].any()
     assert batch["labels"].tolist() == [0.5, 0.5, -1, -1]
 
 
+def encoded_texts(path: Path, pooling: Pooling) -> list[list[str]]:
+    """The texts of each record, as tokens say them."""
+    texts = []
+    for row in read(path, pooling).encode(tokenizer(), 9)[0]:
+        ids = list(row["input_ids"])
+        texts.append([])
+        for length in row["lengths"]:
+            texts[-1].append(tokenizer().decode(ids[:length][1:-1]))
+            ids = ids[length:]
+    return texts
+
+
 def test_prompts(tmp_path: Path) -> None:
+    """Of single texts by name; pairs and triplets have those of queries and passages, as `eval` gives them."""
     pooling = Pooling(prompts={"query": "is ", "passage": "the "})
     records = [{"text": "good", "prompt": "query"}, {"text": "film", "prompt": "passage"}, {"text": "same"}]
-    rows = encode_sentences(read_sentences(write(tmp_path, *records)), pooling, tokenizer(), 9)
-    assert [tokenizer().decode(row["input_ids"][1:-1]) for row in rows] == ["is good", "the film", "same"]
+    assert encoded_texts(write(tmp_path, *records), pooling) == [["is good"], ["the film"], ["same"]]
     with pytest.raises(LonasEdgeError, match=r"no such prompts:\n  - prompt 'document'\nIt has passage, query"):
-        encode_sentences(read_sentences(write(tmp_path, {"text": "a", "prompt": "document"})), pooling, tokenizer(), 9)
-
-
-def test_queries_and_passages(tmp_path: Path) -> None:
-    """Pairs and triplets have the prompts of either, as `eval` gives them; scored pairs the default one."""
-    pooling = Pooling(prompts={"query": "is ", "document": "the "})
+        read(write(tmp_path, {"text": "a", "prompt": "document"}), pooling)
     for record, texts in (
         ({"query": "good", "positive": "film"}, ["is good", "the film"]),
         ({"query": "good", "positive": "film", "negative": "bad"}, ["is good", "the film", "the bad"]),
         ({"sentence1": "good", "sentence2": "film", "score": 1}, ["good", "film"]),
     ):
-        [row] = encode_sentences(read_sentences(write(tmp_path, record)), pooling, tokenizer(), 9)
-        ids, found = list(row["input_ids"]), []
-        for length in row["lengths"]:
-            found.append(tokenizer().decode(ids[:length][1:-1]))
-            ids = ids[length:]
-        assert found == texts
+        assert encoded_texts(write(tmp_path, record), pooling) == [texts]

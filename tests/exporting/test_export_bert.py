@@ -15,12 +15,12 @@ from tiny_bert import TinyBert, oracle_logits, pairs
 from tiny_models import TinySource
 from transformers import AutoTokenizer
 
+from lonas_edge.data.parity import compare
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.network import materialize
-from lonas_edge.network.divergence import compare
 
 UNEQUAL = [32, 64, 48, 6, 8, 6, 64, 96, 128]
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}

@@ -248,11 +248,11 @@ def test_distances(mode: str, normalize: bool, tiny_bert: TinyBert) -> None:
     distances = network.kl([MAXIMAL, MINIMAL], [batch])
     assert 0 <= distances[0] < 1e-6
     assert distances[1] == pytest.approx((1 - (own * other).sum(-1)).mean().item(), rel=1e-4)
-    objective, random_ones = network.objective, torch.randn(3, HIDDEN)
-    drawn = objective.drawn(random_ones, torch.Generator().manual_seed(0))
+    task, random_ones = network.task, torch.randn(3, HIDDEN)
+    drawn = task.sample(random_ones, torch.Generator().manual_seed(0))
     expected = (F.normalize(random_ones) - drawn).square().sum() / 2
-    assert objective.loss(random_ones, drawn) == pytest.approx(expected.item())
-    assert torch.equal(objective.labels(batch["labels"]), batch["labels"])
+    assert task.loss(random_ones, drawn) == pytest.approx(expected.item())
+    assert torch.equal(task.labels(batch["labels"]), batch["labels"])
 
 
 def test_stored_weights(tiny_bert: TinyBert) -> None:

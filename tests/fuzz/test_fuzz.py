@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from lonas_edge.data.pooling import MODES, read_pooling
 from lonas_edge.data.retrieval import read_retrieval
-from lonas_edge.data.sentences import read_sentences
+from lonas_edge.data.texts import COSINES, read_texts
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import check_model_folder
 
@@ -128,13 +128,13 @@ def test_data_of_embedding_models(name: str, tmp_path: Path) -> None:
         outside = _file(tmp_path / f"{seed}/outside", Path(name).name)
         mutation = mutate(Target(folder / name, outside.parent, (outside,), random.Random(seed)))
         try:
-            sentences, retrieval = read_sentences(folder / "sentences.jsonl"), read_retrieval(folder)
+            (_, texts), retrieval = read_texts(folder / "sentences.jsonl", COSINES), read_retrieval(folder)
         except LonasEdgeError as error:
             refused += 1
             assert Path(name).name in str(error), mutation
             continue
-        assert all(text.strip() for row in sentences.rows for text in row), mutation
-        assert all(-1 <= score <= 1 for score in sentences.scores or ()), mutation
+        assert all(text.strip() for each in texts for text in each.texts), mutation
+        assert all(each.label is None or -1 <= each.label <= 1 for each in texts), mutation
         assert all(found.keys() <= retrieval.passages.keys() for found in retrieval.relevance.values()), mutation
     assert 10 < refused < 60
 

@@ -6,7 +6,7 @@ from tiny_models import TinyModels
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from lonas_edge.network.objective import OneClass, OneNumber
+from lonas_edge.data.pairs import PairTask
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
@@ -60,9 +60,9 @@ def test_they_are_the_divergences(tiny_models: TinyModels) -> None:
 
 def test_draws_follow_the_distribution() -> None:
     generator, logits = torch.Generator().manual_seed(0), torch.tensor([[0.0, 1.0, 3.0]]).repeat(20_000, 1)
-    share = torch.bincount(OneClass().drawn(logits, generator)) / 20_000
+    share = torch.bincount(PairTask(outputs=("a", "b", "c")).sample(logits, generator)) / 20_000
     assert torch.allclose(share, logits[0].softmax(0), atol=0.015)
-    numbers = OneNumber().drawn(torch.full((20_000, 1), 5.0), generator)
+    numbers = PairTask(outputs=("score",)).sample(torch.full((20_000, 1), 5.0), generator)
     assert (numbers.mean().item(), numbers.std().item()) == (pytest.approx(5, abs=0.03), pytest.approx(1, abs=0.03))
 
 

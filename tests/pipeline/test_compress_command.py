@@ -32,7 +32,7 @@ from lonas_edge.bench.statistics import Interval
 from lonas_edge.bench.timing import Timing
 from lonas_edge.bench.variants import Case
 from lonas_edge.data.encoding import Prompting
-from lonas_edge.data.instructions import read_data
+from lonas_edge.data.language import LanguageTask, read_examples
 from lonas_edge.data.pooling import Pooling, read_pooling
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
@@ -187,7 +187,7 @@ def test_the_held_out_loss_is_that_of_transformers(finished: Finished, tmp_path:
         loss -= float(logits[range(len(answer)), answer].sum())
         correct += int((logits.argmax(-1) == torch.tensor(answer)).sum())
         tokens += len(answer)
-    examples = read_data(steps / "data" / "held_out.jsonl").examples
+    examples = read_examples(steps / "data" / "held_out.jsonl")[1]
     scores = score(tmp_path / "fp32", examples, Prompting(TEMPLATES["question"]), lambda _what, _done: None)
     assert scores.tokens.sum() == tokens
     assert scores.loss.sum() / tokens == pytest.approx(loss / tokens, abs=0.01)  # bf16 where the processor has it
@@ -392,7 +392,7 @@ def test_a_precision_that_was_refused(finished: Finished, tmp_path: Path, quick:
 
 def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of a batch is timed, so a step takes four times as long; the faster precision is taken."""
-    split(LANGUAGE_MODEL, data, None, 0, tmp_path / "data")
+    split(LanguageTask().read([(data, 1.0)]), None, 400, 0, tmp_path / "data")
     seconds, clock = {"fp32": 0.5, "bf16": 2.0}, [0.0]
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(estimate, "faster_dtype", lambda: "bf16")
@@ -644,7 +644,7 @@ def test_the_largest_network_of_a_narrow_space_is_recovered(
     assert groups.count([128, 96, 64]) == 3
     groups[groups.index([128, 96, 64])] = [96, 64]
     (tmp_path / "space.json").write_text(json.dumps(content))
-    split(LANGUAGE_MODEL, data, None, 0, tmp_path / "data")
+    split(LanguageTask().read([(data, 1.0)]), None, 400, 0, tmp_path / "data")
     [pick] = parse_picks(["weights<=1x"], ["weights"])
     places = stages.Places(tmp_path, str(llama.base), str(llama.adapter), tmp_path / "space.json", has_space=True)
     places.subnetwork(pick).parent.mkdir(parents=True)

@@ -19,7 +19,8 @@ from tiny_bert import TinyBert, oracle_embeddings, oracle_hidden
 from tiny_models import TinySource
 from transformers import AutoTokenizer
 
-from lonas_edge.data.sentences import read_sentences
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.sentences import SentenceTask
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import EMBEDDING
@@ -27,7 +28,7 @@ from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import run, stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
-from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference, distance, embedded
+from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference, embedded
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.plan import source_hashes
 from lonas_edge.pipeline.record import CompressRecord
@@ -104,17 +105,16 @@ def test_embeddings_by_an_oracle(tiny_bert: TinyBert, tmp_path: Path) -> None:
     base, source = tiny_bert.body(), open_source(str(tiny_bert.body()))
     options = stages.ExportOptions(weight_format="fp32")
     stages.export(source, source.select("maximal"), tmp_path / "fp32", options)
-    sentences, tokenizer = read_sentences(write_pairs(tmp_path / "data.jsonl", 20)), AutoTokenizer.from_pretrained(base)
-    assert source.pooling
-    found = embedded(tmp_path / "fp32", sentences, source.pooling, EXACT, silent)
+    data, tokenizer = source.open_data(write_pairs(tmp_path / "data.jsonl", 20)), AutoTokenizer.from_pretrained(base)
+    found = embedded(tmp_path / "fp32", data, EXACT, silent)
     plain = TinySource("bert", base, None, None)
-    for texts, rows in zip(sentences.rows, found, strict=True):
-        for text, row in zip(texts, rows, strict=True):
+    for example, rows in zip(data.examples, found, strict=True):
+        for text, row in zip(example.texts, rows, strict=True):
             inputs = tokenizer(text, return_tensors="pt")
             expected = oracle_embeddings(oracle_hidden(plain, [], inputs), inputs["attention_mask"])[0]
             assert np.abs(row - expected.numpy()).max() < 1e-5
     turned = np.array([[[1.0, 0], [0.6, 0.8]]]), np.array([[[0.0, 1], [0.6, 0.8]]])  # distances 1 and 0
-    assert distance(*turned).tolist() == [0.5]
+    assert SentenceTask().distances(*turned).tolist() == [0.5]
 
 
 def test_correlations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,19 +130,25 @@ def test_correlations(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gain.value == pytest.approx(100 * (ranks[0] - ranks[1])) and 0 < gain.low < gain.value < gain.high
 
 
+def read(path: Path) -> SentenceTask:
+    return SentenceTask(pooling=Pooling(prompts={"query": "q: "})).read([(path, 1.0)])
+
+
 def test_no_text_is_on_both_sides(tmp_path: Path) -> None:
     """Also in other records; the parts are of the same kind as the data, and of other data."""
     rows = [{"query": f"q {index // 2}", "passage": f"p {index}"} for index in range(200)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counts = split(EMBEDDING_MODEL, tmp_path / "data.jsonl", None, 0, tmp_path / "parts")
-    train, held_out = (read_sentences(tmp_path / "parts" / name) for name in (TRAIN, HELD_OUT))
-    assert (len(train.rows), len(held_out.rows)) == tuple(counts.values()) and counts["held_out"] == 20
-    assert not {text for row in train.rows for text in row} & {text for row in held_out.rows for text in row}
-    assert counts["train"] < 180 and {train.kind, held_out.kind} == {"pair"}
+    counts = split(read(tmp_path / "data.jsonl"), None, 1500, 0, tmp_path / "parts")
+    train, held_out = (read(tmp_path / "parts" / name) for name in (TRAIN, HELD_OUT))
+    assert (len(train.examples), len(held_out.examples)) == tuple(counts.values()) and counts["held_out"] == 20
+    assert not {text for each in train.examples for text in each.texts} & {
+        text for each in held_out.examples for text in each.texts
+    }
+    assert counts["train"] < 180 and train.kinds == held_out.kinds == ["pair"]
     (tmp_path / "texts.json").write_text(json.dumps([{"text": f"p {index}"} for index in range(300)]))
-    split(EMBEDDING_MODEL, tmp_path / "texts.json", tmp_path / "data.jsonl", 0, tmp_path / "parts")
-    left = read_sentences(tmp_path / "parts" / TRAIN)
-    assert (left.kind, len(left.rows)) == ("text", 100)
+    split(read(tmp_path / "texts.json"), read(tmp_path / "data.jsonl"), 1500, 0, tmp_path / "parts")
+    left = read(tmp_path / "parts" / TRAIN)
+    assert (left.kinds, len(left.examples)) == (["text"], 100)
 
 
 def test_records_survive_the_split(tmp_path: Path) -> None:
@@ -153,17 +159,11 @@ def test_records_survive_the_split(tmp_path: Path) -> None:
         [{"sentence1": f"a {index}", "sentence2": f"b {index}", "score": index / 40} for index in range(40)],
     ):
         (tmp_path / "data.json").write_text(json.dumps(rows))
-        split(EMBEDDING_MODEL, tmp_path / "data.json", None, 0, tmp_path / "parts")
-        parts, whole = (
-            [read_sentences(tmp_path / "parts" / name) for name in (TRAIN, HELD_OUT)],
-            read_sentences(tmp_path / "data.json"),
-        )
-        assert {part.kind for part in parts} == {whole.kind}
-        for field in ("rows", "scores", "prompts"):
-            expected = getattr(whole, field) or []
-            assert sorted(map(str, [value for part in parts for value in getattr(part, field) or []])) == sorted(
-                map(str, expected)
-            )
+        split(read(tmp_path / "data.json"), None, 1500, 0, tmp_path / "parts")
+        parts = [read(tmp_path / "parts" / name) for name in (TRAIN, HELD_OUT)]
+        whole = read(tmp_path / "data.json")
+        assert parts[0].kinds == parts[1].kinds == whole.kinds
+        assert {*parts[0].examples, *parts[1].examples} == {*whole.examples}
 
 
 @pytest.fixture
@@ -274,12 +274,11 @@ def test_texts_longer_than_the_context_are_cut(tiny_bert: TinyBert, tmp_path: Pa
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = open_source(str(tiny_bert.body()))
     stages.export(source, source.select("maximal"), tmp_path / "ir", stages.ExportOptions(weight_format="fp32"))
-    assert source.pooling
-    found = embedded(tmp_path / "ir", read_sentences(tmp_path / "data.jsonl"), source.pooling, EXACT, silent)
+    found = embedded(tmp_path / "ir", source.open_data(tmp_path / "data.jsonl"), EXACT, silent)
     assert found.shape == (3, 1, 64) and np.isfinite(found).all()
 
 
 def test_a_record_is_no_sentence(tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": []}) + "\n")
     with pytest.raises(LonasEdgeError, match="not sentences"):
-        split(EMBEDDING_MODEL, tmp_path / "chat.jsonl", None, 0, tmp_path / "parts")
+        split(read(tmp_path / "chat.jsonl"), None, 1500, 0, tmp_path / "parts")

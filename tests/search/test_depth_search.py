@@ -11,7 +11,6 @@ import pytest
 from tiny_models import TinyModels, TinySource
 
 from lonas_edge.bench.latency import Latency
-from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.dimensions import find_dimensions
@@ -71,7 +70,7 @@ def test_a_search(run_cli: Callable, few: TinySource, data: Path, tmp_path: Path
     assert find_dimensions(source).size == len(networks) > 30
     evaluated = {tuple(network["widths"]): (network["quality"], network["cost"]) for network in record["evaluations"]}
     assert len(evaluated) == len(record["evaluations"]) == 30 and evaluated.keys() <= networks
-    batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(few.base))
+    batches = source.open_data(data, "alpaca").batches(load_tokenizer(few.base), 8, 0)
     kl = load_super_network(source).kl(list(evaluated), batches)
     assert [quality for quality, _ in evaluated.values()] == pytest.approx(kl, abs=1e-5)
     bound = 0.8 * source.sizes(source.select("maximal")).bytes["int8_sym"]
@@ -103,7 +102,7 @@ def test_sensitivity_of_blocks(case: str, heads: bool, tiny_models: TinyModels, 
     source = tiny_models.heads_source(case) if heads else tiny_models.deep_source(case)
     opened, groups = source.opened(), source.groups()
     network = load_super_network(opened)
-    batches = read_held_out(opened, data, 6, 0, "alpaca").batches(load_tokenizer(source.base))
+    batches = opened.open_data(data, "alpaca").batches(load_tokenizer(source.base), 6, 0)
     searched = find_dimensions(opened).searched
     assert searched == (3, 4, 5, *range(9, len(groups))) and len(groups) == 12 + 3 * heads
     table = measure_sensitivity(network, batches, network.reference(batches), searched)

@@ -13,7 +13,6 @@ from tiny_bert import LAYERS, TinyBert, oracle_embeddings, oracle_hidden
 from tiny_models import TinySource
 from transformers import AutoTokenizer
 
-from lonas_edge.network.heldout import HeldOutTexts, read_held_out
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.search.sensitivity import measure_sensitivity
@@ -41,9 +40,7 @@ class Embedded:
 
     def __init__(self, source: TinySource, data: Path, mode: str = "mean", count: int = 16):
         self.source, self.mode = source, mode
-        self.held = read_held_out(source.opened(), data, count, 0)
-        assert isinstance(self.held, HeldOutTexts)
-        self.batches = self.held.batches(AutoTokenizer.from_pretrained(source.base))
+        self.batches = source.opened().open_data(data).batches(AutoTokenizer.from_pretrained(source.base), count, 0)
 
     def of(self, widths: list[int]) -> torch.Tensor:
         hidden = [(oracle_hidden(self.source, widths, batch), batch["attention_mask"]) for batch in self.batches]
@@ -102,7 +99,7 @@ def test_a_base_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) ->
     ran = run_cli("search", base, *arguments, "--output", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
     source = TinySource("bert", base, None, tiny_bert.space())
-    batches = read_held_out(open_source(str(base)), data, 16, 0).batches(AutoTokenizer.from_pretrained(base))
+    batches = open_source(str(base)).open_data(data).batches(AutoTokenizer.from_pretrained(base), 16, 0)
 
     def embeddings(widths: list[int]) -> torch.Tensor:
         hidden = [(oracle_hidden(source, widths, batch), batch["attention_mask"]) for batch in batches]

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.network.heldout import HeldOutPairs, read_held_out
 from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
@@ -40,8 +39,8 @@ class Answers:
     """A source's held-out texts, and the oracle's logits."""
 
     def __init__(self, source: TinySource, data: Path):
-        self.source, self.held = source, read_held_out(source.opened(), data, 16, 0)
-        self.batches = self.held.batches(AutoTokenizer.from_pretrained(source.base))
+        self.source, self.data = source, source.opened().open_data(data)
+        self.batches = self.data.batches(AutoTokenizer.from_pretrained(source.base), 16, 0)
 
     def of(self, widths: list[int]) -> torch.Tensor:
         source = self.source
@@ -57,7 +56,7 @@ def test_qualities(task: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
     """Classes: KL and cross-entropy; regressions: squared distances and errors."""
     source = tiny_bert.source(1 if task == "STS-B" else 2)
     answers = Answers(source, write_set(tmp_path, task))
-    assert isinstance(answers.held, HeldOutPairs) and len(answers.labels) == 16
+    assert len(answers.labels) == 16
     network = load_super_network(source.opened())
     maximal = [group[0] for group in source.groups()]
     whole, small, labels = answers.of(maximal), answers.of(UNEQUAL), answers.labels
@@ -68,7 +67,7 @@ def test_qualities(task: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
         kl, loss = (whole - small).square().mean(), (small[:, 0] - labels).square().mean()
     assert network.kl([UNEQUAL], answers.batches)[0] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
     assert network.losses([UNEQUAL], answers.batches)[0] == pytest.approx(loss.item(), rel=1e-3)
-    assert answers.held.units == ({} if task == "RTE" else {"kl": "squared distance", "loss": "squared error"})
+    assert answers.data.units == ({} if task == "RTE" else {"kl": "squared distance", "loss": "squared error"})
 
 
 def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
@@ -115,7 +114,7 @@ def test_classes_in_another_order(tiny_bert: TinyBert, tmp_path: Path) -> None:
     data = tmp_path / "MNLI/dev.tsv"
     data.write_text("\n".join(["index\tsentence1\tsentence2\tgold_label", *rows]) + "\n")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    [batch] = read_held_out(open_source(str(base), None, tiny_bert.space()), data, 12, 0).batches(tokenizer)
+    [batch] = open_source(str(base), None, tiny_bert.space()).open_data(data).batches(tokenizer, 12, 0)
     read = [tokenizer.decode(ids, skip_special_tokens=True).split()[-1] for ids in batch["input_ids"]]
     assert [names[label].lower() for label in batch["labels"].tolist()] == [words[word] for word in read]
 
@@ -127,18 +126,18 @@ def test_texts_longer_than_the_context(tiny_bert: TinyBert, tmp_path: Path) -> N
     long = [line.replace("\t", f"\t{'the good ' * 32}", 1) for line in lines[:3]]  # 64 tokens, and [CLS], [SEP]
     data.write_text("\n".join([head, *long, *lines[3:]]) + "\n")
     tokenizer = AutoTokenizer.from_pretrained(source.base)
-    batches = read_held_out(source.opened(), data, 7, 0).batches(tokenizer)
+    batches = source.opened().open_data(data).batches(tokenizer, 7, 0)
     assert sum(len(batch["labels"]) for batch in batches) == 7 and max(b["input_ids"].shape[1] for b in batches) <= 64
     with pytest.raises(LonasEdgeError, match=r"7 of 10 .* 64 tokens"):
-        read_held_out(source.opened(), data, 8, 0).batches(tokenizer)
+        source.opened().open_data(data).batches(tokenizer, 8, 0)
 
 
 def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     source = tiny_bert.source(2)
     with pytest.raises(LonasEdgeError, match=r"classification \(2 outputs\), and STS-B is a regression"):
-        read_held_out(source.opened(), write_set(tmp_path, "STS-B"), 16, 0)
+        source.opened().open_data(write_set(tmp_path, "STS-B"))
     data = write_set(tmp_path, "RTE")
     with pytest.raises(LonasEdgeError, match="24 prompts; expected at least 99"):
-        read_held_out(source.opened(), data, 99, 0)
+        source.opened().open_data(data).check_count(99)
     ran = run_cli("search", *source.arguments(), "--data", data, "--output", tmp_path / "out", "--prompt", "alpaca")
     assert ran.code == 2 and "--prompt: no effect, a sequence classifier has no prompts" in ran.err

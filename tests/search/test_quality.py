@@ -8,11 +8,10 @@ import torch
 from stored_model import stored_model
 from tiny_models import TinyModels, TinySource
 
+from lonas_edge.data import task
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir import compress
-from lonas_edge.network import heldout
-from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source
 from lonas_edge.network.stored import StoredWeights, stored
 from lonas_edge.network.super_network import load_super_network
@@ -23,7 +22,7 @@ def test_prompts_are_a_seeded_choice(llama: TinySource, data: Path) -> None:
     source, tokenizer = llama.opened(), load_tokenizer(llama.base)
 
     def texts(seed: int, count: int) -> list[str]:
-        batches = read_held_out(source, data, count, seed, "question").batches(tokenizer)
+        batches = source.open_data(data, "question").batches(tokenizer, count, seed)
         return [tokenizer.decode(row, skip_special_tokens=True) for batch in batches for row in batch["input_ids"]]
 
     assert sorted(texts(0, 8)) == sorted(texts(0, 8)) != sorted(texts(1, 8))
@@ -34,11 +33,11 @@ def test_prompts_are_a_seeded_choice(llama: TinySource, data: Path) -> None:
 
 def test_batches_hold_every_prompt_once(llama: TinySource, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, tokenizer = llama.opened(), load_tokenizer(llama.base)
-    held = read_held_out(source, data, 30, 0, "question")
-    monkeypatch.setattr(heldout, "BATCH_TOKENS", 10_000)
-    [whole] = held.batches(tokenizer)
-    monkeypatch.setattr(heldout, "BATCH_TOKENS", 120)
-    small = held.batches(tokenizer)
+    held = source.open_data(data, "question")
+    monkeypatch.setattr(task, "BATCH_TOKENS", 10_000)
+    [whole] = held.batches(tokenizer, 30, 0)
+    monkeypatch.setattr(task, "BATCH_TOKENS", 120)
+    small = held.batches(tokenizer, 30, 0)
     assert len(small) > 5 and max(batch["input_ids"].numel() for batch in small) <= 120
     rows = sorted(tuple(row[row != 1].tolist()) for batch in small for row in batch["input_ids"])
     assert rows == sorted(tuple(row[row != 1].tolist()) for row in whole["input_ids"])
@@ -60,11 +59,11 @@ COMPRESSED = [("llama", "fp16"), ("llama-tied", "int8_sym"), ("neox", "int8"), (
 def test_a_live_network_with_stored_weights_computes_as_its_ir(
     case: str, name: str, tiny_models: TinyModels, data: Path, choose: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heldout, "BATCH_TOKENS", 10_000)  # one batch
+    monkeypatch.setattr(task, "BATCH_TOKENS", 10_000)  # one batch
     tiny = tiny_models.source(case)
     source = tiny.opened()
     network = load_super_network(source)
-    [batch] = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(tiny.base))
+    [batch] = source.open_data(data, "alpaca").batches(load_tokenizer(tiny.base), 8, 0)
     plain, learned = network.kl([choose(tiny, "unequal:3")], [batch]), batch["labels"] != IGNORED
     inputs = {inputs: batch[inputs] for inputs in ("input_ids", "attention_mask")}
     for which in ("maximal", "unequal:3", "minimal"):

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from tiny_models import TinySource
 
-from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.storage import open_journal
@@ -24,7 +23,7 @@ Pairs = dict[tuple[int, ...], tuple[float, float]]
 def everything(llama: TinySource, data: Path, all_networks: list) -> Pairs:
     """KL and bytes of every network, computed apart from the search."""
     source = llama.opened()
-    batches = read_held_out(source, data, 8, 0, "alpaca").batches(load_tokenizer(llama.base))
+    batches = source.open_data(data, "alpaca").batches(load_tokenizer(llama.base), 8, 0)
     kl = load_super_network(source).kl(all_networks, batches)
     return {
         widths: (kl[index], source.sizes(source.subnetwork(widths)).bytes["int8_sym"])

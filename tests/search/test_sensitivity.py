@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from tiny_models import LAYERS, TinyModels, TinySource
 
-from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.dimensions import find_dimensions
@@ -18,8 +17,8 @@ def scored(source: TinySource, data: Path) -> tuple[SuperNetwork, list]:
     """A network, and two batches of different lengths."""
     opened = source.opened()
     tokenizer = load_tokenizer(source.base)
-    batches = read_held_out(opened, data, 6, 0, "alpaca").batches(tokenizer)
-    return load_super_network(opened), [*batches, *read_held_out(opened, data, 3, 1, "question").batches(tokenizer)]
+    batches = opened.open_data(data, "alpaca").batches(tokenizer, 6, 0)
+    return load_super_network(opened), [*batches, *opened.open_data(data, "question").batches(tokenizer, 3, 1)]
 
 
 @pytest.mark.parametrize(("case", "around"), [("llama", "maximal"), ("gemma3", "unequal:3"), ("bloom", "unequal:3")])

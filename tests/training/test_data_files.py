@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import open_source
+from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.sampler import EpochSampler
@@ -118,18 +118,16 @@ def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, tal
     """Recovery and held-out prompts use it, not the current template of the base."""
     (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
     source, by = open_source(str(trained_on_chat)), AutoTokenizer.from_pretrained(talking.base)
-    held = read_held_out(source, tmp_path / "chat.jsonl", 4, 0)
-    assert (held.template.name, held.unseen) == ("chat", False)
+    held = source.open_data(tmp_path / "chat.jsonl")
+    assert held.described == "chat"
     tokens = [
         by.decode(row[mask.bool()])
-        for batch in held.batches(by)
+        for batch in held.batches(by, 4, 0)
         for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
     assert len(tokens) == 4
     assert all(text.startswith("<|user|>What is ") and "</s>\n<|assistant|>Yes, it is.</s>" in text for text in tokens)
-    instructions = read_held_out(source, write_data(tmp_path / "new.json"), 4, 0)
-    [batch] = instructions.batches(by)
-    assert instructions.unseen is True
+    [batch] = source.open_data(write_data(tmp_path / "new.json")).batches(by, 4, 0)
     assert all(by.decode(row).startswith("<|user|>What is ") for row in batch["input_ids"])
     inputs = open_recovery(str(trained_on_chat), tmp_path / "new.json", "minimal")
     record = train(inputs, tmp_path / "recovered", TrainOptions(**{**OPTIONS, "steps": 1, "prompt": None}))
@@ -170,7 +168,7 @@ def test_a_model_without_a_chat_template(llama: TinySource, data: Path, tmp_path
     with pytest.raises(LonasEdgeError, match=rf"{llama.base}: the model has no chat template"):
         train(open_inputs(str(llama.base), data, llama.space), tmp_path / "out", TrainOptions(**{**OPTIONS, "prompt": "chat"}))
     with pytest.raises(LonasEdgeError, match=rf"{llama.base}: the model has no chat template"):
-        read_held_out(llama.opened(), chat, 4, 0)
+        llama.opened().open_data(chat).batches(load_tokenizer(llama.base), 4, 0)
 
 
 @pytest.mark.parametrize("trained", [EXAMPLES[:8], [{"text": "the in a on " * 40}]])

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, TrainingArguments
 
 from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.sentences import SentenceTask
+from lonas_edge.data.task import DataFile
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.network.objective import Ranking, Similarity
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.elastic_trainer import ElasticTrainer
@@ -55,6 +56,11 @@ def batch() -> dict[str, torch.Tensor]:
     return dict(encoded)
 
 
+def task_of(kind: str) -> SentenceTask:
+    """A task that learns records of this kind."""
+    return SentenceTask(files=(DataFile(Path("data"), kind, 2),))
+
+
 def embedded(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Directions of the means of a model's hidden states."""
     hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
@@ -82,9 +88,8 @@ def test_gradients_equal_plain_torch(kind: str, tiny_bert: TinyBert, tmp_path: P
         base = AutoModel.from_pretrained(source.base, dtype=torch.float64, add_pooling_layer=False, **still)
         return PeftModel.from_pretrained(base, source.adapter, is_trainable=True, autocast_adapter_dtype=False).double()
 
-    learned = {"pair": Ranking(Pooling(), 2), "scored pair": Similarity(Pooling())}.get(kind)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
-    network = SuperNetwork(live(), source.opened().elasticity, learned)
+    network = SuperNetwork(live(), source.opened().elasticity, task_of(kind))
     teacher = AutoModel.from_pretrained(source.base, dtype=torch.float64).eval() if kind == "text" else None
     schedule = SimpleNamespace(subnetwork=lambda _step: tuple(MAXIMAL))
     trainer = ElasticTrainer(network, schedule, teacher=teacher, args=arguments)
@@ -110,7 +115,7 @@ def test_third_texts_are_negatives() -> None:
     for anchor, right in ((0, 1), (3, 4)):
         cosines = torch.stack([20 * e[anchor] @ e[other] for other in (1, 4, 2, 5)])
         expected += float(torch.logsumexp(cosines, 0) - 20 * e[anchor] @ e[right])
-    assert Ranking(Pooling(), 3).loss(e, torch.zeros(6)).item() == pytest.approx(3 * expected, rel=1e-5)
+    assert task_of("triplet").loss(e, torch.zeros(6)).item() == pytest.approx(3 * expected, rel=1e-5)
 
 
 def learned() -> dict[str, torch.Tensor]:

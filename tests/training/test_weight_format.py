@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 from training_runs import EIGHT, IGNORED, run, run_killed, write_data
 
-from lonas_edge.network.heldout import read_held_out
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
@@ -25,7 +24,7 @@ ALL = {"steps": 1, "batch_size": len(EIGHT), "lr": 1e-9}  # one step on all exam
 
 def batch_of(source: Source, base: Path, data: Path) -> dict[str, torch.Tensor]:
     """The eight examples as one batch."""
-    [batch] = read_held_out(source, data, len(EIGHT), 0, "question").batches(load_tokenizer(base))
+    [batch] = source.open_data(data, "question").batches(load_tokenizer(base), len(EIGHT), 0)
     return dict(batch)
 
 

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lonas_edge.data.pooling import Pooling
+
 if TYPE_CHECKING:
     import torch
-
-    from lonas_edge.data.pooling import Pooling
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _compare_scores(reference: "torch.Tensor", scores: "torch.Tensor") -> Parity
     return Parity(differences.abs().max().item(), None, None, len(reference), relative_difference=relative)
 
 
-def compare_embeddings(reference: "torch.Tensor", hidden: "torch.Tensor", mask: "torch.Tensor", pooling: "Pooling") -> Parity:
+def compare_embeddings(reference: "torch.Tensor", hidden: "torch.Tensor", mask: "torch.Tensor", pooling: Pooling) -> Parity:
     """Compare hidden states [texts, tokens, hidden], 0 at padding, with those of a reference, and their embeddings."""
     reference, hidden = reference.double(), hidden.double()
     directions = [
@@ -84,18 +84,3 @@ def compare_embeddings(reference: "torch.Tensor", hidden: "torch.Tensor", mask: 
     ]
     distances = (directions[0] - directions[1]).square().sum(-1) / 2  # 1 - cosine, exact where it is small
     return Parity((reference - hidden).abs().max().item(), None, None, len(distances), distances.mean().item())
-
-
-def kl_divergence(reference: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
-    """KL(reference || logits) of next-token distributions [positions, vocabulary], summed over positions, in nats."""
-    from torch.nn import functional as F
-
-    p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
-    return F.kl_div(q, p, reduction="sum", log_target=True)
-
-
-def cross_entropy(logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-    """Cross-entropy of logits [positions, vocabulary] and labels [positions], summed over positions, in nats."""
-    from torch.nn import functional as F
-
-    return F.cross_entropy(logits.float(), labels, reduction="sum")

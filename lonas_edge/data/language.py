@@ -1,0 +1,187 @@
+"""Data of language models: instructions, conversations and plain texts. The next token is learned."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lonas_edge.data.conversations import Conversation, check_conversation
+from lonas_edge.data.encoding import IGNORED, Collator, Learned, Prompting, encode, encode_prompt
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.records import describe, read_records
+from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task
+from lonas_edge.data.templates import Example, Text, choose_prompt
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import CAUSAL_LM, ModelKind
+from lonas_edge.space.architecture import Architecture
+
+INSTRUCTION, MESSAGES, TEXT = "instruction", "messages", "text"  # kinds of records
+_EXPECTED = {
+    INSTRUCTION: '{"instruction": "…", "input": "", "output": "…"}',
+    MESSAGES: '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
+    TEXT: '{"text": "…"}',
+}
+
+
+def read_examples(path: Path) -> tuple[str, list[Learned]]:
+    """Read the examples of a file, and the kind of its records: that of the first one."""
+    records = read_records(path)
+    place, first = records[0]
+    kind = _kind(first)
+    if kind is None:
+        raise LonasEdgeError(
+            f"{path}: data of no known kind:\n  - {place}: found {describe(first)}\nExpected one of these in each line, or a "
+            "JSON list of them:\n" + "\n".join(f"  {expected}" for expected in _EXPECTED.values())
+        )
+    makers: dict[str, Callable[[dict[str, Any], str], Learned]]
+    makers = {INSTRUCTION: _instruction, MESSAGES: _conversation, TEXT: _text}
+    examples, errors = list[Learned](), list[str]()
+    for place, record in records:
+        try:
+            if not isinstance(record, dict):
+                raise ValueError(f"expected an object, found {type(record).__name__}")
+            examples.append(makers[kind](record, f"{path}, {place}"))
+        except ValueError as error:
+            errors.append(f"{place}: {error}")
+    raise_all(f"{path}: not {kind} data:", errors, f"Expected a JSON list of {_EXPECTED[kind]}, or one such object a line.")
+    if kind == INSTRUCTION and not any(isinstance(example, Example) and example.output for example in examples):
+        raise LonasEdgeError(f"{path}: 'output' is empty in each of its {len(examples)} examples; expected the answer to learn")
+    return kind, examples
+
+
+def _kind(record: Any) -> str | None:
+    if not isinstance(record, dict):
+        return None
+    if "instruction" in record or "output" in record:
+        return INSTRUCTION
+    return next((kind for kind in (MESSAGES, TEXT) if kind in record), None)
+
+
+def _instruction(record: dict[str, Any], _place: str) -> Example:
+    instruction, context, output = (record.get(name) for name in ("instruction", "input", "output"))
+    if not isinstance(instruction, str) or not instruction:
+        raise ValueError("no text in 'instruction'")
+    if not isinstance(output, str):
+        raise ValueError("no text in 'output'")
+    if not isinstance(context, str | None):
+        raise ValueError("'input' is not text")
+    return Example(instruction, context or "", output)
+
+
+def _conversation(record: dict[str, Any], place: str) -> Conversation:
+    check_conversation(record)
+    return Conversation(tuple((message["role"], message["content"]) for message in record[MESSAGES]), place)
+
+
+def _text(record: dict[str, Any], _place: str) -> Text:
+    if not isinstance(record.get(TEXT), str) or not record[TEXT]:
+        raise ValueError("no text in 'text'")
+    return Text(record[TEXT])
+
+
+@dataclass(frozen=True)
+class LanguageTask(Task):
+    """Predict the next token at each learned position: cross-entropy, and KL from another network."""
+
+    kind: ClassVar[ModelKind] = CAUSAL_LM
+    special_tokens: ClassVar[tuple[str, ...]] = ("EOS",)
+
+    @classmethod
+    def of(cls, architecture: Architecture, pooling: Pooling | None, options: DataOptions) -> Self:
+        return cls(MAX_LENGTH, options)
+
+    def _read(self, path: Path) -> tuple[str, Sequence[Any]]:
+        return read_examples(path)
+
+    def read(self, files: Sequence[tuple[Path, float]]) -> Self:
+        return super().read(files).with_prompt(self.options.prompt)
+
+    def with_prompt(self, prompt: str | None) -> Self:
+        task = replace(self, options=replace(self.options, prompt=prompt))
+        task.described  # noqa: B018 - refuses a template that does not fit
+        return task
+
+    def prompting(self, tokenizer: Any) -> Prompting:
+        return Prompting.of(self.described, tokenizer, self.options.record)
+
+    @property
+    def described(self) -> str:
+        record, conversations = self.options.record, next((file.path for file in self.files if file.kind == MESSAGES), None)
+        recorded = record.template.name if record.template else None
+        return choose_prompt(self.options.prompt, recorded, record.space, conversations)
+
+    def record(self, example: Any) -> dict[str, Any]:
+        if isinstance(example, Example):
+            return {"instruction": example.instruction, "input": example.input, "output": example.output}
+        if isinstance(example, Conversation):
+            return {MESSAGES: [{"role": role, "content": content} for role, content in example.messages]}
+        return {TEXT: example.text}
+
+    def _learned(self, example: Any) -> set[str]:
+        return {json.dumps(self.record(example))}
+
+    @property
+    def max_length(self) -> int:
+        return MAX_LENGTH
+
+    def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int) -> list[Encoded]:
+        return encode(inputs, self.prompting(tokenizer), tokenizer, max_length)
+
+    def collator(self, tokenizer: Any) -> Callable[[Sequence[Encoded]], dict[str, torch.Tensor]]:
+        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        return Collator(eos if pad is None else pad)
+
+    def shorten(self, example: Encoded, tokens: int) -> Encoded:
+        ids = example["input_ids"][:tokens]
+        return {"input_ids": ids, "labels": ids}
+
+    def prompts(self, indices: Sequence[int], tokenizer: Any, max_length: int) -> Iterator[Batch]:
+        prompting = self.prompting(tokenizer)
+        for index in indices:
+            ids = torch.tensor([encode_prompt(self.examples[index], prompting, tokenizer, max_length)])
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def select(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return hidden[:, batch["logits_to_keep"]][batch["labels"] != IGNORED]
+
+    def logits(self, output: Any, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = output.logits
+        return logits.flatten(0, 1)[batch["labels"].flatten() != IGNORED]
+
+    def labels(self, labels: torch.Tensor) -> torch.Tensor:
+        return labels[labels != IGNORED]
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def distance(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return kl_divergence(reference, logits)
+
+    def sample(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return sample_classes(logits, generator)
+
+    @staticmethod
+    def score(logits: np.ndarray, labels: Sequence[int]) -> tuple[float, int, int]:
+        """Loss in nats, correct and learned tokens of a sequence with these logits [tokens, vocabulary] and labels [tokens]."""
+        following = np.array(labels[1:])
+        learned = following != IGNORED
+        chosen, targets = logits[:-1][learned].astype(np.float64), following[learned]
+        peak = chosen.max(-1)
+        likelihood = chosen[np.arange(len(targets)), targets] - peak - np.log(np.exp(chosen - peak[:, None]).sum(-1))
+        return -float(likelihood.sum()), int((chosen.argmax(-1) == targets).sum()), len(targets)
+
+
+def kl_divergence(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(reference || logits) of distributions over tokens or classes [positions, classes], summed over positions, in nats."""
+    p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+    return F.kl_div(q, p, reduction="sum", log_target=True)
+
+
+def sample_classes(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw tokens or classes [positions] from the distributions that logits [positions, classes] give."""
+    return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)

@@ -1,0 +1,130 @@
+"""Data of classifiers and rerankers: texts or pairs, with the labels of GLUE or without. A class or a number is learned."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from lonas_edge.data.encoding import PairCollator, encode_pairs
+from lonas_edge.data.glue import Pair
+from lonas_edge.data.language import kl_divergence, sample_classes
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded
+from lonas_edge.data.texts import Texts, TextTask, labels_of, read_table, read_texts
+from lonas_edge.families import CLASSIFICATION, ModelKind, output_names
+from lonas_edge.space.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class PairTask(TextTask):
+    """Predict a class of a text or pair: cross-entropy and KL; or with one output a number: squared errors and distances.
+
+    Attributes:
+        outputs: Names of the model's outputs.
+    """
+
+    kind: ClassVar[ModelKind] = CLASSIFICATION
+    label: ClassVar[str] = "label"
+
+    outputs: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, architecture: Architecture, pooling: Pooling | None, options: DataOptions) -> Self:
+        return cls(architecture.context or MAX_LENGTH, options, outputs=output_names(architecture.config))
+
+    @property
+    def regression(self) -> bool:
+        """Whether the model has one output, a number."""
+        return len(self.outputs) == 1
+
+    def _read(self, path: Path) -> tuple[str, Sequence[Any]]:
+        glue = self.options.glue
+        if glue is None:
+            return read_texts(path, labels_of(self.outputs) if self.options.labels else None)
+        return "glue", read_table(path, glue, self.outputs)
+
+    @property
+    def inputs(self) -> Sequence[Texts]:
+        """The texts or pairs: a triplet is two pairs."""
+        inputs = []
+        for example in self.examples:
+            first, *others = example.texts
+            inputs += [Texts((first, other), example.label) for other in others] or [example]
+        return inputs
+
+    def _learned(self, example: Any) -> set[str]:
+        first, *others = example.texts
+        return {repr((first, other)) for other in others or [""]}
+
+    @property
+    def described(self) -> str:
+        return self.options.glue.name if self.options.glue else "texts"
+
+    @property
+    def units(self) -> dict[str, str]:
+        return {"kl": "squared distance", "loss": "squared error"} if self.regression else {}
+
+    @property
+    def labelled(self) -> bool:
+        return self.options.glue is not None
+
+    @property
+    def distilled(self) -> bool:
+        return not self.labelled
+
+    @property
+    def max_length(self) -> int:
+        """Longer texts are cut; those of GLUE as in the published trainings."""
+        return min(CLASSIFICATION.sequence_length, self.context) if self.labelled else self.context
+
+    def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int | None) -> list[Encoded]:
+        pairs = [Pair(each.texts[0], each.texts[1] if len(each.texts) > 1 else None, each.label or 0) for each in inputs]
+        encoded = encode_pairs(pairs, tokenizer, max_length)
+        return [{**row, "labels": pair.label} for row, pair in zip(encoded, pairs, strict=True)]
+
+    def _held_out(self, inputs: Sequence[Any], tokenizer: Any) -> list[Encoded]:
+        """Long texts of GLUE are dropped: where they are cut may decide their class. Others are cut."""
+        if not self.labelled:
+            return self._encode(inputs, tokenizer, self.context)
+        return [row for row in self._encode(inputs, tokenizer, None) if len(row["input_ids"]) <= self.context]
+
+    def collator(self, tokenizer: Any) -> Callable[[Sequence[Encoded]], dict[str, torch.Tensor]]:
+        return PairCollator(tokenizer.pad_token_id or 0, self.regression)
+
+    def select(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return hidden
+
+    def logits(self, output: Any, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.regression:
+            return F.mse_loss(logits[:, 0].float(), labels.float(), reduction="sum")
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def distance(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if self.regression:
+            return F.mse_loss(logits.float(), reference.float(), reduction="sum")
+        return kl_divergence(reference, logits)
+
+    def sample(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if self.regression:
+            return logits[:, 0].float() + torch.randn(len(logits), generator=generator).to(logits.device)
+        return sample_classes(logits, generator)
+
+    def distances(self, reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Distances of logits [examples, pairs of an example, outputs] from a reference's, means over pairs: [examples]."""
+        from scipy.special import log_softmax
+
+        if self.regression:
+            each = (logits - reference)[..., 0] ** 2
+        else:
+            p, q = log_softmax(reference, axis=-1), log_softmax(logits, axis=-1)
+            each = (np.exp(p) * (p - q)).sum(-1)
+        means: np.ndarray = each.mean(-1)
+        return means

@@ -1,0 +1,162 @@
+"""Texts for encoders: single texts, pairs, triplets and labelled pairs, in the formats of sentence-transformers.
+
+The names of its fields tell what a record is. `prompt` next to `text` is the name of one of the model's prompts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lonas_edge.data.glue import GlueTask
+from lonas_edge.data.records import describe, read_records
+from lonas_edge.data.task import Task
+from lonas_edge.errors import LonasEdgeError, raise_all
+
+TEXT, PAIR, TRIPLET, SCORED = "text", "pair", "triplet", "scored pair"  # kinds of records
+_KINDS = {1: TEXT, 2: PAIR, 3: TRIPLET}  # by the number of texts
+_ROLES = (  # names of the first, second and third text
+    ("anchor", "query", "question", "sentence1"),
+    ("positive", "passage", "answer", "sentence2"),
+    ("negative",),
+)
+_PROMPT = "prompt"
+_LARGEST = 1e30  # absolute value of a reranker's score
+_EXPECTED = (
+    'Expected {"text": "…"}, {"query": "…", "positive": "…"}, the same with "negative", or {"sentence1": "…", '
+    '"sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them. GLUE tasks are TSV files.'
+)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a record, one to three.
+
+    Attributes:
+        texts: The texts; a query or question comes first.
+        label: Cosine of a scored pair, from -1 to 1; class number or score of a classifier's texts; None without a label.
+        prompt: Name of the prompt of a single text; None for the model's default.
+    """
+
+    texts: tuple[str, ...]
+    label: float | None = None
+    prompt: str | None = None
+
+    def record(self, label: str) -> dict[str, Any]:
+        """As a record of a data file, with this name of the label."""
+        names = ("query", "positive", "negative") if self.label is None else ("sentence1", "sentence2")
+        record: dict[str, Any] = {TEXT: self.texts[0]} if len(self.texts) == 1 else dict(zip(names, self.texts, strict=False))
+        if self.label is not None:
+            record[label] = self.label
+        return record | ({_PROMPT: self.prompt} if self.prompt else {})
+
+
+class TextTask(Task):
+    """A task whose examples are `Texts`; `label` is the name of a label in its records."""
+
+    special_tokens: ClassVar[tuple[str, ...]] = ("PAD",)
+    label: ClassVar[str]
+
+    def record(self, example: Any) -> dict[str, Any]:
+        return example.record(self.label)  # type: ignore[no-any-return]
+
+    @property
+    def scores(self) -> list[float]:
+        return [example.label for example in self.examples if example.label is not None]
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How labels of texts are read.
+
+    Attributes:
+        names: Names of the field; the first one that a record has counts.
+        number: Reads a label; None if it is none.
+        expected: What a label is, for errors.
+        singles: Whether single texts have labels, too.
+    """
+
+    names: tuple[str, ...]
+    number: Callable[[Any], float | None]
+    expected: str
+    singles: bool = True
+
+
+def _number(value: Any, most: float) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and -most <= value <= most else None
+
+
+COSINES = LabelRule(("score", "label"), lambda value: _number(value, 1), "a cosine from -1 to 1", singles=False)
+
+
+def labels_of(outputs: Sequence[str]) -> LabelRule:
+    """The labels of a classifier with these outputs: names or numbers of classes, or scores of one output."""
+    if len(outputs) == 1:
+        return LabelRule(("score", "label"), lambda value: _number(value, _LARGEST), "a finite number")
+    names = [name.casefold() for name in outputs]
+
+    def number(value: Any) -> int | None:
+        if isinstance(value, str):
+            return names.index(value.casefold()) if value.casefold() in names else None
+        whole = _number(value, len(names) - 1)
+        return int(whole) if whole is not None and whole in range(len(names)) else None
+
+    expected = f"a class: {', '.join(outputs)}, or 0 to {len(outputs) - 1}"
+    return LabelRule(("label", "score"), number, expected)  # a classifier writes the probability of its "label" as "score"
+
+
+def read_texts(path: Path, labels: LabelRule | None) -> tuple[str, list[Texts]]:
+    """Read texts, pairs, triplets or labelled pairs, and the kind of the records; without a rule labels are ignored."""
+    records = read_records(path)
+    place, first = records[0]
+    fields = _fields(first, labels)
+    if fields is None:
+        raise LonasEdgeError(f"{path}: not sentences:\n  - {place}: found {describe(first)}\n{_EXPECTED}")
+    names, label = fields
+    read, errors = list[Texts](), list[str]()
+    for place, record in records:
+        try:
+            if _fields(record, labels) != fields:
+                expected = ", ".join(filter(None, (*names, label)))
+                raise ValueError(f"expected the fields {expected}, as in the first record; found {describe(record)}")
+            read.append(_texts(record, names, label, labels))
+        except ValueError as error:
+            errors.append(f"{place}: {error}")
+    raise_all(f"{path}: not sentences:", errors, _EXPECTED)
+    return SCORED if label and len(names) > 1 else _KINDS[len(names)], read
+
+
+def _fields(record: Any, labels: LabelRule | None) -> tuple[tuple[str, ...], str | None] | None:
+    """Names of a record's texts, by their roles, and of its label; None if it is no such record."""
+    if not isinstance(record, dict):
+        return None
+    if TEXT in record:
+        names: tuple[str, ...] = (TEXT,)
+    else:
+        roles = [next((name for name in role if name in record), None) for role in _ROLES]
+        if None in roles[:2]:
+            return None
+        names = tuple(filter(None, roles))
+    reads = labels is not None and (labels.singles or len(names) > 1)
+    label = next((name for name in labels.names if name in record), None) if labels and reads else None
+    return None if label and len(names) > 2 else (names, label)
+
+
+def _texts(record: dict[str, Any], names: tuple[str, ...], label: str | None, labels: LabelRule | None) -> Texts:
+    empty = [name for name in names if not isinstance(record[name], str) or not record[name].strip()]
+    if empty:
+        raise ValueError(f"no text in {' and '.join(map(repr, empty))}")
+    number = labels.number(record[label]) if labels and label else None
+    if labels and label and number is None:
+        raise ValueError(f"{label} {str(record[label])[:50]}: expected {labels.expected}")
+    prompt = record.get(_PROMPT) if names == (TEXT,) else None
+    if not isinstance(prompt, str | None):
+        raise ValueError("'prompt' is no name")
+    return Texts(tuple(record[name] for name in names), number, prompt)
+
+
+def read_table(path: Path, task: GlueTask, outputs: Sequence[str]) -> list[Texts]:
+    """Read a file of GLUE with the class numbers of a head with these outputs."""
+    pairs = task.numbered(task.read(path), outputs)
+    return [Texts((pair.first,) if pair.second is None else (pair.first, pair.second), pair.label) for pair in pairs]

@@ -46,7 +46,8 @@ def test_ctrl_c_comes_at_the_end_of_the_block(context: str) -> None:
 def test_a_script_without_a_main_guard_is_not_run_again(tmp_path: Path) -> None:
     """As scripts are that call `lonas_edge.compress`, which starts processes."""
     script = tmp_path / "script.py"
-    script.write_text("import math\nfrom lonas_edge.bench.worker import apart\nprint('run')\nprint(apart(math.factorial, 5))\n")
+    call = "print(run_in_process(math.factorial, 5))"
+    script.write_text(f"import math\nfrom lonas_edge.bench.worker import run_in_process\nprint('run')\n{call}\n")
     ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.returncode) == ("run\n120\n", 0)
 

@@ -1,4 +1,4 @@
-"""Measure the latency of variants in interleaved rounds, for `bench` and `search`.
+"""Measure the latency of variants in interleaved rounds, each variant in its own process.
 
 Two processes of the same program may differ for as long as they live (by the location of their memory), and more rounds do not
 average that out. So the rounds are spread over several process starts, as pyperf does, and intervals are over starts
@@ -11,28 +11,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from lonas_edge.bench import machine
-from lonas_edge.bench.measure import Measurement, PromptSource, Schedule, measure
-from lonas_edge.bench.memory import config_of, run_bytes, weight_bytes
-from lonas_edge.bench.variants import Case, Facts, Kind, Variant, npu_lengths
-from lonas_edge.bench.worker import Placement, VariantFailedError, VariantProcess
+from lonas_edge.bench.measure import Failures, Measurement, PromptSource, Schedule, measure
+from lonas_edge.bench.memory import group_by_memory, too_large, weight_bytes
+from lonas_edge.bench.variants import Case, Facts, Placement, Variant, npu_lengths
+from lonas_edge.bench.worker import VariantFailedError, VariantProcess
 from lonas_edge.errors import raise_all
-from lonas_edge.exporting.exported import open_exported
+from lonas_edge.exporting.exported import Exported, open_exported
 from lonas_edge.progress import Progress, silent
-
-_PROCESS_BYTES = 700_000_000  # libraries and activations of a process
-_SHARE_OF_MEMORY = 0.9  # of the free memory, for variants that are loaded together
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Cases, schedule and placement of a measurement; `config` is the config.json of variants without one."""
+    """Cases, schedule and placement of a measurement."""
 
-    config: Mapping[str, Any]
     cases: Sequence[Case]
     schedule: Schedule
     placement: Placement
@@ -46,43 +39,30 @@ def measure_latency(variants: Sequence[Variant], plan: Plan) -> Measurement:
     Returns the samples until the end or Ctrl-C. A variant that fails at one start is not tried at the next.
     """
     result = Measurement()
-    for group in loaded_together(variants, psutil.virtual_memory().available):
-        result.add(_measure_group(group, plan))
-        if result.interrupted:
-            break
+    for group in group_by_memory(variants):
+        result.groups.append([variant.name for variant in group])
+        parts, failures = plan.schedule.split(), Failures()
+        for number, part in enumerate(parts):
+
+            def progress(step: str, done: float | None, number: int = number, count: int = len(parts)) -> None:
+                start = f"start {number + 1} of {count}, " if count > 1 else ""
+                plan.progress(f"{start}{step}", None if done is None else (number + done) / count)
+
+            measured = _measure_start(group, replace(plan, schedule=part, progress=progress), failures, number == 0)
+            failures = measured.failures
+            result.add(measured)
+            if result.interrupted:
+                return result
     return result
 
 
-def loaded_together(variants: Sequence[Variant], available: int) -> list[list[Variant]]:
-    """Group variants: all together if they fit in `available` bytes, otherwise the first with each of the others."""
-    needed = sum(variant.bytes_estimate + _PROCESS_BYTES for variant in variants)
-    if needed <= _SHARE_OF_MEMORY * available or len(variants) < 3:
-        return [list(variants)]
-    return [[variants[0], variant] for variant in variants[1:]]
-
-
-def _measure_group(group: Sequence[Variant], plan: Plan) -> Measurement:
-    result = Measurement(groups=[[variant.name for variant in group]])
-    parts = plan.schedule.split()
-    for number, part in enumerate(parts):
-
-        def progress(step: str, done: float | None, number: int = number) -> None:
-            start = f"start {number + 1} of {len(parts)}, " if len(parts) > 1 else ""
-            plan.progress(f"{start}{step}", None if done is None else (number + done) / len(parts))
-
-        result.add(_measure_start(group, replace(plan, schedule=part, progress=progress), result.failures, number == 0))
-        if result.interrupted:
-            break
-    return result
-
-
-def _measure_start(group: Sequence[Variant], plan: Plan, failures: Mapping[tuple[str, Case], str], first: bool) -> Measurement:
+def _measure_start(group: Sequence[Variant], plan: Plan, failures: Failures, first: bool) -> Measurement:
     """Start the processes once and measure; collect facts if it is the first start."""
     failures = dict(failures)
     with ExitStack() as stack:
         try:
             loaded, seconds = _load(group, plan, failures, stack)
-            failures = too_large(group, plan.config, plan.cases) | failures
+            failures = too_large(group, plan.cases) | failures
         except KeyboardInterrupt:
             return Measurement(failures=failures, interrupted=True)
         pids = [process.pid for process in loaded.values() if process.pid]
@@ -101,7 +81,7 @@ def _measure_start(group: Sequence[Variant], plan: Plan, failures: Mapping[tuple
 
 
 def _load(
-    group: Sequence[Variant], plan: Plan, failures: dict[tuple[str, Case], str], stack: ExitStack
+    group: Sequence[Variant], plan: Plan, failures: Failures, stack: ExitStack
 ) -> tuple[dict[str, VariantProcess], dict[str, float]]:
     """Start every variant that has a case left; return processes and load times by name, and add to `failures`."""
     loaded: dict[str, VariantProcess] = {}
@@ -133,22 +113,6 @@ def _facts(group: Sequence[Variant], loaded: Mapping[str, VariantProcess], secon
     return facts
 
 
-def too_large(group: Sequence[Variant], config: Mapping[str, Any], cases: Sequence[Case]) -> dict[tuple[str, Case], str]:
-    """Return error messages for cases whose KV cache and activations exceed the free memory, by variant and case."""
-    available = psutil.virtual_memory().available
-    problems = {}
-    for variant in group:
-        own = config_of(variant, config)
-        for case in cases:
-            needed = run_bytes(own, case)
-            if needed > available and variant.device.lower() == "cpu":
-                problems[variant.name, case] = (
-                    f"{variant.name}: {case}: not enough memory: needs about {needed / 1e9:.1f} GB, "
-                    f"{available / 1e9:.1f} GB are free. Choose a smaller --batch-size."
-                )
-    return problems
-
-
 @dataclass(frozen=True)
 class Latency:
     """Median latency of an IR in seconds: TTFT and TPOT of a generation, or latency of a classifier's pass."""
@@ -171,27 +135,38 @@ def ir_latencies(
     `irs` are directories and their runtime properties; a directory may occur several times. `threads` is one per physical core
     when None. An error lists all IRs that cannot be measured.
     """
-    kind: Kind = "ir" if case.new_tokens else "ir-classifier"
     opened = [open_exported(folder, ours=False) for folder, _ in irs]
-    lengths = npu_lengths([case]) if device.startswith("NPU") else {}
     variants = [
-        Variant(
-            f"{number}: {folder.name}",
-            kind,
-            folder,
-            device,
-            properties={**lengths, **properties},
-            bytes_estimate=weight_bytes(folder),
-        )
-        for number, (folder, properties) in enumerate(irs, 1)
+        ir_variant(f"{number}: {folder.name}", exported, [case], device, properties)
+        for number, (exported, (folder, properties)) in enumerate(zip(opened, irs, strict=True), 1)
     ]
     prompts = PromptSource(min(exported.vocabulary for exported in opened), schedule.seed)
-    plan = Plan(opened[0].config, [case], schedule, machine.placement(threads), prompts, progress)
-    measurement = measure_latency(variants, plan)
+    measurement = measure_latency(variants, Plan([case], schedule, machine.placement(threads), prompts, progress))
     if measurement.interrupted:
         raise KeyboardInterrupt
     raise_all("Cannot measure these IRs:", list(measurement.failures.values()))
-    timings = [measurement.timings(variant.name, case) for variant in variants]
-    if not case.new_tokens:
-        return [Latency(latency=statistics.median(t.end_to_end for t in own)) for own in timings]
-    return [Latency(statistics.median(t.ttft for t in own), statistics.median(t.tpot for t in own)) for own in timings]
+    latencies = []
+    for variant in variants:
+        timings = measurement.timings(variant.name, case)
+        if case.new_tokens:
+            ttft, tpot = (statistics.median(getattr(timing, name) for timing in timings) for name in ("ttft", "tpot"))
+            latencies.append(Latency(ttft, tpot))
+        else:
+            latencies.append(Latency(latency=statistics.median(timing.end_to_end for timing in timings)))
+    return latencies
+
+
+def ir_variant(name: str, opened: Exported, cases: Sequence[Case], device: str, properties: Mapping[str, str]) -> Variant:
+    """Describe an IR as a variant; on an NPU it gets the lengths of the longest case."""
+    generates = cases[0].new_tokens > 0
+    lengths = npu_lengths(cases) if generates and device.startswith("NPU") else {}
+    return Variant(
+        name,
+        "ir" if generates else "ir-classifier",
+        opened.folder,
+        device,
+        opened.weight_format,
+        properties={**lengths, **properties},
+        parameters=opened.manifest.sizes.subnetwork.parameters if opened.manifest else None,
+        bytes_estimate=weight_bytes(opened.folder),
+    )

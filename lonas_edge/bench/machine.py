@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from lonas_edge.bench.worker import Placement
+from lonas_edge.bench.variants import Placement
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.ir.core import openvino_core
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import Case, Facts
+from lonas_edge.bench.variants import Case, Facts, Timing
 from lonas_edge.bench.worker import VariantFailedError
 from lonas_edge.progress import Progress, silent
 
 MOST_STARTS, ROUNDS_PER_START = 8, 3
+Failures = dict[tuple[str, Case], str]  # error messages by variant and case
 
 
 class Runnable(Protocol):
@@ -43,14 +43,13 @@ class Measurement:
 
     Attributes:
         samples: Every measured generation, in order.
-        failures: Error messages by variant and case.
         groups: Names of the variants that were loaded together.
         bandwidths: Bytes per second read from memory, before each round.
         loads: Shares of the processor that others used, for each start.
     """
 
     samples: list[Sample] = field(default_factory=list)
-    failures: dict[tuple[str, Case], str] = field(default_factory=dict)
+    failures: Failures = field(default_factory=dict)
     interrupted: bool = False
     groups: list[list[str]] = field(default_factory=list)
     facts: dict[str, Facts] = field(default_factory=dict)
@@ -144,7 +143,7 @@ def measure(
     schedule: Schedule,
     prompts: PromptSource,
     report: Progress = silent,
-    failures: Mapping[tuple[str, Case], str] | None = None,
+    failures: Failures | None = None,
     before_round: Callable[[], None] = lambda: None,
 ) -> Measurement:
     """Measure loaded variants in interleaved rounds; return the samples until the end or Ctrl-C.

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lonas_edge.bench.memory import weight_bytes
+from lonas_edge.bench.latency import ir_variant
 from lonas_edge.bench.options import BenchOptions
-from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Variant, npu_lengths
-from lonas_edge.bench.worker import apart
+from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Variant
+from lonas_edge.bench.worker import run_in_process
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CLASSIFICATION
-from lonas_edge.files import json_sha256, sha256
+from lonas_edge.files import json_sha256
 from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.progress import Progress
 from lonas_edge.versions import versions
@@ -116,24 +116,10 @@ def _label(name: str) -> str:
 
 def _ir_variant(name: str, opened: "Exported", inputs: Inputs) -> Variant:
     """Describe an IR. All IRs get the same properties."""
-    exported, options = inputs.exported, inputs.options
-    properties: dict[str, str] = {}
-    if exported.kind.generates:
-        on_npu = options.device.startswith("NPU")
-        kv_cache = {"KV_CACHE_PRECISION": FORMATS[exported.weight_format].kv_cache}
-        properties = npu_lengths(options.cases) if on_npu else kv_cache
-    properties |= dict(options.properties)
-    parameters = opened.manifest.sizes.subnetwork.parameters if opened.manifest else None
-    return Variant(
-        name,
-        "ir" if exported.kind.generates else "ir-classifier",
-        opened.folder,
-        options.device,
-        opened.weight_format,
-        properties=properties,
-        parameters=parameters,
-        bytes_estimate=weight_bytes(opened.folder),
-    )
+    exported, options, properties = inputs.exported, inputs.options, dict(inputs.options.properties)
+    if exported.kind.generates and not options.device.startswith("NPU"):
+        properties = {"KV_CACHE_PRECISION": FORMATS[exported.weight_format].kv_cache, **properties}
+    return ir_variant(name, opened, options.cases, options.device, properties)
 
 
 def _subnet(name: str, inputs: Inputs) -> Variant:
@@ -161,7 +147,7 @@ def _unpruned(name: str, inputs: Inputs) -> Variant:
         inputs.progress("Exporting the unpruned network (kept in the cache)", None)
         adapter = str(source.adapter.folder) if source.adapter else None
         try:
-            apart(_export_maximal, adapter, str(source.base.folder), folder, storage)
+            run_in_process(_export_maximal, adapter, str(source.base.folder), folder, storage)
         except LonasEdgeError as error:
             raise LonasEdgeError(f"unpruned: the export failed:\n{error}") from error
     return _ir_variant(name, cached or open_exported(folder), inputs)
@@ -217,7 +203,7 @@ def find_source(exported: "Exported", model: str | None, adapter: str | None) ->
 
     By default these are the recorded hub ids, and the base that the adapter names. An error lists every file that differs.
     """
-    from lonas_edge.network.source import open_source
+    from lonas_edge.network.source import fingerprint, open_source
 
     base, recorded = exported.own_manifest.base, exported.own_manifest.adapter
     if recorded and adapter is None:
@@ -234,18 +220,14 @@ def find_source(exported: "Exported", model: str | None, adapter: str | None) ->
     if not recorded and model is None:
         raise LonasEdgeError(f"{exported.folder}: its base {base.name!r} is a local directory; pass it with --model.")
     source = open_source(adapter, model)
-    problems = _differing("base", source.base.folder, base.sha256)
-    if recorded and source.adapter:
-        problems += _differing("adapter", source.adapter.folder, recorded.sha256)
+    pairs = [("base", source.base.folder, base.sha256)]
+    pairs += [("adapter", source.adapter.folder, recorded.sha256)] if recorded and source.adapter else []
+    problems = []
+    for what, folder, expected in pairs:
+        actual = fingerprint(folder)
+        for name, sha256 in expected.items():
+            if actual.get(name) != sha256:
+                found = actual.get(name, "no file")[:12]
+                problems.append(f"{what}: {folder / name}: expected SHA-256 {sha256[:12]}, found {found}")
     raise_all(f"{exported.folder}: exported from other files:", problems, "Pass the right ones with --model and --adapter.")
     return source
-
-
-def _differing(what: str, folder: Path, recorded: Mapping[str, str]) -> list[str]:
-    problems = []
-    for name, expected in recorded.items():
-        path = folder / name
-        actual = sha256(path) if path.exists() else "no file"
-        if actual != expected:
-            problems.append(f"{what}: {path}: expected SHA-256 {expected[:12]}, found {actual[:12]}")
-    return problems

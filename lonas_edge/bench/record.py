@@ -8,8 +8,7 @@ from lonas_edge.bench.measure import ROUNDS_PER_START, Measurement, Sample
 from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.bench.runners import RUNNERS
 from lonas_edge.bench.statistics import MIN_PAIRS, Ratio, Summary, paired_ratio, summarize
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import SUBNET, Case, Facts, Variant
+from lonas_edge.bench.variants import SUBNET, Case, Facts, Timing, Variant
 from lonas_edge.schema import Record
 
 # names as in openvino_genai's PerfMetrics; milliseconds

@@ -8,18 +8,17 @@ from typing import Any
 from lonas_edge.bench import machine, record
 from lonas_edge.bench.latency import Plan, measure_latency
 from lonas_edge.bench.measure import Measurement, PromptSource
-from lonas_edge.bench.memory import config_of
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.prepare import prepare_variants
-from lonas_edge.bench.variants import SUBNET, Case
-from lonas_edge.bench.worker import Placement
+from lonas_edge.bench.variants import SUBNET, Case, Placement
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import Exported
+from lonas_edge.families import tokens_of
 from lonas_edge.ir import runtime
 from lonas_edge.progress import Progress, silent
 from lonas_edge.versions import versions
 
-PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "torch", "transformers", "peft", "nncf", "llama-cpp-python")
+PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "torch", "transformers", "peft", "nncf")
 
 
 def bench(exported: Exported, options: BenchOptions, progress: Progress = silent) -> record.BenchRecord:
@@ -28,11 +27,9 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
     check_cases(exported, options.cases)
     placement = machine.placement(options.threads)
     variants, missing = prepare_variants(exported, options, progress)
-    vocabulary = min(exported.vocabulary, *(variant.vocabulary for variant in variants))
+    vocabulary = min(tokens_of(variant.config) for variant in variants)
     prompts = PromptSource(vocabulary, options.schedule.seed)
-    measurement = measure_latency(
-        variants, Plan(exported.config, options.cases, options.schedule, placement, prompts, progress)
-    )
+    measurement = measure_latency(variants, Plan(options.cases, options.schedule, placement, prompts, progress))
     if not measurement.samples:
         raise_all("Nothing could be measured:", list(measurement.failures.values()))
         raise LonasEdgeError("Interrupted before the first round was complete.")
@@ -40,7 +37,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
     bandwidth = statistics.median(measurement.bandwidths) if measurement.bandwidths else None
     load = {name: max((load[name] for load in measurement.loads), default=0.0) for name in ("others", "stolen")}
     described = [record.describe_variant(variant, measurement.facts.get(variant.name)) for variant in variants]
-    configs = {variant.name: config_of(variant, exported.config) for variant in variants}
+    configs = {variant.name: variant.config for variant in variants}
     baselines = [variant.name for variant in variants if variant.name != SUBNET]
     comparisons = record.compare(measurement, baselines, options.cases)
     rounds, starts = options.schedule.rounds, len(options.schedule.split())

@@ -6,11 +6,10 @@ openvino_genai's prefix cache is off, and the others start with an empty KV cach
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from lonas_edge.bench.timing import Timing, from_genai, generate_greedy
-from lonas_edge.bench.variants import NPU_LENGTHS, Kind, Variant
+from lonas_edge.bench.variants import NPU_LENGTHS, Kind, Timing, Variant
 from lonas_edge.families import EMBEDDING, family_of, family_of_config
 from lonas_edge.files import read_json
 from lonas_edge.formats import DTYPES
@@ -19,6 +18,35 @@ from lonas_edge.ir.core import openvino_core
 
 Prompts = Sequence[Sequence[int]]  # [batch, prompt_len]
 _DEQUANTIZE = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
+
+
+def generate_greedy(
+    prefill: Callable[[], Any], decode: Callable[[Any], Any], new_tokens: int, clock: Callable[[], float]
+) -> Timing:
+    """Generate a fixed number of tokens, and record the time of each.
+
+    `prefill` computes the prompt and returns the first new token (of each sequence of the batch); `decode` takes the last token
+    and returns the next. `clock` returns seconds.
+    """
+    start = clock()
+    token = prefill()
+    times = [clock() - start]
+    while len(times) < new_tokens:
+        token = decode(token)
+        times.append(clock() - start)
+    return Timing(tuple(times), clock() - start)
+
+
+def timing_of_genai(first: float, new_token_times: Sequence[float], end_to_end: float) -> Timing:
+    """Convert openvino_genai's `RawPerfMetrics`.
+
+    Args:
+        first: `m_times_to_first_token[0]`, microseconds.
+        new_token_times: `m_new_token_times`, milliseconds on a steady clock, one per step.
+        end_to_end: Seconds.
+    """
+    start = new_token_times[0]
+    return Timing(tuple(first / 1e6 + (time - start) / 1e3 for time in new_token_times), end_to_end)
 
 
 class Runner(Protocol):
@@ -106,7 +134,7 @@ class GenaiRunner(Runner):
         times = raw.m_new_token_times
         if len(times) != new_tokens:
             raise RuntimeError(f"expected {new_tokens} new tokens, got {len(times)}")
-        return from_genai(raw.m_times_to_first_token[0], times, end_to_end)
+        return timing_of_genai(raw.m_times_to_first_token[0], times, end_to_end)
 
     def facts(self) -> dict[str, Any]:
         """See `Runner`."""

@@ -1,9 +1,9 @@
-"""Describe the variants that `bench` compares with plain values, which a process can receive."""
+"""Plain values that the process of a variant receives and returns. Nothing heavy is imported before a variant is used."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["ir", "torch", "ir-classifier", "torch-classifier"]
 
@@ -37,12 +37,11 @@ class Variant:
     outputs: int = 0
 
     @property
-    def vocabulary(self) -> int:
-        """Number of tokens that it knows."""
-        from lonas_edge.families import tokens_of
-        from lonas_edge.files import read_json
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json."""
+        from lonas_edge.network.configuration import read_config
 
-        return tokens_of(read_json(self.path / "config.json"))
+        return read_config(self.path)
 
     @property
     def tokens_per_text(self) -> float:
@@ -74,6 +73,37 @@ def npu_lengths(cases: Iterable[Case]) -> dict[str, str]:
     """
     longest = [max(lengths) for lengths in zip(*((case.prompt_len, case.new_tokens) for case in cases), strict=True)]
     return dict(zip(NPU_LENGTHS, map(str, longest), strict=True))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Logical processors that a variant may use, and its number of threads."""
+
+    cores: tuple[int, ...]
+    threads: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One generation of a fixed number of tokens, or one pass of a classifier. Seconds from the start.
+
+    Attributes:
+        token_times: Time of each new token (those of a batch come together); empty for a classifier.
+        end_to_end: Time of the end.
+    """
+
+    token_times: tuple[float, ...]
+    end_to_end: float
+
+    @property
+    def ttft(self) -> float:
+        """Time to first token in seconds."""
+        return self.token_times[0]
+
+    @property
+    def tpot(self) -> float:
+        """Time per output token in seconds: the mean interval between tokens after the first."""
+        return (self.token_times[-1] - self.token_times[0]) / (len(self.token_times) - 1)
 
 
 @dataclass(frozen=True)

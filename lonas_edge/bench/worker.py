@@ -13,15 +13,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from lonas_edge.bench.damaged_files import find_damaged_file, reason
 from lonas_edge.bench.runners import RUNNERS
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import Variant
+from lonas_edge.bench.variants import Placement, Timing, Variant
 from lonas_edge.errors import LonasEdgeError, one_line, out_of_memory
 from lonas_edge.processes import end_with_parent, peak_memory, starting_process
 
@@ -30,14 +27,6 @@ T = TypeVar("T")
 _KILLED = 9  # SIGKILL; Windows has no name for it
 _GRACE_SECONDS = 10
 _OUT_OF_MEMORY = "its process was killed; most likely memory ran out"
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Logical processors that a variant may use, and its number of threads."""
-
-    cores: tuple[int, ...]
-    threads: int
 
 
 class VariantFailedError(LonasEdgeError):
@@ -155,7 +144,7 @@ class VariantProcess:
         self._child.close(0 if self._busy else _GRACE_SECONDS)
 
 
-def apart(function: Callable[..., T], *arguments: Any) -> T:
+def run_in_process(function: Callable[..., T], *arguments: Any) -> T:
     """Call a module-level function in a new process, which frees its memory and hides its output; raise its error."""
     child = _Child(_call, function, arguments, daemon=False)
     grace = 0
@@ -194,7 +183,8 @@ def _serve(pipe: Connection, log: Path, parent: int, variant: Variant, placement
         runner = runner_class(variant, placement.threads)
         pipe.send((False, time.perf_counter() - start))
     except BaseException as error:
-        pipe.send((True, _describe_load_error(variant, error)))
+        message = _describe(error)
+        pipe.send((True, message if out_of_memory(error) else f"{variant.path}: cannot be run: {message}"))
         return
     requests: dict[str, Callable[..., Any]] = {
         "run": runner.run,
@@ -233,16 +223,15 @@ def _place(placement: Placement) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _describe_load_error(variant: Variant, error: BaseException) -> str:
-    """Name the damaged file, if there is one; otherwise the variant that cannot be run."""
-    message = _describe(error)
-    if out_of_memory(error):
-        return message
-    return find_damaged_file(variant) or f"{variant.path}: cannot be run: {message}"
-
-
 def _describe(error: BaseException) -> str:
     traceback.print_exception(error)  # into the log
     if out_of_memory(error):
-        return f"not enough memory ({reason(error) or type(error).__name__})"
-    return f"{type(error).__name__}: {reason(error)}"
+        return f"not enough memory ({_reason(error) or type(error).__name__})"
+    return f"{type(error).__name__}: {_reason(error)}"
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line of an error message that names the cause: OpenVINO's last line, the first line of others."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    from_openvino = "openvino" in str(error).lower() or "Exception from" in str(error)
+    return one_line(lines[-1 if from_openvino else 0]) if lines else ""

@@ -20,8 +20,7 @@ from lonas_edge.bench.statistics import (
     median_interval,
     paired_ratio,
 )
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import SUBNET, Case
+from lonas_edge.bench.variants import SUBNET, Case, Timing
 from lonas_edge.data.encoding import Learned, Prompting, encode, encode_prompt
 from lonas_edge.data.language import LanguageTask
 from lonas_edge.data.task import MAX_LENGTH, Task

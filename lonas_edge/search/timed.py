@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from lonas_edge.bench.latency import Latency, ir_latencies
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import BenchOptions
-from lonas_edge.bench.worker import apart
+from lonas_edge.bench.worker import run_in_process
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.files import json_sha256
 from lonas_edge.formats import FORMATS
@@ -58,7 +58,7 @@ def cached_ir(source: Source, widths: Sequence[int], weight_format: str, folder:
 
 def export_apart(source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
     """Export in a separate process, which frees its memory."""
-    apart(_export, source, subnetwork, folder, options)
+    run_in_process(_export, source, subnetwork, folder, options)
 
 
 def _export(source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import Variant
-from lonas_edge.bench.worker import Placement, VariantFailedError
+from lonas_edge.bench.variants import Placement, Timing, Variant
+from lonas_edge.bench.worker import VariantFailedError
 
 FACTS = {
     "peak_memory_bytes": 400_000_000,

@@ -1,18 +1,19 @@
 """`measure_latency` and `ir_latencies` with fake processes: starts, groups, failures, facts; memory estimates."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from fake_variants import FACTS, Fakes
 
-from lonas_edge.bench import latency
-from lonas_edge.bench.latency import Latency, Plan, ir_latencies, loaded_together, measure_latency, too_large
+from lonas_edge.bench import memory
+from lonas_edge.bench.latency import Latency, Plan, ir_latencies, measure_latency
 from lonas_edge.bench.measure import PromptSource, Schedule
-from lonas_edge.bench.memory import config_of, kv_bytes, run_bytes
-from lonas_edge.bench.variants import Case, Variant, npu_lengths
-from lonas_edge.bench.worker import Placement, VariantFailedError
+from lonas_edge.bench.memory import kv_bytes, run_bytes, too_large
+from lonas_edge.bench.variants import Case, Placement, Variant, npu_lengths
+from lonas_edge.bench.worker import VariantFailedError
 from lonas_edge.errors import LonasEdgeError
 
 SMOLLM2 = {
@@ -26,28 +27,27 @@ SMOLLM2 = {
 }
 CASE, PASS = Case(8, 3), Case(8, 0, 4)
 NAMES = ["subnet", "lora", "unpruned"]
-VARIANTS = [Variant(name, "ir", Path(), bytes_estimate=5 * 10**9) for name in NAMES]
+
+
+@pytest.fixture
+def variants(tmp_path: Path) -> list[Variant]:
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2))
+    return [Variant(name, "ir", tmp_path, bytes_estimate=5 * 10**9) for name in NAMES]
 
 
 def plan(schedule: Schedule, *cases: Case) -> Plan:
-    return Plan(SMOLLM2, cases or (CASE,), schedule, Placement((0,), 1), PromptSource(100, 0))
+    return Plan(cases or (CASE,), schedule, Placement((0,), 1), PromptSource(100, 0))
 
 
 def free(monkeypatch: pytest.MonkeyPatch, available: float) -> None:
-    monkeypatch.setattr(latency.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
 
 
-def test_variants_that_do_not_fit_together_are_paired() -> None:
-    assert [[v.name for v in group] for group in loaded_together(VARIANTS, 30 * 10**9)] == [NAMES]
-    pairs = [["subnet", "lora"], ["subnet", "unpruned"]]
-    assert [[v.name for v in group] for group in loaded_together(VARIANTS, 12 * 10**9)] == pairs
-
-
-def test_rounds_are_spread_over_starts(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_are_spread_over_starts(variants: list[Variant], fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 30e9)
     steps: list[str] = []
     asked = Plan(**{**vars(plan(Schedule(5, 2, 1))), "progress": lambda step, _done: steps.append(step)})
-    result = measure_latency(VARIANTS, asked)
+    result = measure_latency(variants, asked)
     assert [v.name for v in fakes.started] == NAMES * 2
     taken = sorted({(s.start, s.round) for s in result.samples})
     assert taken == [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4)] and len(result.samples) == 5 * 3
@@ -59,53 +59,56 @@ def test_rounds_are_spread_over_starts(fakes: Fakes, monkeypatch: pytest.MonkeyP
     assert "start 2 of 2, loading lora" in steps
 
 
-def test_pairs_have_rounds_of_their_own(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_have_rounds_of_their_own(variants: list[Variant], fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 12e9)
-    result = measure_latency(VARIANTS, plan(Schedule(2, 1, 0)))
+    result = measure_latency(variants, plan(Schedule(2, 1, 0)))
     assert result.groups == [["subnet", "lora"], ["subnet", "unpruned"]]
     rounds = {name: [s.round for s in result.samples if s.variant == name] for name in NAMES}
     assert rounds == {"subnet": [0, 1, 2, 3], "lora": [0, 1], "unpruned": [2, 3]}
 
 
-def test_a_variant_that_cannot_be_loaded_is_not_tried_again(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variant_that_cannot_be_loaded_is_not_tried_again(
+    variants: list[Variant], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     free(monkeypatch, 30e9)
     fakes.fails["lora", "load"] = VariantFailedError("damaged")
-    result = measure_latency(VARIANTS, plan(Schedule(2, 2, 0)))
+    result = measure_latency(variants, plan(Schedule(2, 2, 0)))
     assert result.failures == {("lora", CASE): "lora: damaged"} and set(result.facts) == {"subnet", "unpruned"}
     assert [v.name for v in fakes.started] == [*NAMES, "subnet", "unpruned"]
 
 
 @pytest.mark.parametrize("moment", ["load", 4])
-def test_ctrl_c_ends_all_starts(fakes: Fakes, monkeypatch: pytest.MonkeyPatch, moment: str | int) -> None:
+def test_ctrl_c_ends_all_starts(
+    variants: list[Variant], fakes: Fakes, monkeypatch: pytest.MonkeyPatch, moment: str | int
+) -> None:
     free(monkeypatch, 30e9)
     fakes.fails["unpruned", moment] = KeyboardInterrupt()
-    result = measure_latency(VARIANTS, plan(Schedule(8, 4, 0)))
+    result = measure_latency(variants, plan(Schedule(8, 4, 0)))
     assert result.interrupted and {s.start for s in result.samples} == (set() if moment == "load" else {0, 1})
 
 
-def test_a_case_beyond_the_free_memory_is_skipped(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_beyond_the_free_memory_is_skipped(
+    variants: list[Variant], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = Case(8, 4)
     needed = run_bytes(SMOLLM2, case)
     assert needed == 2 * 30 * 192 * 12 * 2 + 4 * 8 * (576 + 2 * 1536) + 4 * 49152
     free(monkeypatch, 2.5 * needed)
-    variant = Variant("subnet", "ir", Path(), "CPU")
+    variant = replace(variants[0], device="CPU")
     large = Case(8, 4, 3)
-    problem = too_large([variant], SMOLLM2, [large, Case(8, 4, 2)])
+    problem = too_large([variant], [large, Case(8, 4, 2)])
     assert list(problem) == [("subnet", large)]
     assert "8+4 tokens, batch 3: not enough memory" in problem["subnet", large] and "--batch-size" in problem["subnet", large]
     result = measure_latency([variant], plan(Schedule(1, 1, 0), case, large))
     assert result.failures == problem and [s.case for s in result.samples] == [case]
 
 
-def test_kv_cache(tmp_path: Path) -> None:
+def test_kv_cache() -> None:
     assert kv_bytes(SMOLLM2, 100, "f16") == 2 * 30 * 192 * 100 * 2
     assert kv_bytes(SMOLLM2, 100, "f32") == 2 * kv_bytes(SMOLLM2, 100, "f16") == 4 * kv_bytes(SMOLLM2, 100, "u8")
     assert kv_bytes({**SMOLLM2, "head_dim": 128}, 1, "f16") == 2 * 30 * 3 * 128 * 2
     pruned = {**SMOLLM2, "removed_blocks": [f"model.layers.{layer}.self_attn" for layer in range(15)]}
-    (tmp_path / "config.json").write_text(json.dumps(pruned))
-    own = config_of(Variant("pruned", "ir", tmp_path), SMOLLM2)
-    assert kv_bytes(SMOLLM2, 100, "f16") == 2 * kv_bytes(own, 100, "f16")
-    assert config_of(Variant("other", "ir", tmp_path / "none"), SMOLLM2) is SMOLLM2
+    assert kv_bytes(SMOLLM2, 100, "f16") == 2 * kv_bytes(pruned, 100, "f16")
 
 
 def test_medians_of_irs(fakes: Fakes, int8: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.machine import CpuTimes, memory_bandwidth, others_share, placement
-from lonas_edge.bench.worker import Placement
+from lonas_edge.bench.variants import Placement
 from lonas_edge.errors import LonasEdgeError
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from lonas_edge.bench.measure import Measurement, PromptSource, Sample, Schedule, measure
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import Case
+from lonas_edge.bench.variants import Case, Timing
 from lonas_edge.bench.worker import VariantFailedError
 
 CASES = [Case(4, 3), Case(8, 3, 2)]

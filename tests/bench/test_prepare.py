@@ -123,7 +123,7 @@ def test_all_irs_get_the_same_properties(int8: Path, copy: Path) -> None:
         ({}, {kv: "u8"}),
         ({kv: "f32", "ENABLE_CPU_PINNING": "NO"}, {kv: "f32", "ENABLE_CPU_PINNING": "NO"}),
     ):
-        variants = prepared(exported, BenchOptions(arms=(str(copy),), properties=given))
+        variants = prepared(exported, BenchOptions(arms=(str(copy),), properties=tuple(given.items())))
         assert [variant.properties for variant in variants] == [expected] * 2
 
 
@@ -132,7 +132,7 @@ def test_on_an_npu(int8: Path, device: str) -> None:
     opened, asked = open_exported(int8), BenchOptions(arms=(), device=device, cases=(Case(32, 8), Case(48, 4)))
     [plain] = prepared(opened, asked)
     assert plain.properties == {"MAX_PROMPT_LEN": "48", "MIN_RESPONSE_LEN": "8"}
-    [own] = prepared(opened, replace(asked, properties={"MAX_PROMPT_LEN": "4096"}))
+    [own] = prepared(opened, replace(asked, properties=(("MAX_PROMPT_LEN", "4096"),)))
     assert own.properties == {"MAX_PROMPT_LEN": "4096", "MIN_RESPONSE_LEN": "8"}
     with pytest.raises(LonasEdgeError, match=f"--device {device}: an NPU runs one prompt at a time; omit --batch-size"):
         prepared(opened, replace(asked, cases=(Case(32, 8, 2),)))
@@ -158,7 +158,7 @@ def test_an_embedding_model(tiny_bert: TinyBert, tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "apart", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(prepare, "run_in_process", lambda work, *arguments: work(*arguments))
 
 
 def test_the_unpruned_network_is_exported_once(int8: Path, source: TinySource, tmp_path: Path, in_this_process: None) -> None:

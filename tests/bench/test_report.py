@@ -13,8 +13,7 @@ from lonas_edge.bench.plots import write_plots
 from lonas_edge.bench.record import BenchRecord, Comparison, compare, describe_variant, find_warnings, make_rows
 from lonas_edge.bench.report import text_table, write
 from lonas_edge.bench.statistics import Ratio
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import Case, Facts, Variant
+from lonas_edge.bench.variants import Case, Facts, Timing, Variant
 from lonas_edge.network.vocabulary_record import VocabularyRecord
 
 SMOLLM2 = {

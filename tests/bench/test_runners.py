@@ -21,9 +21,15 @@ from transformers import (
     DistilBertModel,
 )
 
-from lonas_edge.bench.runners import ClassifierRunner, GenaiRunner, TorchClassifierRunner, TorchRunner
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import Variant
+from lonas_edge.bench.runners import (
+    ClassifierRunner,
+    GenaiRunner,
+    TorchClassifierRunner,
+    TorchRunner,
+    generate_greedy,
+    timing_of_genai,
+)
+from lonas_edge.bench.variants import Timing, Variant
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
 
@@ -171,3 +177,31 @@ def test_an_npu_gets_numbers_and_no_scheduler(int8: Path, pipeline: dict[str, An
     GenaiRunner(Variant("subnet", "ir", int8, "NPU", properties=properties), 2)
     expected = {"MAX_PROMPT_LEN": 48, "MIN_RESPONSE_LEN": 8, "GENERATE_HINT": "BEST_PERF", "PERFORMANCE_HINT": "LATENCY"}
     assert pipeline == expected
+
+
+def test_greedy_generation_records_known_durations() -> None:
+    """The clock is an injected one."""
+    now, durations = [100.0], iter([0.010, 0.020, 0.030])
+    seen: list[int] = []
+
+    def prefill() -> int:
+        now[0] += 0.5
+        return 1
+
+    def decode(token: int) -> int:
+        seen.append(token)
+        now[0] += next(durations)
+        return token + 1
+
+    timing = generate_greedy(prefill, decode, 4, lambda: now[0])
+    assert seen == [1, 2, 3]  # each token is the input of the next step
+    assert timing.token_times == pytest.approx((0.5, 0.51, 0.53, 0.56))
+    assert (timing.ttft, timing.tpot, timing.end_to_end) == pytest.approx((0.5, 0.02, 0.56))  # the mean of the three
+
+
+def test_units_of_openvino_genai() -> None:
+    """m_times_to_first_token is in microseconds, m_new_token_times in milliseconds on another clock."""
+    timing = timing_of_genai(250_000.0, [9_000.0, 9_010.0, 9_030.0], 0.3)
+    assert timing.ttft == pytest.approx(0.25)
+    assert timing.tpot == pytest.approx(0.015)
+    assert timing.token_times == pytest.approx((0.25, 0.26, 0.28))

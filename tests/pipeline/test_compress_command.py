@@ -29,8 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lonas_edge.bench import machine
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.statistics import Interval
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import Case
+from lonas_edge.bench.variants import Case, Timing
 from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.language import LanguageTask, read_examples
 from lonas_edge.data.pooling import Pooling, read_pooling

@@ -1,8 +1,7 @@
 """Latencies of the report, from samples of `bench`."""
 
 from lonas_edge.bench.measure import Sample
-from lonas_edge.bench.timing import Timing
-from lonas_edge.bench.variants import Case
+from lonas_edge.bench.variants import Case, Timing
 from lonas_edge.pipeline.measure import _latency
 
 CASE = Case(8, 0)

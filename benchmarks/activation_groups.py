@@ -20,7 +20,7 @@ import torch
 from study import conditions
 from transformers import AutoTokenizer
 
-from lonas_edge.ir.infer import inputs_of
+from lonas_edge.ir.core import inputs_of
 
 GROUP, PRECISION = "DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_PRECISION_HINT"
 EXACT = {GROUP: "0", PRECISION: "f32", "KV_CACHE_PRECISION": "f32"}

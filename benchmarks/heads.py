@@ -18,8 +18,7 @@ from transformers import AutoTokenizer
 
 from lonas_edge.exporting.verify import FP32
 from lonas_edge.ir import MODEL
-from lonas_edge.ir.core import openvino_core
-from lonas_edge.ir.infer import inputs_of
+from lonas_edge.ir.core import inputs_of, openvino_core
 
 Example = tuple[list[int], int]  # token ids, and the index of the answer's first token
 

@@ -17,7 +17,7 @@ import torch
 
 from lonas_edge.data.task import Batch
 from lonas_edge.formats import FORMATS
-from lonas_edge.ir.sensitivity import _score
+from lonas_edge.ir.schemes import score_matrix
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
 from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights, merged, storage
@@ -61,7 +61,7 @@ def main() -> None:
     costs = rounding_costs(network, widths, all_tokens(arguments, arguments.examples), FORMAT)
     print(f"costs of {len(costs)} matrices: {time.perf_counter() - start:.0f} s")
     with torch.no_grad():
-        scores = {name: _score(merged(network.base.get_submodule(name), part).numpy()) for name, part in layers.items()}
+        scores = {name: score_matrix(merged(network.base.get_submodule(name), part).numpy()) for name, part in layers.items()}
     together = attention_inputs(source.architecture)
     scores = {name: score * sizes[name] for name, score in scores.items()}  # NNCF ranks by score, not by score per weight
 

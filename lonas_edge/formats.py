@@ -61,7 +61,7 @@ class WeightFormat:
         outer: Name of the format of embedding, head and the layers outside `--ratio`; also of all layers if no group size
             divides all input widths. None if it is the format itself.
         tolerance: Largest distance of a correctly stored weight from its original, in the units of
-            `ir.compress.Compressed.restored`.
+            `ir.compress.Compressed.restore`.
         kv_cache: KV cache precision (OpenVINO's name) that stock clients choose for such an IR on a CPU (2026.4.1).
         head: Format of a language-model head and of an embedding that shares its weight; None if it is that of the embedding.
     """

@@ -14,7 +14,7 @@ from lonas_edge.bench.variants import SUBNET, Case, Placement
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import Exported
 from lonas_edge.families import tokens_of
-from lonas_edge.ir import runtime
+from lonas_edge.ir.core import check_device
 from lonas_edge.progress import Progress, silent
 from lonas_edge.versions import versions
 
@@ -23,7 +23,7 @@ PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "torch", "transformers",
 
 def bench(exported: Exported, options: BenchOptions, progress: Progress = silent) -> record.BenchRecord:
     """Compare the latency of an exported sub-network with other variants; after Ctrl-C, in the completed rounds."""
-    runtime.check_device(options.device)
+    check_device(options.device)
     check_cases(exported, options.cases)
     placement = machine.placement(options.threads)
     variants, missing = prepare_variants(exported, options, progress)

@@ -123,7 +123,7 @@ def run(options: EvalCommand) -> None:
             from lonas_edge.evaluate.run import evaluate_into
             from lonas_edge.evaluate.targets import kind_of_targets, open_targets
             from lonas_edge.exporting.exported import store_evaluation
-            from lonas_edge.ir.runtime import check_device
+            from lonas_edge.ir.core import check_device
             from lonas_edge.output import OutputDirectory
         used = (*references, options.model, options.nncf_config, options.datasets, *filter(os.path.isfile, options.subnet))
         directory = OutputDirectory(options.output, options.overwrite, used) if options.output else None

@@ -59,7 +59,7 @@ def run(options: SearchCommand) -> None:
         if options.overwrite:  # `search` knows the other inputs
             refuse_existing(options.output, True, [options.nncf_config], directory=True)
         if plan.timed:
-            from lonas_edge.ir.runtime import check_device
+            from lonas_edge.ir.core import check_device
 
             check_device(options.device)
         else:

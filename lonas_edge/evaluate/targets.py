@@ -20,7 +20,7 @@ from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, MODEL_KINDS, ModelKin
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL
-from lonas_edge.ir.infer import open_model
+from lonas_edge.ir.core import open_model
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import read_config
 from lonas_edge.network.source import TRAINING, Source, kind_of_folder, locate, open_source

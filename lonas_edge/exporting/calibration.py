@@ -13,9 +13,8 @@ from lonas_edge.exporting.manifest import Calibrated
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import sha256
 from lonas_edge.formats import METHOD, PER_CHANNEL
-from lonas_edge.ir import compress
 from lonas_edge.ir.calibrated import bytes_needed, compress_head_on_data, compress_on_data
-from lonas_edge.ir.compress import Scheme
+from lonas_edge.ir.schemes import Scheme, grouped_matrices, head_matrix, head_scheme
 from lonas_edge.network.materialize import MaterializedModel
 
 
@@ -43,7 +42,7 @@ class Calibration:
 
     def compress(self, ir: Any, model: MaterializedModel, options: ExportOptions) -> Any:
         """Compress what is fp32 in an IR, and return it."""
-        matrix = compress.head_matrix(model)
+        matrix = head_matrix(model)
         if self.layers:
             kept = matrix if self.head else None
             ir = compress_on_data(ir, options.stored_as, self.group_size, options.ratio, self.texts, kept)
@@ -65,7 +64,7 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
     source, weight_format = model.source, options.stored_as
     if options.calibration is None:
         return None
-    scheme = Scheme(*weight_format.of_head(model.shapes[compress.head_matrix(model)][1]))
+    scheme = head_scheme(model, weight_format)
     head = scheme if scheme.group_size else None
     if options.head_format and head is None:
         raise LonasEdgeError(
@@ -78,13 +77,13 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
             f"{source.folder}: --calibration would store {len(source.architecture.eight_bits)} matrices in four bits "
             "that have to stay INT8, such as those of state-space layers. Export without it."
         )
-    group_size = weight_format.group_size(shape[1] for shape in compress.grouped_matrices(model).values())
+    group_size = weight_format.group_size(shape[1] for shape in grouped_matrices(model).values())
     if group_size is None and layers:
         raise LonasEdgeError(
             f"{source.folder}: no group size of {weight_format.name} divides the input width of every layer of the "
             f"{model.subnetwork.name} sub-network. Pass --group-size -1 (one scale per row)."
         )
-    parameters, of_head = source.sizes(model.subnetwork).parameters, math.prod(model.shapes[compress.head_matrix(model)])
+    parameters, of_head = source.sizes(model.subnetwork).parameters, math.prod(model.shapes[head_matrix(model)])
     needed, available = bytes_needed(parameters), psutil.virtual_memory().available
     if not layers:
         needed = bytes_needed(of_head) + parameters

@@ -19,12 +19,12 @@ from lonas_edge.exporting.calibration import Calibration, read_calibration
 from lonas_edge.exporting.job import Job, Outcome
 from lonas_edge.exporting.manifest import Compression, shares
 from lonas_edge.formats import FORMATS, WeightFormat
-from lonas_edge.ir import MODEL, compress, runtime
-from lonas_edge.ir.compress import Compressed, Scheme
-from lonas_edge.ir.convert import Storage, fill, write_model
+from lonas_edge.ir import MODEL
+from lonas_edge.ir.compress import Compressed, compress_matrices
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import Conversion, GraphConversion
-from lonas_edge.ir.runtime import ACTIVATION_GROUP
+from lonas_edge.ir.schemes import Scheme, check_group_size, choose_schemes, head_matrix, layer_matrices, weight_matrices
+from lonas_edge.ir.write import ACTIVATION_GROUP, Storage, fill, read_property, remove_property, write_model
 from lonas_edge.network.materialize import MaterializedModel
 
 Matrices = dict[str, Compressed]  # by tensor name
@@ -38,7 +38,7 @@ def export_ir(job: Job) -> Outcome:
     """
     model, options, step = job.model, job.options, job.steps.step
     weight_format, parity, materialized = options.stored_as, dict[str, Parity](), None
-    compress.check_group_size(model, weight_format, options.group_size)
+    check_group_size(model, weight_format, options.group_size)
     calibration = read_calibration(model, job.tokenizer, options)
     with (
         # Windows keeps mapped files, so errors of the removal are ignored
@@ -55,7 +55,7 @@ def export_ir(job: Job) -> Outcome:
             ir, held = fill(graph, matrices, attention_matrices(model.source.architecture) if options.fuse else ())
         fused, widths = len(matrices) - len(held), {matrix.shape[1] for matrix in matrices.values()}
         groups = {head.group_size, *(scheme.group_size for scheme in schemes.values())}
-        storage = Storage.of({name: schemes[name] for name in compress.inner_matrices(model)}, weight_format, options.ratio)
+        storage = Storage.of({name: schemes[name] for name in layer_matrices(model)}, weight_format, options.ratio)
         compression = _compression_of(model, schemes)
         if calibration:
             if materialized is not None:
@@ -67,7 +67,7 @@ def export_ir(job: Job) -> Outcome:
                 matrices.clear()  # fp32, and no longer part of the IR
                 held.clear()
                 storage = Storage(weight_format, calibration.group_size, options.ratio)
-                compression = _compression_in(ir, compress.outer_matrices(model), weight_format, calibration.group_size)
+                compression = _compression_in(ir, model, weight_format, calibration.group_size)
                 groups.add(calibration.group_size)
         with step("write", "Writing the IR"):
             write_model(ir, job.folder, storage, widths, groups)
@@ -77,7 +77,7 @@ def export_ir(job: Job) -> Outcome:
         with step("verify_ir", "Comparing the IR with the weights stored in it"):
             if not _verify_written(job, materialized, None if calibration else matrices, parity):
                 files.result()  # Windows replaces no file that is being read
-                runtime.forget(job.folder, ACTIVATION_GROUP)
+                remove_property(job.folder, ACTIVATION_GROUP)
                 files = job.hash_files()
     of_head = Compression(head.weight_format.name, head.group_size, 1.0) if options.head_format else None
     return Outcome(files, parity, compression, of_head, fused, calibration.record if calibration else None)
@@ -102,11 +102,11 @@ def _conversion(job: Job, folder: Path) -> Conversion:
 
 def _schemes(job: Job, calibration: Calibration | None) -> tuple[dict[str, Scheme], Scheme]:
     """Choose how each matrix is stored when it is made (fp32 if it is compressed on data later), and the head in the end."""
-    fp32, matrix = Scheme(FORMATS["fp32"]), compress.head_matrix(job.model)
+    fp32, matrix = Scheme(FORMATS["fp32"]), head_matrix(job.model)
     if calibration and calibration.layers:
-        schemes = compress.schemes(job.model, fp32.weight_format)
+        schemes = choose_schemes(job.model, fp32.weight_format)
     else:
-        schemes = compress.schemes(job.model, job.options.stored_as, job.options.ratio)
+        schemes = choose_schemes(job.model, job.options.stored_as, job.options.ratio)
     head = schemes[matrix]
     if calibration and calibration.head:
         schemes[matrix], head = fp32, calibration.head
@@ -116,7 +116,7 @@ def _schemes(job: Job, calibration: Calibration | None) -> tuple[dict[str, Schem
 def _compress(model: MaterializedModel, schemes: Mapping[str, Scheme], done: Callable[[float], None]) -> Matrices:
     """Make every matrix and compress it."""
     matrices: Matrices = {}
-    for name, matrix in compress.compress_matrices(model, schemes):
+    for name, matrix in compress_matrices(model, schemes):
         matrices[name] = matrix
         done(len(matrices) / len(schemes))
     model.refuse_not_finite()
@@ -137,11 +137,11 @@ def _verify_written(job: Job, materialized: torch.Tensor, matrices: Matrices | N
     else:
         parity["ir_stored"], logits = _compare_with_stored(job, path, matrices, materialized)
     parity["ir"] = job.compare(materialized, logits)
-    group = runtime.stored(job.folder, ACTIVATION_GROUP)
+    group = read_property(job.folder, ACTIVATION_GROUP)
     if not group:
         return True
     compared = parity["ir_groups"] = job.compare(logits, _ir_logits(job, path, {**verify.FP32, ACTIVATION_GROUP: group}))
-    if compared.distance <= runtime.MAX_OF_GROUP[compared.compared]:  # false for NaN
+    if compared.distance <= verify.MAX_OF_GROUP[compared.compared]:  # false for NaN
         return True
     job.steps.report(f"{ACTIVATION_GROUP} {group} changes the outputs too much and is not stored\nVerifying", None)
     return False
@@ -175,23 +175,24 @@ def _ir_logits(job: Job, ir: "Path | ov.Model", properties: Mapping[str, str] = 
 def _compression_of(model: MaterializedModel, schemes: Mapping[str, Scheme]) -> tuple[Compression, ...]:
     """Return the storage of the layers' weights, the largest share first."""
     counts: Counter[tuple[str, int | None]] = Counter()
-    for name, shape in compress.inner_matrices(model).items():
+    for name, shape in layer_matrices(model).items():
         counts[schemes[name].weight_format.name, schemes[name].group_size] += math.prod(shape)
     return shares(counts)
 
 
-def _compression_in(ir: Any, outer: tuple[str, ...], weight_format: WeightFormat, group_size: int) -> tuple[Compression, ...]:
-    """Read the same from an IR that NNCF compressed."""
+def _compression_in(ir: Any, model: MaterializedModel, weight_format: WeightFormat, group_size: int) -> tuple[Compression, ...]:
+    """Return the same of an IR that NNCF compressed, which chooses the matrices in the format if a ratio is given."""
     rest = FORMATS[weight_format.outer or weight_format.name]
     formats: dict[int, tuple[str, int | None]] = {
         rest.bits: (rest.name, None),
         weight_format.bits: (weight_format.name, group_size),
     }
+    outside = weight_matrices(model).keys() - layer_matrices(model).keys()
     counts: Counter[tuple[str, int | None]] = Counter()
     for node in ir.get_ops():
         name = node.friendly_name
-        if node.get_type_name() != "Constant" or not name.endswith(".weight") or name in outer or math.prod(node.shape) < 2:
+        if node.get_type_name() != "Constant" or not name.endswith(".weight") or name in outside:
             continue
-        if scheme := formats.get(node.get_element_type().bitwidth):
+        if scheme := formats.get(node.get_element_type().bitwidth):  # norms are fp32
             counts[scheme] += math.prod(node.shape)
     return shares(counts)

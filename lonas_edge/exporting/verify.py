@@ -25,7 +25,7 @@ from lonas_edge.data.parity import Parity
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
-from lonas_edge.ir.infer import open_ir, open_model
+from lonas_edge.ir.core import inputs_of, open_model
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import Inputs, answers_of, empty_model, float64_logits, stream_weights, without_padding
@@ -36,6 +36,9 @@ from lonas_edge.network.super_network import empty_super_network, of_adapter, un
 LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-8
 IR_TOLERANCE, NOISE_ALLOWED = 1e-3, 8  # plugins and PyTorch add in different orders
+# What a stored group of activations may add to the distance of these outputs, see `Parity.distance`. Trained language models
+# have 0.01 nats (docs/benchmarks/latency.md), MiniLM-L6 a cosine distance of 0.0007.
+MAX_OF_GROUP = {"logits": 0.05, "hidden states": 0.01, "scores": 0.05}
 _ADVICE = "Nothing was written. Please report it; --no-verify exports anyway, and records that."
 FP32 = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -71,31 +74,17 @@ def stored_logits(model: MaterializedModel, matrices: Mapping[str, Compressed], 
         LonasEdgeError: If a stored weight is further from the materialized one than rounding explains.
     """
 
-    def restored(name: str, exact: torch.Tensor) -> tuple[torch.Tensor, float]:
-        value = exact.float()  # not `model.tensor`, which made what is stored
-        if name not in matrices:
-            return value, 0.0
-        matrix, error = matrices[name].restored(value.numpy())
-        return torch.from_numpy(matrix), error / matrices[name].scheme.weight_format.tolerance
-
-    return file_logits(model, restored, inputs)
-
-
-def file_logits(
-    model: MaterializedModel, restored: Callable[[str, torch.Tensor], tuple[torch.Tensor, float]], inputs: Inputs
-) -> torch.Tensor:
-    """Compute the float64 logits of the weights as a file stores them; fail if one differs by more than rounding explains.
-
-    `restored` takes a tensor's name and exact value; it returns the stored value, and its largest difference in units of the
-    difference that rounding explains.
-    """
     embedding = f"{model.source.architecture.family.embedding}.weight"
 
     def stored(name: str) -> torch.Tensor:
         name = name if name in model.shapes else embedding  # a tied head
-        value, error = restored(name, model.exact(name))
-        _require(model.source.folder, f"the stored {name} differs from the materialized, in units of its rounding", error, 1.0)
-        return value
+        value = model.exact(name).float()  # not `model.tensor`, which made what is stored
+        if name not in matrices:
+            return value
+        matrix, error = matrices[name].restore(value.numpy())
+        what = f"the stored {name} differs from the materialized, in units of its rounding"
+        _require(model.source.folder, what, error / matrices[name].scheme.weight_format.tolerance, 1.0)
+        return torch.from_numpy(matrix)
 
     return float64_logits(empty_model(model.config()), inputs, stored)
 
@@ -111,10 +100,10 @@ def checkpoint_logits(folder: Path, inputs: Inputs) -> torch.Tensor:
 def ir_logits(path: "Path | ov.Model", inputs: Inputs, properties: Mapping[str, str] = FP32) -> torch.Tensor:
     """Compute the logits of an IR on the CPU, by default in fp32: the stored model is compared, not the plugin's bf16."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-    if inputs.keys() == {"input_ids"}:
-        return torch.from_numpy(open_ir(path, "CPU", properties)(arrays["input_ids"], 0))
-    answers = torch.from_numpy(open_model(path, "CPU", properties)(arrays))
-    return without_padding(answers, inputs) if answers.dim() == 3 else answers
+    if "attention_mask" not in inputs:  # prompts of a language model
+        return torch.from_numpy(open_model(path, "CPU", properties)(inputs_of(arrays["input_ids"])))
+    outputs = torch.from_numpy(open_model(path, "CPU", properties)(arrays))
+    return without_padding(outputs, inputs) if outputs.dim() == 3 else outputs
 
 
 def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tensor) -> float:

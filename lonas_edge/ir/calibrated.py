@@ -8,8 +8,9 @@ import numpy as np
 from openvino import opset13 as ops
 
 from lonas_edge.formats import WeightFormat
-from lonas_edge.ir.compress import Scheme, quiet
-from lonas_edge.ir.infer import inputs_of
+from lonas_edge.ir.compress import quiet
+from lonas_edge.ir.core import inputs_of
+from lonas_edge.ir.schemes import Scheme
 
 _MEMORY = 3.0  # times the fp32 weights: these, NNCF's copy, inputs of layers and work (`docs/design-notes.md`)
 _LIBRARIES = 1.2e9  # bytes

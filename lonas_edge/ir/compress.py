@@ -6,7 +6,6 @@ costs one call: NNCF 3.4 compiles a model for every weight, half of the time of 
 """
 
 import io
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,23 +19,12 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import compress_model_transformation
 
-from lonas_edge.errors import raise_all
-from lonas_edge.formats import PER_CHANNEL, WeightFormat, indivisible
-from lonas_edge.ir import sensitivity
+from lonas_edge.ir.schemes import Scheme
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import BLOCK_ELEMENTS
 
 STACK_ELEMENTS = 2**24  # compress at least this many elements at once (67 MB in fp32),
 MAX_STACKS = 64  # and more if that would take more calls than this
-_GROUP_SIZES = (256, 128, 64, 32, 16, PER_CHANNEL)  # proposed if another size does not fit
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """Storage of a weight matrix: `group_size` columns share a scale (or `PER_CHANNEL`); None for formats without groups."""
-
-    weight_format: WeightFormat
-    group_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class Compressed:
         """Whether weights are beyond the range of fp16 codes."""
         return self.scheme.weight_format.mode is None and not np.isfinite(self.codes.data).all()
 
-    def restored(self, matrix: np.ndarray) -> tuple[np.ndarray, float]:
+    def restore(self, matrix: np.ndarray) -> tuple[np.ndarray, float]:
         """Decompress the matrix and compare it with its fp32 original [rows, columns].
 
         Returns:
@@ -124,133 +112,69 @@ def _decompression() -> Any:
     return next(node for node in model.get_ops() if node.get_type_name() == "Convert")
 
 
-def schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float = 1.0) -> dict[str, Scheme]:
-    """Choose the scheme of every weight matrix by tensor name.
-
-    With a `ratio` below 1, at most this share of the layers' weights gets the format. The matrices that are most sensitive by
-    NNCF's criterion without data get the format of the embedding; each matrix is then computed once. If the adapter was
-    trained for this format, the layers that its training kept in INT8 get that format instead.
-    """
-    inner, outer = inner_matrices(model), set(outer_matrices(model))
-    if weight_format.group_sizes:
-        inner = grouped_matrices(model)
-        outer |= model.shapes.keys() - inner.keys()
-    group, head = weight_format.group_size(shape[1] for shape in inner.values()), head_matrix(model)
-    if ratio < 1 and group is not None:
-        outer |= inner.keys() - sensitivity.least_sensitive(model, inner, ratio)
-    elif model.source.trained_as == weight_format.name:
-        outer |= {name for name in inner if model.original(name).removesuffix(".weight") in model.source.int8_layers}
-
-    def scheme(name: str) -> Scheme:
-        if name == head:
-            return Scheme(*weight_format.of_head(model.shapes[name][1]))
-        chosen = weight_format.chosen(name in outer, group)
-        return Scheme(chosen, group if chosen.group_sizes else None)
-
-    return {name: scheme(name) for name in _matrices(model)}
-
-
-def check_group_size(model: MaterializedModel, weight_format: WeightFormat, group_size: int | None) -> None:
-    """Refuse a group size that does not divide the input width of every layer; name these widths and sizes that fit."""
-    if group_size is None:
-        return
-    layers: dict[int, list[str]] = {}
-    for name, shape in grouped_matrices(model).items():
-        layers.setdefault(shape[1], []).append(name.removesuffix(".weight"))
-    problems = [
-        f"{width} columns: {layers[width][0]}" + (f" and {len(layers[width]) - 1} more" if len(layers[width]) > 1 else "")
-        for width in indivisible(layers, group_size)
-    ]
-    fitting = [str(size) for size in _GROUP_SIZES if not indivisible(layers, size)]
-    raise_all(
-        f"{model.source.folder}: --group-size {group_size} does not divide the input width of every layer of the "
-        f"{model.subnetwork.name} sub-network ({weight_format.name}):",
-        problems,
-        f"Use one of {', '.join(fitting)}.",
-    )
-
-
-def outer_matrices(model: MaterializedModel) -> tuple[str, ...]:
-    """Return the names of the weight matrices outside the decoder layers: embeddings and head."""
-    return tuple(name for name in _matrices(model) if not _inside(model, name))
-
-
-def head_matrix(model: MaterializedModel) -> str:
-    """Return the name of the matrix that is multiplied in the head: a tied head's is the embedding's."""
-    family = model.source.architecture.family
-    own = f"{family.head}.weight"
-    return own if own in model.shapes else f"{family.embedding}.weight"
-
-
-def inner_matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the weight matrices of decoder layers by tensor name."""
-    return {name: shape for name, shape in _matrices(model).items() if _inside(model, name)}
-
-
-def _matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weight matrices of an IR, which has no unused ones."""
-    unused = model.source.architecture.unused
-    return {name: shape for name, shape in model.shapes.items() if len(shape) == 2 and model.original(name) not in unused}
-
-
-def grouped_matrices(model: MaterializedModel) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the matrices of decoder layers that formats with groups apply to, by tensor name."""
-    eight_bits = model.source.architecture.eight_bits
-    return {name: shape for name, shape in inner_matrices(model).items() if model.original(name) not in eight_bits}
-
-
-def _inside(model: MaterializedModel, name: str) -> bool:
-    return bool(model.source.architecture.split(name)[0])
-
-
 def compress_matrices(model: MaterializedModel, chosen: Mapping[str, Scheme]) -> Iterator[tuple[str, Compressed]]:
     """Yield name and compressed form of every matrix in `chosen`, in no particular order; each is computed once."""
     stack_elements = max(STACK_ELEMENTS, sum(math.prod(model.shapes[name]) for name in chosen) // MAX_STACKS)
-    stacks: dict[tuple[Scheme, int], list[tuple[str, np.ndarray]]] = {}
+    stacks: dict[tuple[Scheme, int], dict[str, np.ndarray]] = {}
     for name, scheme in chosen.items():
         matrix = model.tensor(name).numpy()
         if scheme.weight_format.mode is None:
-            yield name, compressed(matrix, scheme)
+            yield name, compress_matrix(matrix, scheme)
             continue
-        pending = stacks.setdefault((scheme, matrix.shape[1]), [])
-        pending.append((name, matrix))
-        if sum(rows.size for _, rows in pending) >= stack_elements:
-            yield from _compress_stack(scheme, stacks.pop((scheme, matrix.shape[1])))
+        pending = stacks.setdefault((scheme, matrix.shape[1]), {})
+        pending[name] = matrix
+        if sum(rows.size for rows in pending.values()) >= stack_elements:
+            yield from _compress_rows(scheme, stacks.pop((scheme, matrix.shape[1])))
     for (scheme, _), pending in stacks.items():
-        yield from _compress_stack(scheme, pending)
+        yield from _compress_rows(scheme, pending)
 
 
-def compressed(matrix: np.ndarray, scheme: Scheme) -> Compressed:
+def compress_matrix(matrix: np.ndarray, scheme: Scheme) -> Compressed:
     """Compress one fp32 matrix [rows, columns]."""
     if scheme.weight_format.mode is None:
         stored = matrix.astype(np.float16) if scheme.weight_format.bits == 16 else np.ascontiguousarray(matrix)
         return Compressed(scheme, matrix.shape, ov.Tensor(stored, shared_memory=True))
-    [(_, result)] = _compress_stack(scheme, [("", matrix)])
+    [(_, result)] = _compress_rows(scheme, {"": matrix})
     return result
 
 
-def _compress_stack(scheme: Scheme, pending: list[tuple[str, np.ndarray]]) -> Iterator[tuple[str, Compressed]]:
-    matrix = pending[0][1] if len(pending) == 1 else np.concatenate([rows for _, rows in pending])
-    constants = _compress(matrix, scheme)
-    start = 0
-    for name, rows in pending:
-        stop = start + len(rows)
-        parts = [constants.get(part) for part in ("w", "w/zero_point", "w/scale")]
-        yield name, Compressed(scheme, rows.shape, *(None if part is None else _rows(part, start, stop) for part in parts))
-        start = stop
-
-
-def _compress(matrix: np.ndarray, scheme: Scheme) -> dict[str, Any]:
-    """Compress a matrix [rows, columns] with NNCF's public API; return its constants by name."""
+def _compress_rows(scheme: Scheme, pending: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Compressed]]:
+    """Compress several matrices with the same columns by one call of NNCF's public API."""
+    matrices = list(pending.values())
+    matrix = np.ascontiguousarray(matrices[0] if len(matrices) == 1 else np.concatenate(matrices))
     values = ops.parameter([-1, matrix.shape[1]], np.float32)
-    weight = ops.constant(np.ascontiguousarray(matrix), shared_memory=True, name="w")
-    model = ov.Model([ops.matmul(values, weight, False, True)], [values])
+    weight = ops.constant(matrix, shared_memory=True, name="w")
     options: dict[str, Any] = {"mode": nncf.CompressWeightsMode[str(scheme.weight_format.mode)]}
     if scheme.group_size:
         options |= {"group_size": scheme.group_size, "all_layers": True}
     with quiet():
-        result = nncf.compress_weights(model, **options)
-    return {node.friendly_name: node for node in result.get_ops() if node.get_type_name() == "Constant"}
+        result = nncf.compress_weights(ov.Model([ops.matmul(values, weight, False, True)], [values]), **options)
+    constants = {node.friendly_name: node for node in result.get_ops() if node.get_type_name() == "Constant"}
+    stored, start = [constants.get(name) for name in ("w", "w/zero_point", "w/scale")], 0
+    for name, rows in pending.items():
+        parts = [None if part is None else _rows(part, start, start + len(rows), np.copy) for part in stored]
+        yield name, Compressed(scheme, rows.shape, *parts)
+        start += len(rows)
+
+
+def stack(parts: Sequence[Compressed]) -> tuple[Compressed, list[Compressed]]:
+    """Stack matrices of one scheme and one number of columns.
+
+    Returns:
+        The stacked matrix, and its parts, which are views of it if they start at a byte.
+    """
+    scheme, columns = parts[0].scheme, parts[0].shape[1]
+    tensors: list[ov.Tensor | None] = []
+    for name in ("codes", "zero_point", "scale"):
+        members = [getattr(part, name) for part in parts]
+        tensors.append(None if members[0] is None else _stack_tensors(members))
+    views, start = [], 0
+    for part in parts:
+        stop = start + part.shape[0]
+        rows = [None if tensor is None else _rows(tensor, start, stop, np.asarray) for tensor in tensors]
+        views.append(Compressed(scheme, (part.shape[0], columns), *rows))
+        start = stop
+    return Compressed(scheme, (start, columns), *tensors), views
 
 
 def _values(tensor: ov.Tensor) -> np.ndarray:
@@ -262,7 +186,7 @@ def _values(tensor: ov.Tensor) -> np.ndarray:
     return values.reshape(list(tensor.shape))
 
 
-def _rows(stored: Any, start: int, stop: int, take: Callable[[np.ndarray], np.ndarray] = np.copy) -> ov.Tensor:
+def _rows(stored: Any, start: int, stop: int, take: Callable[[np.ndarray], np.ndarray]) -> ov.Tensor:
     """Return rows of a constant or tensor as a tensor of their own.
 
     With `take=np.asarray` they are a view if they start and end at a byte; otherwise a copy.
@@ -271,7 +195,14 @@ def _rows(stored: Any, start: int, stop: int, take: Callable[[np.ndarray], np.nd
     content, per_row = _bytes(stored), math.prod(shape[1:])
     if (bits := per_row * kind.bitwidth) % 8 == 0:
         return ov.Tensor(take(content[start * bits // 8 : stop * bits // 8]), shape, kind)
-    return _packed(_unpacked(content)[start * per_row : stop * per_row], shape, kind)
+    return _pack(_unpack(content)[start * per_row : stop * per_row], shape, kind)
+
+
+def _stack_tensors(tensors: Sequence[ov.Tensor]) -> ov.Tensor:
+    kind, shape = tensors[0].element_type, [sum(tensor.shape[0] for tensor in tensors), *list(tensors[0].shape)[1:]]
+    if math.prod(shape[1:]) * kind.bitwidth % 8 == 0:
+        return ov.Tensor(np.concatenate([_bytes(tensor) for tensor in tensors]), shape, kind)
+    return _pack(np.concatenate([_unpack(_bytes(tensor))[: math.prod(tensor.shape)] for tensor in tensors]), shape, kind)
 
 
 def _bytes(stored: Any) -> np.ndarray:
@@ -280,44 +211,15 @@ def _bytes(stored: Any) -> np.ndarray:
     return content
 
 
-def _unpacked(packed: np.ndarray) -> np.ndarray:
+def _unpack(packed: np.ndarray) -> np.ndarray:
     """Unpack four-bit values: one a byte."""
     return np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)
 
 
-def _packed(values: np.ndarray, shape: Sequence[int], kind: Any) -> ov.Tensor:
+def _pack(values: np.ndarray, shape: Sequence[int], kind: Any) -> ov.Tensor:
     """Pack four-bit values, one a byte, two a byte."""
     halves = np.append(values, np.zeros(len(values) % 2, np.uint8))
     return ov.Tensor(halves[0::2] | (halves[1::2] << 4), list(shape), kind)
-
-
-def stack(parts: Sequence[Compressed]) -> tuple[Compressed, list[Compressed]]:
-    """Stack matrices of one scheme and one number of columns.
-
-    Returns:
-        The stacked matrix, and its parts, which are views of it if they start at a byte.
-    """
-    columns = parts[0].shape[1]
-    stops = list(itertools.accumulate(part.shape[0] for part in parts))
-    fields = ("codes", "zero_point", "scale")
-    tensors = [
-        None if getattr(parts[0], name) is None else _stacked([getattr(part, name) for part in parts]) for name in fields
-    ]
-    stacked = Compressed(parts[0].scheme, (stops[-1], columns), *tensors)
-
-    def view(start: int, stop: int) -> Compressed:
-        rows = [None if tensor is None else _rows(tensor, start, stop, np.asarray) for tensor in tensors]
-        return Compressed(stacked.scheme, (stop - start, columns), *rows)
-
-    return stacked, [view(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
-
-
-def _stacked(tensors: Sequence[ov.Tensor]) -> ov.Tensor:
-    kind, shape = tensors[0].element_type, [sum(tensor.shape[0] for tensor in tensors), *list(tensors[0].shape)[1:]]
-    if math.prod(shape[1:]) * kind.bitwidth % 8 == 0:
-        return ov.Tensor(np.concatenate([_bytes(tensor) for tensor in tensors]), shape, kind)
-    halves = [_unpacked(_bytes(tensor))[: math.prod(tensor.shape)] for tensor in tensors]
-    return _packed(np.concatenate(halves), shape, kind)
 
 
 @contextmanager

@@ -32,8 +32,7 @@ from optimum.utils.input_generators import DummyPastKeyValuesGenerator
 from safetensors.torch import load_file
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import Family
-from lonas_edge.ir.tokenizer import save_tokenizer
+from lonas_edge.families import Family, ModelKind
 from lonas_edge.network.depth import renumber_caches
 from lonas_edge.network.modeling import empty_model, set_parameter, untouched_zeros
 from lonas_edge.network.tokenizer import load_tokenizer
@@ -122,12 +121,23 @@ def _run(conversion: Conversion, log: Path, parent: int | None) -> None:
         family = convert(conversion.config, conversion.vectors, conversion.graph)
         if conversion.tokenizer is not None:
             tokenizer = load_tokenizer(conversion.tokenizer, conversion.chat_template, conversion.max_length)
-            save_tokenizer(tokenizer, conversion.folder, family.kind)
+            _save_tokenizer(tokenizer, conversion.folder, family.kind)
         code = 0
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)  # nothing is left to clean up, and unloading torch takes a second
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path, kind: ModelKind) -> None:
+    """Write a transformers tokenizer's files, and OpenVINO models of it for clients without transformers."""
+    tokenizer.save_pretrained(folder)
+    optimum_convert.export_tokenizer(tokenizer, folder, task=kind.conversion)
+    if not (folder / "openvino_tokenizer.xml").exists():
+        raise LonasEdgeError(
+            f"{type(tokenizer).__name__}: openvino_tokenizers cannot express this tokenizer. Save it as a fast tokenizer "
+            "(tokenizer.json) in the base model's directory."
+        )
 
 
 def _end_with(parent: int | None) -> None:
@@ -218,7 +228,7 @@ def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     optimum_convert.allow_skip_tracing_check = lambda *_: True
     for guarded in family.raised_guards:
         getattr(model_configs, guarded).MAX_TRANSFORMERS_VERSION = "5.99"
-    # the stock run-time options of an IR with compressed weights; `ir.convert` adds the one of uncompressed IRs
+    # the stock run-time options of an IR with compressed weights; `ir.write` adds the one of uncompressed IRs
     quantized = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8))
     try:
         export_from_model(model, output.parent, task=family.kind.conversion, ov_config=quantized, stateful=True)

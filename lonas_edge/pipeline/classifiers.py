@@ -11,7 +11,7 @@ from lonas_edge.data.task import MAX_LENGTH, Task
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import CLASSIFICATION
 from lonas_edge.ir import MODEL
-from lonas_edge.ir.infer import open_model
+from lonas_edge.ir.core import open_model
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.pipeline.embeddings import EXACT, add_correlations, computed, distances
 from lonas_edge.pipeline.measure import Scores, accuracy_difference

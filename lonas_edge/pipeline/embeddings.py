@@ -15,7 +15,7 @@ from lonas_edge.evaluate.targets import Encoder, embedder_of
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import EMBEDDING
 from lonas_edge.ir import MODEL
-from lonas_edge.ir.infer import open_model
+from lonas_edge.ir.core import open_model
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.pipeline.record import Quality
 from lonas_edge.progress import Progress

@@ -28,8 +28,7 @@ from lonas_edge.data.templates import Example, Text
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.ir import MODEL
-from lonas_edge.ir.core import openvino_core
-from lonas_edge.ir.infer import inputs_of
+from lonas_edge.ir.core import inputs_of, openvino_core
 from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.pipeline.record import Latency, Quality, Sample

@@ -17,8 +17,8 @@ from lonas_edge.bench.latency import Latency
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import json_sha256
 from lonas_edge.formats import FORMATS
+from lonas_edge.ir.core import check_device
 from lonas_edge.ir.fuse import GRAPH
-from lonas_edge.ir.runtime import check_device
 from lonas_edge.network.source import Source
 from lonas_edge.progress import Progress, silent
 from lonas_edge.schema import Record

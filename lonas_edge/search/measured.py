@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lonas_edge.bench.latency import Latency
-from lonas_edge.ir.runtime import check_device
+from lonas_edge.ir.core import check_device
 from lonas_edge.network.source import Source
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.cost import CostSettings

@@ -277,13 +277,13 @@ def test_verification_refuses_wrong_stored_weights(
     weight_format: str, llama: TinySource, choose: Choose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     """The compression swaps two matrices, as an error in stacking would."""
-    stock = stage_ir.compress.compress_matrices
+    stock = stage_ir.compress_matrices
 
     def swapped(*arguments: Any) -> dict[str, Any]:
         correct = dict(stock(*arguments))
         return {**correct, _FIRST: correct[_SECOND], _SECOND: correct[_FIRST]}
 
-    monkeypatch.setattr(stage_ir.compress, "compress_matrices", lambda *arguments: swapped(*arguments).items())
+    monkeypatch.setattr(stage_ir, "compress_matrices", lambda *arguments: swapped(*arguments).items())
     with pytest.raises(LonasEdgeError, match=r"verification failed: the stored model\.layers\.\d\.self_attn\.q_proj\.weight"):
         run_export(llama, choose(llama, "minimal"), tmp_path / "out", weight_format=weight_format)
     assert not list(tmp_path.iterdir())

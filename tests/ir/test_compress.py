@@ -15,7 +15,8 @@ from openvino_models import constants, model_logits
 
 from lonas_edge.formats import FORMATS, PER_CHANNEL
 from lonas_edge.ir import compress
-from lonas_edge.ir.compress import Compressed, Scheme, compress_matrices
+from lonas_edge.ir.compress import Compressed, compress_matrices, compress_matrix
+from lonas_edge.ir.schemes import Scheme
 
 GROUP = 32
 INT8, INT4 = Scheme(FORMATS["int8"]), Scheme(FORMATS["int4"], GROUP)
@@ -86,8 +87,8 @@ def test_equals_nncf_on_a_model(
             assert tensor.get_element_type() == expected[part].get_element_type(), part
             assert list(tensor.get_shape()) == list(expected[part].shape), part
             assert np.array_equal(values(tensor), values(expected[part])), part
-        assert 0 < actual[name].restored(matrix)[1] <= scheme.weight_format.tolerance
-        assert actual[name].restored(-matrix)[1] > scheme.weight_format.tolerance
+        assert 0 < actual[name].restore(matrix)[1] <= scheme.weight_format.tolerance
+        assert actual[name].restore(-matrix)[1] > scheme.weight_format.tolerance
 
 
 @pytest.fixture(scope="session")
@@ -132,5 +133,5 @@ def test_fp16_weights_are_not_widened_when_the_ir_is_compiled(exported: Callable
 def test_weights_beyond_fp16(value: float, overflowed: bool) -> None:
     """65504 is the largest number of fp16."""
     matrix = np.array([[value, 1.0]], np.float32)
-    assert compress.compressed(matrix, Scheme(FORMATS["fp16"])).overflowed is overflowed
-    assert not compress.compressed(matrix, Scheme(FORMATS["fp32"])).overflowed
+    assert compress_matrix(matrix, Scheme(FORMATS["fp16"])).overflowed is overflowed
+    assert not compress_matrix(matrix, Scheme(FORMATS["fp32"])).overflowed

@@ -12,7 +12,7 @@ DELETED_MODELS = """
 import os, signal
 import numpy as np, openvino as ov
 from openvino import opset13 as ops
-from lonas_edge.ir.infer import open_model
+from lonas_edge.ir.core import open_model
 
 values = ops.parameter([1, 2], np.float32, "values")
 model = ov.Model([ops.relu(values)], [values])

@@ -18,7 +18,6 @@ from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import file_faults
 from lonas_edge.exporting.manifest import Compression, Manifest
 from lonas_edge.formats import FORMATS, PER_CHANNEL, activation_group
-from lonas_edge.ir.runtime import MAX_OF_GROUP
 
 Choose = Callable[[TinySource, str], list[int]]
 Exports = Callable[..., Path]
@@ -160,7 +159,7 @@ def test_a_group_that_changes_the_outputs_is_not_stored(
     limit: float, group: int, llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any change is above -1, and none below NaN: the plugin's default remains; the record has the hash of the final file."""
-    monkeypatch.setitem(MAX_OF_GROUP, "logits", limit)
+    monkeypatch.setitem(verify.MAX_OF_GROUP, "logits", limit)
     source = llama.opened()
     manifest = export(source, source.select("maximal"), tmp_path / "out", ExportOptions(weight_format="int8_sym"))
     compiled = ov.Core().compile_model(read_ir(tmp_path / "out"), "CPU")

@@ -17,8 +17,9 @@ from tiny_models import LAYERS, TinyModels, TinySource, families
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.formats import FORMATS
-from lonas_edge.ir.compress import Compressed, Scheme, stack
+from lonas_edge.ir.compress import Compressed, stack
 from lonas_edge.ir.fuse import fuse
+from lonas_edge.ir.schemes import Scheme
 
 Choose = Callable[[TinySource, str], list[int]]
 INT8, INT4, FP32 = Scheme(FORMATS["int8"]), Scheme(FORMATS["int4"], 32), Scheme(FORMATS["fp32"])

@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir import MODEL
-from lonas_edge.ir.compress import Compressed, Scheme
-from lonas_edge.ir.convert import fill_graph
+from lonas_edge.ir.compress import Compressed
 from lonas_edge.ir.graph import Conversion, GraphConversion
+from lonas_edge.ir.schemes import Scheme
+from lonas_edge.ir.write import fill_graph
 
 
 @pytest.fixture(params=["fork", pytest.param("spawn", marks=pytest.mark.slow)])

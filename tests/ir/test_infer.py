@@ -8,7 +8,7 @@ import pytest
 from openvino import opset13 as ops
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.ir.infer import open_model
+from lonas_edge.ir.core import open_model
 
 
 def saved(folder: Path, *outputs: str) -> Path:

@@ -11,7 +11,8 @@ from tiny_models import TinyModels, TinySource
 from lonas_edge.data import task
 from lonas_edge.data.encoding import IGNORED
 from lonas_edge.formats import FORMATS
-from lonas_edge.ir import compress
+from lonas_edge.ir.compress import compress_matrix
+from lonas_edge.ir.schemes import Scheme
 from lonas_edge.network.source import Source
 from lonas_edge.network.stored import StoredWeights, stored
 from lonas_edge.network.super_network import load_super_network
@@ -82,7 +83,7 @@ def test_a_live_network_with_stored_weights_computes_as_its_ir(
 def test_the_arithmetic_is_nncf_s(name: str, group: int | None) -> None:
     matrix = torch.randn(48, 192, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.001, 3, 48)[:, None]
     matrix[3], matrix[4], matrix[5] = matrix[3].abs(), -matrix[4].abs(), 0
-    scheme = compress.Scheme(FORMATS[name], group)
-    [(_, expected)] = compress._compress_stack(scheme, [("w", matrix.numpy())])
-    restored, ours = expected.restored(matrix.numpy())[0], stored(matrix, FORMATS[name], group).numpy()
+    scheme = Scheme(FORMATS[name], group)
+    expected = compress_matrix(matrix.numpy(), scheme)
+    restored, ours = expected.restore(matrix.numpy())[0], stored(matrix, FORMATS[name], group).numpy()
     assert (restored != ours).mean() < 1e-3, "except ties"

@@ -14,7 +14,7 @@ import lonas_edge.training.schedule
 from lonas_edge import load_checkpoint
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.formats import FORMATS
-from lonas_edge.ir.compress import schemes
+from lonas_edge.ir.schemes import choose_schemes
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
@@ -76,6 +76,6 @@ def test_layers_kept_in_int8(deep: TinySource, tmp_path: Path) -> None:
     kept = recovered.int8_layers
     assert kept and not any("layer.0." in name for name in kept)
     renumbered = {name.replace("layer.1.", "layer.0.").replace("layer.2.", "layer.1.") for name in kept}
-    chosen = schemes(MaterializedModel(recovered, recovered.select()), FORMATS["int4_sym"])
+    chosen = choose_schemes(MaterializedModel(recovered, recovered.select()), FORMATS["int4_sym"])
     stored = {name.removesuffix(".weight") for name, scheme in chosen.items() if scheme.weight_format.bits == 8}
     assert {name for name in stored if "encoder.layer" in name} == renumbered

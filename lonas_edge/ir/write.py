@@ -1,5 +1,9 @@
-"""Fill a graph that was converted without weights with compressed matrices, and write it as IR."""
+"""Fill a graph that was converted without weights with compressed matrices, and write it as IR.
 
+openvino 2026.4.1 reads some runtime properties from `rt_info/runtime_options` of the IR, so that every client uses them.
+"""
+
+import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +15,12 @@ from optimum.intel import OVConfig, OVWeightQuantizationConfig
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS, PER_CHANNEL, WeightFormat, activation_group
 from lonas_edge.ir import MODEL
-from lonas_edge.ir.compress import Compressed, Scheme
+from lonas_edge.ir.compress import Compressed
 from lonas_edge.ir.core import openvino_core
 from lonas_edge.ir.fuse import fuse
+from lonas_edge.ir.schemes import Scheme
+
+ACTIVATION_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 
 def fill_graph(model: Any, matrices: Mapping[str, Compressed]) -> None:
@@ -94,7 +101,7 @@ class Storage:
         if self.weight_format.mode is None and model.get_variables():  # a classifier has no cache
             properties["KV_CACHE_PRECISION"] = "f16"  # as optimum-intel 2.2 does
         elif self.weight_format.mode and (size := activation_group(widths, group_size)):
-            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(size)
+            properties[ACTIVATION_GROUP] = str(size)
         for name, value in properties.items():
             model.set_rt_info(value, ["runtime_options", name])
 
@@ -106,3 +113,18 @@ class Storage:
         grouped = {"group_size": self.group_size, "ratio": self.ratio} if bits == 4 else {}
         quantization = OVWeightQuantizationConfig(bits=bits, sym=mode.endswith("_SYM"), **grouped)
         return OVConfig(dtype=f"int{bits}", quantization_config=quantization)
+
+
+def read_property(folder: Path, name: str) -> str | None:
+    """Return the value of a runtime property in the IR; None if it holds none."""
+    element = ET.parse(folder / MODEL).find(f"rt_info/runtime_options/{name}")
+    return None if element is None else element.get("value")
+
+
+def remove_property(folder: Path, name: str) -> None:
+    """Remove a runtime property from the IR, so that the plugin's default applies."""
+    tree = ET.parse(folder / MODEL)
+    for options in tree.iterfind("rt_info/runtime_options"):
+        for element in options.findall(name):
+            options.remove(element)
+    tree.write(folder / MODEL, encoding="utf-8", xml_declaration=True)

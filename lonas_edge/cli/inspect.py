@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lonas_edge.network.source import Source
-    from lonas_edge.space.complexity import Sizes
-    from lonas_edge.space.subnetwork import Subnetwork
+    from lonas_edge.space.subnetwork import Sizes, Subnetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +34,11 @@ def run(options: InspectOptions) -> None:
     with loading():
         with importing():
             from lonas_edge.network.source import open_source
-            from lonas_edge.space.complexity import kv_elements, token_parameters
+
         opened = open_source(options.source, options.model, options.nncf_config, weights=False)
     chosen = opened.select(options.subnet)
     unpruned, small = (
-        _Counts(opened.sizes(network, options.seq_len), kv_elements(network), token_parameters(network, opened.unties))
+        _Counts(opened.sizes(network, options.seq_len), network.kv_elements(), network.token_parameters(opened.unties))
         for network in (opened.unpruned, chosen)
     )
     if not options.json:
@@ -72,7 +71,7 @@ class _Counts:
 def _print(opened: "Source", chosen: "Subnetwork", unpruned: _Counts, small: _Counts) -> None:
     from rich.table import Table
 
-    from lonas_edge.space.picture import EMPTY, FULL, lines, picture_of
+    from lonas_edge.space.picture import EMPTY, FULL, draw, picture_of
 
     table = Table(title=f"{opened.base.name}, {chosen.name} sub-network", title_justify="left")
     table.add_column("")
@@ -100,7 +99,7 @@ def _print(opened: "Source", chosen: "Subnetwork", unpruned: _Counts, small: _Co
     if opened.space.groups:
         shown.print(_groups_table(opened, chosen))
         marks = (FULL, EMPTY) if shown.encoding.lower().startswith("utf") else ("#", ".")
-        for line in lines(picture_of(chosen), marks):
+        for line in draw(picture_of(chosen), marks):
             shown.print(line, overflow="crop", no_wrap=True)
 
 

@@ -67,8 +67,7 @@ def run(options: SpaceOptions) -> None:
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import open_source
         from lonas_edge.overwrite import check_output_file
-        from lonas_edge.space.generate import generate_space
-        from lonas_edge.space.removable import blocks_of, removable
+        from lonas_edge.space.generate import blocks_of_kinds, generate_space, removable_blocks
 
     if not (options.model or options.adapter):
         raise click.UsageError("pass --model, or --adapter to read the base model from its configuration")
@@ -80,7 +79,7 @@ def run(options: SpaceOptions) -> None:
     architecture, ranks = source.architecture, source.ranks() or None
     ratios, depth = _freedom(options, architecture)
     where = str(source.base.folder)
-    blocks, offered = blocks_of(architecture, depth, where), removable(architecture, depth, where)
+    blocks, offered = blocks_of_kinds(architecture, depth, where), removable_blocks(architecture, depth, where)
     content = generate_space(architecture, ratios, options.ranks, options.seq_len, offered, options.heads, ranks)
     replace_text(options.output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]

@@ -17,7 +17,7 @@ from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS
 from lonas_edge.options import COMMON, PathOrName, UserPath, from_text, option, user_path
 from lonas_edge.progress import Progress
-from lonas_edge.space.subnetwork import is_name
+from lonas_edge.space.selection import is_name
 from lonas_edge.training.options import EVAL_LOSS, MOST_EPOCHS, TrainOptions
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from lonas_edge.network import adapters
 from lonas_edge.network.configuration import read_config
 from lonas_edge.network.source import TRAINING, Source, kind_of_folder, locate, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.space.complexity import Sizes
+from lonas_edge.space.subnetwork import Sizes
 from lonas_edge.versions import versions
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lonas_edge.schema import Record
-from lonas_edge.space.complexity import Sizes
+from lonas_edge.space.subnetwork import Sizes
 
 FILE = "lonas_edge_eval.json"
 SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of correct answers; a task's first one counts

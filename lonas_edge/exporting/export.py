@@ -29,7 +29,8 @@ from lonas_edge.output import OutputDirectory
 from lonas_edge.processes import peak_memory_of_children
 from lonas_edge.progress import Progress, silent
 from lonas_edge.space.picture import picture_of
-from lonas_edge.space.subnetwork import FILE as SUBNETWORK
+from lonas_edge.space.selection import FILE as SUBNETWORK
+from lonas_edge.space.selection import SubnetworkRecord
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
 
@@ -60,7 +61,7 @@ def export(source: Source, subnetwork: Subnetwork, output: Path, options: Export
             pooling = _limit_texts(source, tokenizer)
             generation = read_generation_config(source.base.folder, source.architecture.config.vocab_size)
         hashes = background.submit(_hash_inputs, source)
-        subnetwork.record().write(folder / SUBNETWORK)
+        SubnetworkRecord.of(subnetwork).write(folder / SUBNETWORK)
         if trimmed := vocabulary_of(source.base.folder):
             trimmed.exported().write(folder / VOCABULARY)
         dtype = DTYPES[stored] if options.stage == "checkpoint" else DTYPES["fp32" if stored == "fp32" else "fp16"]

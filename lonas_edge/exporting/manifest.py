@@ -10,9 +10,8 @@ from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
 from lonas_edge.files import sha256
 from lonas_edge.schema import Record
-from lonas_edge.space.complexity import Sizes
 from lonas_edge.space.picture import Layer
-from lonas_edge.space.subnetwork import SearchOrigin
+from lonas_edge.space.subnetwork import SearchOrigin, Sizes
 
 MANIFEST = "lonas_edge.json"
 CARD = "README.md"

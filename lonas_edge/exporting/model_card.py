@@ -11,7 +11,7 @@ from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.manifest import BothSizes, Calibrated, Compression, Manifest
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import METHOD, PER_CHANNEL
-from lonas_edge.space.picture import lines
+from lonas_edge.space.picture import draw
 from lonas_edge.space.subnetwork import SearchOrigin
 
 _SECTION = re.compile(r"^(?=## )", re.MULTILINE)
@@ -141,7 +141,7 @@ def _compression(parts: tuple[Compression, ...], head: Compression | None, calib
 
 
 def _picture(manifest: Manifest) -> list[str]:
-    drawn = lines(manifest.layers)
+    drawn = draw(manifest.layers)
     if not drawn:
         return []
     picture = ["Remaining part of each layer:", "", "```text", *drawn, "```", ""]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from lonas_edge.families.kinds import CAUSAL_LM, ModelKind
 
 BLOCK_KINDS = ("attention", "mlp", "layer", "mamba")
-Part = tuple[tuple[int, int], ...]  # of an axis: ranges (start, stop), in order, none touching the next
+Ranges = tuple[tuple[int, int], ...]  # of an axis: (start, stop), in order, none touching the next
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,24 @@ class Linear:
         """Number of weights, biases not counted."""
         return self.out_features * self.in_features
 
-    def rows(self, width: int, full: int) -> Part:
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of its parameters by name."""
+        shapes: dict[str, tuple[int, ...]] = {f"{self.name}.weight": (self.out_features, self.in_features)}
+        if self.bias:
+            shapes[f"{self.name}.bias"] = (self.out_features,)
+        return shapes
+
+    def rows(self, width: int, full: int) -> Ranges:
         """The rows that an elastic output width keeps: the first `width / full` of each part."""
         return _shares(self.blocks or (self.out_features,), width, full)
 
-    def columns(self, width: int, full: int) -> Part:
+    def columns(self, width: int, full: int) -> Ranges:
         """The columns that an elastic input width keeps; as of `rows`."""
         return _shares((self.in_features,), width, full)
 
 
-def _shares(blocks: tuple[int, ...], width: int, full: int) -> Part:
+def _shares(blocks: tuple[int, ...], width: int, full: int) -> Ranges:
     if width == full:
         return ((0, sum(blocks)),)
     starts = [sum(blocks[:index]) for index in range(len(blocks))]
@@ -124,15 +132,6 @@ def key_value_heads(config: Any) -> int:
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
 
 
-def head_faults(config: Any) -> list[str]:
-    """Inconsistent numbers of heads, one line each."""
-    heads, groups, channels = config.num_attention_heads, key_value_heads(config), getattr(config, "head_dim", None)
-    faults = [] if heads % groups == 0 else [f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"]
-    if not channels and config.hidden_size % heads:
-        faults.append(f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {heads}")
-    return faults
-
-
 @dataclass(frozen=True)
 class Block:
     """A part of a decoder layer that can be removed, so that only the residual passes; or the whole layer: its input passes.
@@ -145,7 +144,7 @@ class Block:
         cached: Whether a token adds keys and values to a cache here.
         state: Whether it has a state of constant size instead.
         adds_residual: Whether its second input is the residual, which its output includes; otherwise the layer adds it.
-        stays: Why it cannot be removed in this layer; "" where it can.
+        refused: Why it cannot be removed in this layer; "" where it can.
     """
 
     kind: str
@@ -155,7 +154,7 @@ class Block:
     cached: bool = False
     state: bool = False
     adds_residual: bool = False
-    stays: str = ""
+    refused: str = ""
 
     @property
     def whole(self) -> bool:
@@ -296,9 +295,10 @@ class Family(ABC):
         """Longest sequence in tokens, by `max_position_embeddings` and `pad_token_id` of the configuration, if limited."""
         return positions
 
-    def faults(self, config: Any) -> list[str]:
-        """Inconsistent or unsupported fields of a configuration, one line each."""
-        return head_faults(config)
+    def config_errors(self, config: Any) -> list[str]:
+        """Fields of a configuration that are not supported, one line each; transformers checks their types."""
+        heads, groups = config.num_attention_heads, key_value_heads(config)
+        return [f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"] if heads % groups else []
 
     def layer_fields(self, config: Any, index: int) -> dict[str, Any]:
         """The fields of a model's configuration in which decoder layers differ, with the values of one layer."""

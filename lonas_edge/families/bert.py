@@ -14,7 +14,7 @@ Source: the configuration and modeling files of transformers 5.5; Devlin et al.,
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, head_faults
+from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim
 from lonas_edge.families.encoder import Embedder
 from lonas_edge.families.kinds import CLASSIFICATION, ModelKind
 from lonas_edge.families.llama import HIDDEN_STATE
@@ -61,14 +61,14 @@ class Bert(Family):
     legacy_names = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
     other_heads: ClassVar[tuple[str, ...]] = ("cls.",)  # of pre-training
 
-    def faults(self, config: Any) -> list[str]:
+    def config_errors(self, config: Any) -> list[str]:
         """Decoders and relative positions are not supported."""
         refused = [name for name in ("is_decoder", "add_cross_attention") if getattr(config, name, False)]
-        faults = [f"{name} true is not supported; expected an encoder" for name in refused]
+        errors = [f"{name} true is not supported; expected an encoder" for name in refused]
         positions = getattr(config, "position_embedding_type", None) or "absolute"
         if positions != "absolute":
-            faults.append(f"position_embedding_type {positions!r} is not supported; expected 'absolute'")
-        return head_faults(config) + faults
+            errors.append(f"position_embedding_type {positions!r} is not supported; expected 'absolute'")
+        return errors
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """Whole layers."""

@@ -15,7 +15,7 @@ Source: the configuration and modeling files of transformers 5.5.
 from dataclasses import dataclass
 from typing import Any
 
-from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule, head_dim, head_faults
+from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule, head_dim
 from lonas_edge.families.llama import HIDDEN_STATE
 
 _ALIBI = "the slopes of ALiBi depend on the number of heads"
@@ -71,10 +71,9 @@ class Bloom(Family):
     )
     default_targets = ("query_key_value", "dense_h_to_4h", "dense_4h_to_h")
 
-    def faults(self, config: Any) -> list[str]:
+    def config_errors(self, config: Any) -> list[str]:
         """`slow_but_exact` multiplies with slices of a weight, past its adapter."""
-        exact = ["slow_but_exact true is not supported; set it to false"] if config.slow_but_exact else []
-        return head_faults(config) + exact
+        return ["slow_but_exact true is not supported; set it to false"] if config.slow_but_exact else []
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """None where norms are in the residual."""

@@ -8,7 +8,7 @@ Source: the configuration and modeling files of transformers 5.5; Sanh et al., a
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import GroupKind, HeadRule, Linear, WidthRule, head_dim, head_faults
+from lonas_edge.families.base import GroupKind, HeadRule, Linear, WidthRule, head_dim
 from lonas_edge.families.bert import Bert
 from lonas_edge.families.encoder import Embedder
 from lonas_edge.families.llama import HIDDEN_STATE
@@ -53,9 +53,6 @@ class DistilBert(Bert):
     @property
     def head_modules(self) -> tuple[str, ...]:
         return "pre_classifier", "classifier"
-
-    def faults(self, config: Any) -> list[str]:
-        return head_faults(config)
 
     def linears(self, config: Any) -> list[Linear]:
         hidden, mlp = config.hidden_size, config.hidden_dim

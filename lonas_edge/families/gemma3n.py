@@ -27,7 +27,6 @@ _NORMS = (
     *("input_layernorm", "post_attention_layernorm", *_MLP_NORMS, "post_per_layer_input_norm"),
     *("altup.router_norm", "laurel.post_laurel_norm"),
 )
-_KINDS = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
@@ -71,22 +70,6 @@ class Gemma3n(Llama):
     other_prefixes = ("", "model.language_model.")  # transformers 5.5 writes the latter
     raised_guards = ("Gemma3nTextOpenVINOConfig",)  # "maximum 5.0" in optimum-intel 2.2
 
-    def faults(self, config: Any) -> list[str]:
-        """Layers that share need an earlier one of their kind."""
-        faults = super().faults(config)
-        layers, shared = config.num_hidden_layers, config.num_kv_shared_layers
-        if config.altup_active_idx >= config.altup_num_inputs:
-            faults.append(f"altup_active_idx {config.altup_active_idx}: expected less than altup_num_inputs")
-        if unknown := sorted({*config.layer_types} - {*_KINDS}):
-            faults.append(f"layer_types {', '.join(unknown)}: expected {' or '.join(_KINDS)}")
-        if shared >= layers:
-            return [*faults, f"num_kv_shared_layers {shared}: expected less than num_hidden_layers ({layers})"]
-        before, after = {*config.layer_types[: layers - shared]}, {*config.layer_types[layers - shared :]}
-        lonely = sorted(after - before)
-        return faults + [
-            f"layer_types: no layer of {kind} is before the {shared} that share keys and values" for kind in lonely
-        ]
-
     def layer_fields(self, config: Any, index: int) -> dict[str, Any]:
         """Whether other layers read the keys and values of a layer, and whether it reads those of another; its MLP's width."""
         widths, sources = config.intermediate_size, _sources(config)
@@ -116,7 +99,7 @@ class Gemma3n(Llama):
         """Attention without the norm before it, which also serves LAuReL, and the MLP."""
         needed = "later layers read its keys and values" if config.keys_are_read else ""
         norms = ("post_attention_layernorm",)
-        attention = Block("attention", "self_attn", norms, 2, cached=not config.reads_keys, stays=needed)
+        attention = Block("attention", "self_attn", norms, 2, cached=not config.reads_keys, refused=needed)
         return attention, Block("mlp", "mlp", _MLP_NORMS)
 
     def linears(self, config: Any) -> list[Linear]:

@@ -53,15 +53,12 @@ class Granite4(Granite):
     given_positions = True
     default_targets = ("q_proj", "k_proj", "v_proj", "in_proj", "input_linear", "output_linear")
 
-    def faults(self, config: Any) -> list[str]:
-        """Mixtures of experts and models without attention are not supported."""
-        faults = super().faults(config)
+    def config_errors(self, config: Any) -> list[str]:
+        """Mixtures of experts are not supported."""
+        errors = super().config_errors(config)
         if config.num_local_experts:
-            faults.append(f"num_local_experts {config.num_local_experts}: mixtures of experts are not supported; expected 0")
-        if not {"attention"} <= {*config.layer_types} <= {"attention", "mamba"}:
-            found = ", ".join(sorted({*config.layer_types}))
-            faults.append(f"layer_types {found}: expected attention and mamba, or attention alone")
-        return faults
+            errors.append(f"num_local_experts {config.num_local_experts}: mixtures of experts are not supported; expected 0")
+        return errors
 
     def repair(self, model: Any) -> None:
         """transformers 5.5 asks the cache for a state of Mamba layers, and fails without any."""

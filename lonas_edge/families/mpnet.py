@@ -9,7 +9,7 @@ Source: the configuration and modeling files of transformers 5.5; Song et al., a
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import Block, GroupKind, Linear, WidthRule, head_faults
+from lonas_edge.families.base import Block, GroupKind, Linear, WidthRule
 from lonas_edge.families.bert import BertEmbedder
 from lonas_edge.families.llama import HIDDEN_STATE
 
@@ -52,11 +52,6 @@ class MPNetEmbedder(BertEmbedder):
     def context(self, positions: int | None, padding: int | None) -> int | None:
         """The first token has position 2, whatever the padding's id."""
         return positions - 2 if positions else positions
-
-    def faults(self, config: Any) -> list[str]:
-        buckets = config.relative_attention_num_buckets
-        wrong = f"relative_attention_num_buckets {buckets} is not supported; expected {_BUCKETS}"
-        return head_faults(config) + ([wrong] if buckets != _BUCKETS else [])
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """Whole layers."""

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from lonas_edge.data.pooling import EMBEDS
 from lonas_edge.errors import LonasEdgeError, out_of_memory, raise_all
-from lonas_edge.families import Family, Part
+from lonas_edge.families import Family, Ranges
 from lonas_edge.files import read_by, read_json, regular, replace_text
 from lonas_edge.space.architecture import Architecture
 
@@ -81,7 +81,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
-def take(tensor: torch.Tensor, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
+def take(tensor: torch.Tensor, rows: Ranges | None = None, columns: Ranges | None = None) -> torch.Tensor:
     """Take ranges of rows and columns (all when None) of a tensor [out, in] or [out]: a view, or a copy of several ranges."""
     if rows is not None:
         tensor = _take(tensor, rows, 0)
@@ -90,12 +90,12 @@ def take(tensor: torch.Tensor, rows: Part | None = None, columns: Part | None = 
     return tensor
 
 
-def _take(tensor: torch.Tensor, ranges: Part, axis: int) -> torch.Tensor:
+def _take(tensor: torch.Tensor, ranges: Ranges, axis: int) -> torch.Tensor:
     parts = [tensor.narrow(axis, start, stop - start) for start, stop in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
-def shift(ranges: Part) -> Part:
+def shift(ranges: Ranges) -> Ranges:
     """Move ranges to an axis that starts where the first does."""
     first = ranges[0][0]
     return tuple((start - first, stop - first) for start, stop in ranges)
@@ -145,7 +145,7 @@ class TensorFiles:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return {name: (tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype())) for name, s in slices.items()}
 
-    def read(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
+    def read(self, name: str, rows: Ranges | None = None, columns: Ranges | None = None) -> torch.Tensor:
         """Read ranges of rows and columns of a tensor, as stored; all when None."""
         path, name_there = self._files[name], self._stored.get(name, name)
         if path in self._pickles:

@@ -79,7 +79,7 @@ def make_block_elastic(module: Any, block: Block) -> ElasticBlock:
 
 def remove_blocks(model: Any, architecture: Architecture, removed: Collection[str]) -> None:
     """Remove blocks from a live model, and the norms that serve them alone."""
-    for module in architecture.absent(removed):
+    for module in architecture.removed_modules(removed):
         owner, _, leaf = module.rpartition(".")
         index = int(architecture.split(module)[0].rpartition(".")[2])
         block = architecture.all_blocks.get(module)

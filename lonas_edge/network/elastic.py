@@ -17,15 +17,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import Part
+from lonas_edge.families import Ranges
 from lonas_edge.network.checkpoints import take
-from lonas_edge.space.elasticity import Widths
+from lonas_edge.space.elasticity import LinearPart
 
 
 class ElasticLinear(nn.Linear):
     """`nn.Linear` that computes with its part `active` only."""
 
-    active: Widths
+    active: LinearPart
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map [..., active columns] to [..., active rows]."""
@@ -39,7 +39,7 @@ class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
     y = W[rows, columns] x + scale · B[rows, :rank] A[:rank, columns] x, with the scale of the whole adapter.
     """
 
-    active: Widths
+    active: LinearPart
     base_layer: ElasticLinear
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
             return F.linear(inner * scale, up)
         return F.linear(inner, up, None if bias is None else take(bias, rows)) * scale
 
-    def inactive(self, widths: Widths) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
+    def inactive(self, widths: LinearPart) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
         """Yield the inactive parts of the adapter under `widths`: a parameter and an index; they do not overlap."""
         rows, columns, rank = widths.rows, widths.columns, widths.rank
         for adapter in self.active_adapters:
@@ -80,7 +80,7 @@ class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
                 yield from _inactive(up.bias, rows)
 
 
-def complement(ranges: Part, size: int) -> Part:
+def complement(ranges: Ranges, size: int) -> Ranges:
     """The ranges of an axis of this size that a part does not have."""
     ends = [0, *(stop for _, stop in ranges)]
     starts = [*(start for start, _ in ranges), size]
@@ -88,7 +88,7 @@ def complement(ranges: Part, size: int) -> Part:
 
 
 def _inactive(
-    parameter: nn.Parameter, rows: Part, columns: Part | None = None
+    parameter: nn.Parameter, rows: Ranges, columns: Ranges | None = None
 ) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
     for start, stop in complement(rows, parameter.shape[0]):
         yield parameter, (slice(start, stop),)
@@ -109,11 +109,11 @@ def make_elastic(name: str, layer: Any) -> ElasticLinear | ElasticLoraLinear:
             f"{name}: a {type(layer).__name__} cannot be made elastic; expected nn.Linear or PEFT's unmerged plain LoRA layer"
         )
     elastic: ElasticLinear | ElasticLoraLinear = layer
-    activate(elastic, Widths.first(layer.out_features, layer.in_features))
+    activate(elastic, LinearPart.first(layer.out_features, layer.in_features))
     return elastic
 
 
-def activate(layer: ElasticLinear | ElasticLoraLinear, widths: Widths) -> None:
+def activate(layer: ElasticLinear | ElasticLoraLinear, widths: LinearPart) -> None:
     """Set a layer's active part."""
     layer.active = widths
     if isinstance(layer, ElasticLoraLinear):

@@ -9,19 +9,18 @@ from typing import Any
 import torch
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import Part
+from lonas_edge.families import Ranges
 from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, describe_damage, open_base, take, write_shards
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import REMOVED
-from lonas_edge.space.complexity import materialized_shapes
-from lonas_edge.space.elasticity import Widths
+from lonas_edge.space.elasticity import LinearPart
 from lonas_edge.space.subnetwork import Subnetwork
 
 BLOCK_ELEMENTS = 2**20  # 8 MB in float64
 
 
-def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+def merge(sliced: torch.Tensor, widths: LinearPart, lora: LoraFactors | None) -> torch.Tensor:
     """Add a layer's adapter to its sliced weight [out, in]: W + scale · B[rows, :r] A[:r, columns], in float64."""
     if lora is None:
         return sliced.double()
@@ -29,14 +28,14 @@ def merge(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> tor
     return torch.addmm(sliced.double(), b.double(), a.double(), alpha=lora.scale)
 
 
-def merge_bias(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+def merge_bias(sliced: torch.Tensor, widths: LinearPart, lora: LoraFactors | None) -> torch.Tensor:
     """Add the bias of lora_B, if any, to a layer's sliced bias [out], in float64."""
     if lora is None or lora.bias is None:
         return sliced.double()
     return sliced.double() + lora.scale * take(lora.bias, widths.rows).double()
 
 
-def _merged_in_blocks(sliced: torch.Tensor, widths: Widths, lora: LoraFactors | None) -> torch.Tensor:
+def _merged_in_blocks(sliced: torch.Tensor, widths: LinearPart, lora: LoraFactors | None) -> torch.Tensor:
     """As `merge`, rounded to fp32 in blocks of rows, so that it is never whole in float64."""
     if lora is None:
         return sliced.float()
@@ -60,7 +59,7 @@ class MaterializedModel:
             self.adapter = load_adapter(source.adapter.folder, source.adapter_config, source.architecture, self.base)
         self._factors = {name: source.order.apply_to_factors(name, lora) for name, lora in self.adapter.factors.items()}
         self.untied = source.unties
-        self.shapes = materialized_shapes(subnetwork, self.untied)
+        self.shapes = subnetwork.shapes(self.untied)
         self._layers = {number: index for index, number in subnetwork.numbers.items()}
         self._widths = subnetwork.linears
         self._damaged: dict[str, str] = {}
@@ -75,13 +74,13 @@ class MaterializedModel:
         ]
         raise_all("The adapter has biases (lora_bias) that the merged model has no place for:", problems)
 
-    def base_tensor(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
+    def base_tensor(self, name: str, rows: Ranges | None = None, columns: Ranges | None = None) -> torch.Tensor:
         """Read a base tensor or its replacement by the adapter, in the super-network's channel order."""
         if self.source.order.touches(name):
             return take(self.source.order.apply(name, self._stored(name)), rows, columns)
         return self._stored(name, rows, columns)
 
-    def _stored(self, name: str, rows: Part | None = None, columns: Part | None = None) -> torch.Tensor:
+    def _stored(self, name: str, rows: Ranges | None = None, columns: Ranges | None = None) -> torch.Tensor:
         if name in self.adapter.replaced:
             return take(self.adapter.replaced[name], rows, columns)
         return self.base.read(self._name_in_base(name), rows, columns)
@@ -93,7 +92,7 @@ class MaterializedModel:
 
     def original(self, name: str) -> str:
         """The super-network's name of a tensor: layers are renumbered where whole ones are removed."""
-        return self.source.architecture.renumbered(name, self._layers)
+        return self.source.architecture.renumber(name, self._layers)
 
     def exact(self, name: str) -> torch.Tensor:
         """A tensor of the materialized model before rounding: float64, or as stored where nothing is merged."""

@@ -37,10 +37,10 @@ from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import original_hashes
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.complexity import Sizes, measure
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
-from lonas_edge.space.subnetwork import Subnetwork, misfits, select, unpruned
+from lonas_edge.space.selection import select, width_errors
+from lonas_edge.space.subnetwork import Sizes, Subnetwork, unpruned
 
 SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
 TRAINING = "training.json"  # and the record of its training under this one
@@ -193,7 +193,7 @@ class Source:
     def sizes(self, subnetwork: Subnetwork, seq_len: int | None = None) -> Sizes:
         """Sizes of a sub-network, or of `unpruned`; MACs at the length of the search space when `seq_len` is None."""
         length = seq_len or self.space.sequence_length or self.architecture.family.kind.sequence_length
-        return measure(subnetwork, self.ranks(), length, self.unties)
+        return subnetwork.sizes(self.ranks(), length, self.unties)
 
 
 def locate(reference: str, weights: bool, revision: str | None = None) -> Located:
@@ -318,7 +318,7 @@ def open_source(
     if training and training.recovered and training.recovered.widths and elastic:
         raise_all(
             f"{located.folder / TRAINING}: fine-tuned for a sub-network that is not in the search space:",
-            misfits(elasticity, training.recovered.widths, training.search_space),
+            width_errors(elasticity, training.recovered.widths, training.search_space),
             "Use the search space of the training.",
         )
     if adapter_config:
@@ -348,7 +348,7 @@ def _read_architecture(
     """Read a base's shapes, and the fields of its config.json that change with its kind and the outputs of another head."""
     path = base / "config.json"
     config = parse_config(read_config(base), str(path))
-    read_generation_config(base, config.vocab_size)
+    read_generation_config(base, getattr(config, "vocab_size", None))
     family, fields = family_of(config.model_type, kind, config.architectures or ()), {}
     if family:
         fields = {**family.kind.head_fields(config, outputs), **family.class_fields(config.model_type)}

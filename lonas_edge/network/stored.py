@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lonas_edge.formats import FORMATS, PER_CHANNEL, WeightFormat
 from lonas_edge.network.checkpoints import take
 from lonas_edge.network.super_network import SuperNetwork
-from lonas_edge.space.elasticity import Widths
+from lonas_edge.space.elasticity import LinearPart
 from lonas_edge.space.subnetwork import Subnetwork
 
 
@@ -26,7 +26,7 @@ from lonas_edge.space.subnetwork import Subnetwork
 class LayerStorage:
     """The active part of a linear layer, and how it is stored; `group` columns share a scale, None: whole rows."""
 
-    widths: Widths
+    widths: LinearPart
     weight_format: WeightFormat
     group: int | None
 
@@ -105,7 +105,7 @@ class _StoredHead:
         self.layer, weight = layer, _plain(layer).weight
         self.storage = weight_format.of_head(weight.shape[1])
         self.shared = None if _adapters(layer) else weight  # an adapter gives a tied head a weight of its own
-        self._whole = Widths.first(*weight.shape)
+        self._whole = LinearPart.first(*weight.shape)
         self._trained = any(parameter.requires_grad for parameter in layer.parameters())
         with torch.no_grad():
             self._stored = stored(merged(layer, self._whole), *self.storage)
@@ -123,7 +123,7 @@ def _rounded(matrix: torch.Tensor, weight_format: WeightFormat, group: int | Non
     return rounded + (matrix - matrix.detach()) if matrix.requires_grad else rounded  # what is added is 0
 
 
-def _forward(layer: Any, widths: Widths, weight_format: WeightFormat, group: int | None) -> Callable[..., torch.Tensor]:
+def _forward(layer: Any, widths: LinearPart, weight_format: WeightFormat, group: int | None) -> Callable[..., torch.Tensor]:
     def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):  # what is rounded is summed in fp32, as an export does
             weight = _rounded(merged(layer, widths), weight_format, group).to(x.dtype)
@@ -172,7 +172,7 @@ def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None)
     return restored.reshape(matrix.shape)
 
 
-def merged(layer: Any, widths: Widths) -> torch.Tensor:
+def merged(layer: Any, widths: LinearPart) -> torch.Tensor:
     """The active part [rows, columns] of a live layer's weight with its adapter, in fp32."""
     base = _plain(layer)
     weight: torch.Tensor = take(base.weight, widths.rows, widths.columns).float()
@@ -183,7 +183,7 @@ def merged(layer: Any, widths: Widths) -> torch.Tensor:
     return weight
 
 
-def _bias(layer: Any, widths: Widths) -> torch.Tensor | None:
+def _bias(layer: Any, widths: LinearPart) -> torch.Tensor | None:
     bias: torch.Tensor | None = _plain(layer).bias
     total = None if bias is None else take(bias, widths.rows).float()
     for name in _adapters(layer):

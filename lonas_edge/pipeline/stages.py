@@ -33,10 +33,9 @@ from lonas_edge.search.run import search
 from lonas_edge.search.warm_start import named
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import bind
-from lonas_edge.space.generate import generate_space
-from lonas_edge.space.removable import removable
+from lonas_edge.space.generate import generate_space, removable_blocks
 from lonas_edge.space.search_space import read_search_space
-from lonas_edge.space.subnetwork import select
+from lonas_edge.space.selection import select
 from lonas_edge.training.inputs import (
     Inputs,
     check_conversations,
@@ -171,7 +170,7 @@ def write_space(places: Places, task: PipelineTask) -> None:
 def _generated_space(source: Source, task: PipelineTask) -> dict[str, Any]:
     """As `space --depth KIND --ratios 1` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
     architecture = source.architecture
-    blocks, ranks = removable(architecture, (task.block,), str(source.base.folder)), source.ranks()
+    blocks, ranks = removable_blocks(architecture, (task.block,), str(source.base.folder)), source.ranks()
     return generate_space(architecture, (1.0,), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lonas_edge.network.source import Source
     from lonas_edge.search.dimensions import Cost as CostFunction
     from lonas_edge.search.latency_table import LatencyTable
-    from lonas_edge.space.complexity import Sizes
+    from lonas_edge.space.subnetwork import Sizes
 
 END_TO_END = "end-to-end"
 

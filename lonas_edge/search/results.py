@@ -17,6 +17,7 @@ from lonas_edge.search.plan import SearchPlan
 from lonas_edge.search.record import Evaluation, Measured, Named, Scored, SearchRecord, front, hypervolume
 from lonas_edge.search.study import SAMPLER
 from lonas_edge.search.warm_start import named
+from lonas_edge.space.selection import SubnetworkRecord
 from lonas_edge.space.subnetwork import SearchOrigin, Subnetwork
 from lonas_edge.versions import versions
 
@@ -46,7 +47,7 @@ class SearchResults:
                 evaluation = self.evaluations[entry.evaluation]
                 elasticity, origin = self.plan.source.elasticity, self._origin(evaluation)
                 subnetwork = Subnetwork(elasticity, evaluation.widths, f"search:{entry.name}", origin)
-                subnetwork.record().write(folder / SUBNETWORKS / f"{entry.file}.json")
+                SubnetworkRecord.of(subnetwork).write(folder / SUBNETWORKS / f"{entry.file}.json")
         report.write(record, folder)
         record.write(folder / SEARCH)
 

@@ -18,7 +18,6 @@ from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.network.source import Source
 from lonas_edge.progress import Progress
 from lonas_edge.search.cost import CostSettings
-from lonas_edge.space.complexity import materialized_shapes
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.versions import versions
 
@@ -41,7 +40,7 @@ def shape_hash(source: Source, networks: Sequence[Sequence[int]]) -> str:
     """Hash everything that the latency of networks depends on in their model; values of weights do not matter."""
     config = source.architecture.config.to_dict()
     known = {name: value for name, value in config.items() if not name.startswith("_") and name not in _NOT_SHAPES}
-    shapes = [materialized_shapes(source.subnetwork(widths), source.unties) for widths in networks]
+    shapes = [source.subnetwork(widths).shapes(source.unties) for widths in networks]
     return json_sha256([known, shapes], default=str)
 
 

@@ -16,7 +16,6 @@ from lonas_edge.families import (
     ModelKind,
     WidthRule,
     family_of,
-    key_value_heads,
 )
 
 REMOVED = "removed_blocks"  # of a materialized model's config.json: module paths
@@ -37,29 +36,12 @@ class Architecture:
             raise LonasEdgeError(
                 f"{where}: model_type {config.model_type!r} is not supported. Supported: {', '.join(SUPPORTED_MODEL_TYPES)}."
             )
-        raise_all(f"{where}: not a usable model configuration:", family.faults(config))
+        raise_all(f"{where}: not a usable model configuration:", family.config_errors(config))
         architecture = cls(family, config)
-        raise_all(f"{where}: per_layer_config cannot be used:", architecture._per_layer_faults())
-        unknown = [
-            f"{block!r}: the model has no such block" for block in architecture.removed if block not in architecture.all_blocks
-        ]
-        raise_all(f"{where}: {REMOVED} cannot be used:", unknown or architecture.staying(architecture.removed))
+        unknown = [path for path in architecture.removed if path not in architecture.all_blocks]
+        errors = [f"{path!r}: the model has no such block" for path in unknown]
+        raise_all(f"{where}: {REMOVED} cannot be used:", errors or architecture.removal_errors(architecture.removed))
         return architecture
-
-    def _per_layer_faults(self) -> list[str]:
-        layers = {str(index) for index in range(self.config.num_hidden_layers)}
-        faults = [f"{index!r}: the model has no such decoder layer" for index in self.per_layer if index not in layers]
-        widths = self.family.whole_fields(self.config).keys()
-        changed = {field for changes in self.per_layer.values() for field in changes}
-        faults += [f"{field}: expected {', '.join(sorted(widths))}" for field in sorted(changed - widths)]
-        return faults or [fault for index in sorted(self.per_layer) for fault in self._head_faults(index)]
-
-    def _head_faults(self, index: str) -> list[str]:
-        """The conversion cuts a layer's cache from one with the model's own number of key-value heads."""
-        own, most = self.of_layer(self.family.layer(int(index))), key_value_heads(self.config)
-        heads, groups = own.num_attention_heads, key_value_heads(own)
-        wanted = f"expected at most {most} key-value heads, which divide the query heads"
-        return [] if groups <= most and heads % groups == 0 else [f"layer {index}: {wanted}; found {groups} and {heads}"]
 
     def require(self, kind: ModelKind, what: str, said_by: Path | None = None) -> None:
         """Raise if the feature `what` does not work on the kind of the model, which the file `said_by` defines."""
@@ -78,13 +60,47 @@ class Architecture:
         return self.family.tied(self.config)
 
     @cached_property
+    def layers(self) -> dict[str, Any]:
+        """The configuration of each decoder layer by its path.
+
+        It has the layer's own widths, its kind as `layer_type` (None if all are of one), and `head_dim`.
+        """
+        configs = {}
+        for index in range(self.config.num_hidden_layers):
+            own = copy.copy(self.config)
+            fields = self.family.layer_fields(self.config, index) | dict(self.per_layer.get(str(index), {}))
+            for name, value in fields.items():
+                setattr(own, name, value)
+            configs[self.family.layer(index)] = own
+        return configs
+
+    def of_layer(self, path: str) -> Any:
+        """The configuration of the decoder layer with or around a module path."""
+        return self.layers[self.split(path)[0]]
+
+    def split(self, module: str) -> tuple[str, str]:
+        """Split a module path after its decoder layer: its path, or "" outside the layers, and the rest."""
+        layers = self.family.layers + "."
+        if not module.startswith(layers):
+            return "", module
+        index, _, relative = module.removeprefix(layers).partition(".")
+        return layers + index, relative
+
+    def renumber(self, name: str, numbers: Mapping[int, int]) -> str:
+        """Give a module or parameter the new number of its decoder layer; outside the layers its name stays."""
+        layer, relative = self.split(name)
+        return f"{self.family.layer(numbers[int(layer.rpartition('.')[2])])}.{relative}" if layer else name
+
+    # Weights
+
+    @cached_property
     def linears(self) -> dict[str, Linear]:
         """Every linear layer by module path, including the head."""
         linears = {}
-        for index, own in enumerate(self._layers):
+        for layer, own in self.layers.items():
             for linear in self.family.linears(own):
-                name = f"{self.family.layer(index)}.{linear.name}"
-                if not name.startswith(self._gone):
+                name = f"{layer}.{linear.name}"
+                if not name.startswith(self._absent):
                     linears[name] = replace(linear, name=name)
         return linears | {linear.name: linear for linear in self.family.outer_linears(self.config)}
 
@@ -93,28 +109,23 @@ class Architecture:
         """Shape of every parameter by its name in a checkpoint, without a tied head."""
         family, config = self.family, self.config
         shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in family.embeddings(config).items()}
-        for index, own in enumerate(self._layers):
-            layer = family.layer(index)
+        for layer, own in self.layers.items():
             shapes |= {f"{layer}.{name}": (size,) for name, size in family.vectors(own).items()}
             shapes |= {f"{layer}.{name}": shape for name, shape in family.convolutions(own).items()}
-        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(self._gone)}
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(self._absent)}
         shapes |= {name: (size,) for name, size in family.outer_vectors(config).items()}
         for linear in self.linears.values():
-            if linear.name == family.head and self.tied:
-                continue
-            shapes[f"{linear.name}.weight"] = (linear.out_features, linear.in_features)
-            if linear.bias:
-                shapes[f"{linear.name}.bias"] = (linear.out_features,)
+            if linear.name != family.head or not self.tied:
+                shapes |= linear.shapes
         return shapes
 
     @property
     def head(self) -> dict[str, tuple[int, ...]]:
         """Shape of the head's parameters by name, also of a tied head; empty without a head."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for linear in (linear for name, linear in self.linears.items() if self.in_head(name)):
-            shapes[f"{linear.name}.weight"] = (linear.out_features, linear.in_features)
-            if linear.bias:
-                shapes[f"{linear.name}.bias"] = (linear.out_features,)
+        for name, linear in self.linears.items():
+            if self.in_head(name):
+                shapes |= linear.shapes
         return shapes
 
     def in_head(self, name: str) -> bool:
@@ -127,12 +138,6 @@ class Architecture:
         embedding = f"{self.family.embedding}.weight"
         return frozenset({embedding, *self.head} if self.family.kind.generates else {embedding})
 
-    @property
-    def default_targets(self) -> tuple[str, ...]:
-        """Names of the layers with an adapter by default; hybrids have more kinds of layers."""
-        leaves = {name.rpartition(".")[2] for name in self.linears}
-        return tuple(name for name in self.family.default_targets if name in leaves)
-
     @cached_property
     def eight_bits(self) -> frozenset[str]:
         """Names of the weights that no format with four bits applies to, except embedding and head."""
@@ -143,55 +148,75 @@ class Architecture:
         """Names of the weights that the model does not compute with."""
         return frozenset(f"{linear.name}.weight" for linear in self.linears.values() if not linear.used)
 
+    @property
+    def default_targets(self) -> tuple[str, ...]:
+        """Names of the layers with an adapter by default; hybrids have more kinds of layers."""
+        leaves = {name.rpartition(".")[2] for name in self.linears}
+        return tuple(name for name in self.family.default_targets if name in leaves)
+
+    # Elastic widths
+
     @cached_property
     def rules(self) -> tuple[tuple[str, WidthRule], ...]:
         """Each elastic output width, with the path of its decoder layer."""
-        layers = map(self.family.layer, range(self.config.num_hidden_layers))
-        pairs = ((layer, rule) for layer in layers for rule in self.family.width_rules)
+        pairs = [(layer, rule) for layer in self.layers for rule in self.family.width_rules]
         return tuple((layer, rule) for layer, rule in pairs if f"{layer}.{rule.consumer}" in self.linears)
 
     @cached_property
     def units(self) -> dict[str, int]:
         """Number of input channels that stay together, by module path, for each layer with an elastic input width."""
-        return {f"{layer}.{rule.consumer}": rule.unit(self.of_layer(layer)) for layer, rule in self.rules}
+        return {f"{layer}.{rule.consumer}": rule.unit(self.layers[layer]) for layer, rule in self.rules}
 
     @cached_property
     def producers(self) -> dict[str, tuple[str, ...]]:
         """The layers that produce the input, by module path, for each layer with an elastic input width."""
         return {f"{layer}.{rule.consumer}": tuple(f"{layer}.{name}" for name in rule.producers) for layer, rule in self.rules}
 
-    @property
-    def context(self) -> int | None:
-        """Longest sequence in tokens; None if it is not limited."""
-        positions = getattr(self.config, "max_position_embeddings", None)
-        return self.family.context(positions, getattr(self.config, "pad_token_id", None))
+    def inner_width(self) -> int:
+        """The largest width of a token inside a decoder layer: outputs of the layers with an elastic width."""
+        widths = [sum(self.linears[f"{layer}.{name}"].out_features for name in rule.producers) for layer, rule in self.rules]
+        return max(widths, default=0)
+
+    # Removable blocks
 
     @cached_property
     def all_blocks(self) -> dict[str, Block]:
         """The removable parts of decoder layers, or whole layers, by module path; also those that the model lacks."""
-        family, layers = self.family, enumerate(self._layers)
-        pairs = ((family.layer(index), block) for index, own in layers for block in family.blocks(own))
-        return {f"{layer}.{block.module}".rstrip("."): block for layer, block in pairs}
+        blocks = {}
+        for layer, own in self.layers.items():
+            for block in self.family.blocks(own):
+                blocks[f"{layer}.{block.module}".rstrip(".")] = block
+        return blocks
 
     @cached_property
     def blocks(self) -> dict[str, Block]:
         """The blocks that the model has, by module path."""
         return {path: block for path, block in self.all_blocks.items() if path not in self.removed}
 
-    def staying(self, removed: Collection[str]) -> list[str]:
-        """List those of some blocks that cannot be removed, with the reason."""
-        reasons = {module: self.all_blocks[module].stays for module in removed}
-        return [f"{module} cannot be removed: {reason}" for module, reason in reasons.items() if reason]
-
     @property
     def removed(self) -> tuple[str, ...]:
         """Module paths of the blocks that the model lacks: those that its configuration lists as removed."""
         return tuple(getattr(self.config, REMOVED, None) or ())
 
+    def removed_modules(self, blocks: Collection[str]) -> tuple[str, ...]:
+        """Module paths of removed blocks and of the norms that serve them alone."""
+        modules = []
+        for path in blocks:
+            layer, _ = self.split(path)
+            modules += [path, *(f"{layer}.{norm}" for norm in self.all_blocks[path].norms)]
+        return tuple(modules)
+
     @cached_property
-    def _gone(self) -> tuple[str, ...]:
+    def _absent(self) -> tuple[str, ...]:
         """Beginnings of the names of what the model lacks."""
-        return tuple(f"{module}." for module in self.absent(self.removed))
+        return tuple(f"{module}." for module in self.removed_modules(self.removed))
+
+    def removal_errors(self, blocks: Collection[str]) -> list[str]:
+        """List those of some blocks that cannot be removed, with the reason."""
+        reasons = {path: self.all_blocks[path].refused for path in blocks}
+        return [f"{path} cannot be removed: {reason}" for path, reason in reasons.items() if reason]
+
+    # Unequal layers
 
     @property
     def per_layer(self) -> Mapping[str, Mapping[str, int]]:
@@ -203,52 +228,19 @@ class Architecture:
         """Whether layers differ in widths or blocks, which transformers' model class cannot express."""
         return bool(self.removed or self.per_layer)
 
-    def absent(self, removed: Collection[str]) -> tuple[str, ...]:
-        """Module paths of removed blocks and of the norms that serve them alone."""
-        layers = {block: self.split(block)[0] for block in removed}
-        return tuple(p for b in removed for p in (b, *(f"{layers[b]}.{norm}" for norm in self.all_blocks[b].norms)))
+    # Sequences
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens; None if it is not limited."""
+        positions = getattr(self.config, "max_position_embeddings", None)
+        return self.family.context(positions, getattr(self.config, "pad_token_id", None))
 
     def kv_elements(self) -> int:
         """Elements of keys and values that a token adds to the cache, over all layers."""
-        return sum(self.kv_width(self.family.layer(index)) for index in range(len(self._layers)))
+        return sum(map(self.kv_width, self.layers))
 
     def kv_width(self, layer: str) -> int:
         """Elements of keys and values that a token adds to the cache of the decoder layer with this path."""
-        cached = {self.split(block)[0] for block in self.removed if self.all_blocks[block].cached}
-        return 0 if layer in cached else self.family.kv_width(self.of_layer(layer))
-
-    def of_layer(self, path: str) -> Any:
-        """The configuration of the decoder layer with or around a module path.
-
-        It has the layer's own widths, its kind as `layer_type` (None if all are of one), and `head_dim`.
-        """
-        return self._layers[int(self.split(path)[0].rpartition(".")[2])]
-
-    @cached_property
-    def _layers(self) -> tuple[Any, ...]:
-        layers = []
-        for index in range(self.config.num_hidden_layers):
-            own = copy.copy(self.config)
-            fields = self.family.layer_fields(self.config, index) | dict(self.per_layer.get(str(index), {}))
-            for name, value in fields.items():
-                setattr(own, name, value)
-            layers.append(own)
-        return tuple(layers)
-
-    def inner_width(self) -> int:
-        """The largest width of a token inside a decoder layer: outputs of the layers with an elastic width."""
-        widths = (sum(self.linears[f"{layer}.{name}"].out_features for name in rule.producers) for layer, rule in self.rules)
-        return max(widths, default=0)
-
-    def split(self, module: str) -> tuple[str, str]:
-        """Split a module path after its decoder layer: its path, or "" outside the layers, and the rest."""
-        layers = self.family.layers + "."
-        if not module.startswith(layers):
-            return "", module
-        index, _, relative = module.removeprefix(layers).partition(".")
-        return layers + index, relative
-
-    def renumbered(self, name: str, numbers: Mapping[int, int]) -> str:
-        """The name of a module or parameter with the new number of its decoder layer; outside the layers it stays."""
-        layer, relative = self.split(name)
-        return f"{self.family.layer(numbers[int(layer.rpartition('.')[2])])}.{relative}" if layer else name
+        without = {self.split(path)[0] for path in self.removed if self.all_blocks[path].cached}
+        return 0 if layer in without else self.family.kv_width(self.layers[layer])

@@ -5,28 +5,26 @@ Everything downstream (sizes, activation, slicing) asks a `Subnetwork` what is a
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cached_property
-from typing import Any
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import FAMILIES, HeadRule, Part, WidthRule, head_dim
+from lonas_edge.families import FAMILIES, HeadRule, Ranges, WidthRule, head_dim
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.search_space import Group, Member, SearchSpace
 
 
 @dataclass(frozen=True)
-class Widths:
+class LinearPart:
     """The active part of one linear layer: ranges of rows and columns, and its first `rank` ranks (None: the adapter's own)."""
 
-    rows: Part
-    columns: Part
+    rows: Ranges
+    columns: Ranges
     rank: int | None = None
 
     @classmethod
-    def first(cls, out_features: int, in_features: int, rank: int | None = None) -> "Widths":
+    def first(cls, out_features: int, in_features: int, rank: int | None = None) -> "LinearPart":
         """The first rows and columns: the part of a layer that is not fused."""
         return cls(((0, out_features),), ((0, in_features),), rank)
 
@@ -41,10 +39,6 @@ class Widths:
         return sum(stop - start for start, stop in self.columns)
 
 
-_MODEL_CLASS = re.compile(r"/(\w+)\[model\]/")  # of a node name
-NOTHING = Widths((), (), 0)  # of a layer in a removed block
-
-
 @dataclass(frozen=True, eq=False)
 class Elasticity:
     """A search space laid over an architecture. The maps give the index of a group by module path; `rules` are those of its
@@ -53,11 +47,11 @@ class Elasticity:
 
     architecture: Architecture
     space: SearchSpace
-    out_group: Mapping[str, int]
-    in_group: Mapping[str, int]
-    rank_group: Mapping[str, int]
-    rules: Mapping[str, WidthRule]
-    block_group: Mapping[str, int] = field(default_factory=dict)
+    out_group: dict[str, int] = field(default_factory=dict)
+    in_group: dict[str, int] = field(default_factory=dict)
+    rank_group: dict[str, int] = field(default_factory=dict)
+    block_group: dict[str, int] = field(default_factory=dict)
+    rules: dict[str, WidthRule] = field(default_factory=dict)
 
     @cached_property
     def maximal(self) -> tuple[int, ...]:
@@ -98,21 +92,25 @@ class Elasticity:
         Two choices of widths are the same network if their canonical widths are equal.
         """
         removed = tuple(f"{block}." for block in self.removed(widths))
-        unused = (
-            group.kind != "block" and all(module.startswith(removed) for module in group.modules) for group in self.space.groups
-        )
-        return tuple(most if idle else own for most, own, idle in zip(self.maximal, widths, unused, strict=True))
+        chosen = []
+        for group, width in zip(self.space.groups, widths, strict=True):
+            unused = group.kind != "block" and all(module.startswith(removed) for module in group.modules)
+            chosen.append(group.widths[0] if unused else width)
+        return tuple(chosen)
 
     @cached_property
     def inside(self) -> dict[int, int]:
         """Index of the block group that holds all layers of a width or rank group, by the index of the latter."""
-        blocks = {f"{block}.": index for block, index in self.block_group.items()}
-        held: dict[int, int] = {}
+        inside = {}
         for index, group in enumerate(self.space.groups):
-            around = {next((i for b, i in blocks.items() if module.startswith(b)), None) for module in group.modules}
-            if group.kind != "block" and len(around) == 1 and (only := around.pop()) is not None:
-                held[index] = only
-        return held
+            around = {self._block_around(module) for module in group.modules}
+            if group.kind != "block" and len(around) == 1 and (block := around.pop()) is not None:
+                inside[index] = block
+        return inside
+
+    def _block_around(self, module: str) -> int | None:
+        """Index of the block group that a module is inside of, if any."""
+        return next((index for block, index in self.block_group.items() if module.startswith(f"{block}.")), None)
 
 
 def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elasticity:
@@ -120,120 +118,98 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
 
     A space of the same model type with another task is taken under this task's module paths.
     """
-    space = _renamed(architecture, space)
-    out: dict[str, int] = {}
-    inputs: dict[str, int] = {}
-    ranks: dict[str, int] = {}
-    rules: dict[str, WidthRule] = {}
-    blocks: dict[str, int] = {}
-    problems = _of_another_model(architecture, space)
-    for index, group in enumerate(() if problems else space.groups):
-        faults = _unknown_blocks(architecture, group) if group.kind == "block" else _unknown_nodes(architecture, group)
-        if not faults and group.kind == "rank":
-            ranks |= dict.fromkeys(group.modules, index)
-        elif not faults and group.kind == "block":
-            blocks |= dict.fromkeys(group.modules, index)
-        elif not faults:
-            faults, narrowed = _bind_width(architecture, group)
-            faults = list(dict.fromkeys(faults))
-            faults += [f"{m} is in group {out[m]} too" for m in group.modules if m in out]
-            out |= dict.fromkeys(group.modules, index)
-            inputs |= {name: index for name in narrowed if name not in group.modules}
-            rules |= narrowed
-        problems += [f"group {index}: {fault}" for fault in faults]
+    headline = f"{where}: the search space does not fit the model ({architecture.model_type}):"
+    hint = "Use the configuration that the adapter was trained with, or write one with `lonas-edge space`."
+    space = _rename_modules(architecture, space)
+    raise_all(headline, _other_model_errors(architecture, space), hint)
+    bound = Elasticity(architecture, space)
+    errors: list[str] = []
+    for index, group in enumerate(space.groups):
+        if group.kind == "block":
+            found = _block_errors(architecture, group)
+            bound.block_group.update(dict.fromkeys(group.modules, index))
+        else:
+            found = _node_errors(architecture, group)
+        if group.kind == "rank":
+            bound.rank_group.update(dict.fromkeys(group.modules, index))
+        elif group.kind == "width" and not found:
+            found = _bind_width(bound, index, group)
+        errors += [f"group {index}: {error}" for error in dict.fromkeys(found)]
     needed = {name: block for name, block in architecture.blocks.items() if block.needed}
-    if needed and needed.keys() <= blocks.keys():
+    if needed and needed.keys() <= bound.block_group.keys():
         what = "every layer" if any(block.whole for block in needed.values()) else "every layer's attention"
-        problems.append(f"{what} is removable, so the minimal network would have none; delete one from the groups")
-    raise_all(
-        f"{where}: the search space does not fit the model ({architecture.model_type}):",
-        problems,
-        "Use the configuration that the adapter was trained with, or write one with `lonas-edge space`.",
-    )
-    return Elasticity(architecture, space, out, inputs, ranks, rules, blocks)
+        errors.append(f"{what} is removable, so the minimal network would have none; delete one from the groups")
+    raise_all(headline, errors, hint)
+    return bound
 
 
-def _renamed(architecture: Architecture, space: SearchSpace) -> SearchSpace:
+def _rename_modules(architecture: Architecture, space: SearchSpace) -> SearchSpace:
     """The space with this task's module paths; another task of the model type has another prefix of the body's modules."""
     ours = architecture.family.prefix
     others = {family.prefix for family in FAMILIES if architecture.model_type in family.model_types} - {ours}
     known = architecture.linears.keys() | architecture.blocks.keys()
 
-    def named(member: Member) -> Member:
+    def rename(member: Member) -> Member:
         paths = [ours + member.module.removeprefix(other) for other in others if member.module.startswith(other)]
         paths = [] if member.module in known else [path for path in paths if path in known]
         return replace(member, module=paths[0]) if paths else member
 
-    groups = (replace(group, members=tuple(map(named, group.members))) for group in space.groups)
+    groups = [replace(group, members=tuple(map(rename, group.members))) for group in space.groups]
     return replace(space, groups=tuple(groups)) if others else space
 
 
-def _of_another_model(architecture: Architecture, space: SearchSpace) -> list[str]:
+def _other_model_errors(architecture: Architecture, space: SearchSpace) -> list[str]:
     """One line if all groups name the classes of another model."""
-    nodes = [member.node for group in space.groups if group.kind != "block" for member in group.members]
-    modules = [member.module for group in space.groups if group.kind != "block" for member in group.members]
-    if not modules or any(module in architecture.linears for module in modules):
+    members = [member for group in space.groups if group.kind != "block" for member in group.members]
+    if any(member.module in architecture.linears for member in members):
         return []
-    theirs = {match[1] for node in nodes if (match := _MODEL_CLASS.search(node))}
+    theirs = {match[1] for member in members if (match := re.search(r"/(\w+)\[model\]/", member.node))}
     ours = architecture.family.class_names[architecture.model_type]["model"]
     if len(theirs) != 1 or ours in theirs:
         return []
-    return [f"its {len(nodes)} nodes belong to {theirs.pop()}; the model is a {ours}"]
+    return [f"its {len(members)} nodes belong to {theirs.pop()}; the model is a {ours}"]
 
 
-def _unknown_blocks(architecture: Architecture, group: Group) -> list[str]:
+def _block_errors(architecture: Architecture, group: Group) -> list[str]:
     if not architecture.blocks:
         return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be removed"]
-    last = architecture.config.num_hidden_layers - 1
+    unknown = [module for module in group.modules if module not in architecture.blocks]
+    if not unknown:
+        return architecture.removal_errors(group.modules)
     parts = list(dict.fromkeys(block.module for block in architecture.blocks.values() if not block.whole))
-    known = f"{architecture.family.layer(0)} to {last}" + (f" with {' or '.join(parts)}" if parts else "")
-
-    def nearest(module: str) -> str:
-        near = get_close_matches(module[:300], architecture.blocks, 1)
-        return f"; the nearest is {near[0]}" if near else ""
-
-    unknown = [
-        f"unknown block {module[:300]!r}: expected {known}{nearest(module)}"
-        for module in group.modules
-        if module not in architecture.blocks
-    ]
-    return unknown or architecture.staying(group.modules)
+    known = f"{architecture.family.layer(0)} to {len(architecture.layers) - 1}"
+    known += f" with {' or '.join(parts)}" if parts else ""
+    return [f"unknown block {module[:300]!r}: expected {known}" for module in unknown]
 
 
-def _unknown_nodes(architecture: Architecture, group: Group) -> list[str]:
-    last = architecture.config.num_hidden_layers - 1
-    return [
-        f"unknown node {member.node!r}: the model has no linear layer {member.module!r} (decoder layers 0 to {last})"
-        for member in group.members
-        if member.module not in architecture.linears
-    ]
+def _node_errors(architecture: Architecture, group: Group) -> list[str]:
+    layers = f"decoder layers 0 to {len(architecture.layers) - 1}"
+    unknown = [member for member in group.members if member.module not in architecture.linears]
+    return [f"unknown node {each.node!r}: the model has no linear layer {each.module!r} ({layers})" for each in unknown]
 
 
-def _bind_width(architecture: Architecture, group: Group) -> tuple[list[str], dict[str, WidthRule]]:
-    """Check an output-width group against the family's rules; return faults, and the rule of each narrowed layer."""
-    rules: dict[str, WidthRule] = {}
-    faults: list[str] = []
+def _bind_width(bound: Elasticity, index: int, group: Group) -> list[str]:
+    """Bind an output-width group to its producers and their consumers by the family's rules; return errors."""
+    architecture, errors = bound.architecture, []
     for module in group.modules:
         layer, relative = architecture.split(module)
         rule = next((rule for rule in architecture.family.width_rules if relative in rule.producers), None)
         if rule is None:
             reason = architecture.family.refused_widths.get(relative, "no rule says what consumes it")
-            faults.append(f"elastic output width of {module} is not supported for {architecture.model_type}: {reason}")
+            errors.append(f"elastic output width of {module} is not supported for {architecture.model_type}: {reason}")
             continue
         missing = sorted(name for name in rule.producers if f"{layer}.{name}" not in group.modules)
         if missing:
-            faults.append(f"{module} is elastic without {', '.join(missing)}, which must share its width")
+            errors.append(f"{module} is elastic without {', '.join(missing)}, which must share its width")
         config = architecture.of_layer(module)
-        full = rule.full(config)
-        faults += [f"width {w} of {module} is larger than the full width {full}" for w in group.widths if w > full]
-        faults += _split_heads(rule, config, module, group.widths)
-        rules |= {module: rule, f"{layer}.{rule.consumer}": rule}
-    return faults, rules
-
-
-def _split_heads(rule: WidthRule, config: Any, module: str, widths: Sequence[int]) -> list[str]:
-    unit = rule.unit(config)
-    if not isinstance(rule, HeadRule):
-        return []
-    heads = f"heads of {head_dim(config)} channels, {unit // head_dim(config)} per key-value head: expected multiples of {unit}"
-    return [f"width {width} of {module} splits {heads}" for width in widths if width % unit]
+        full, unit, channels = rule.full(config), rule.unit(config), head_dim(config)
+        errors += [f"width {width} of {module} is larger than the full width {full}" for width in group.widths if width > full]
+        if isinstance(rule, HeadRule):
+            heads = f"heads of {channels} channels, {unit // channels} per key-value head: expected multiples of {unit}"
+            errors += [f"width {width} of {module} splits {heads}" for width in group.widths if width % unit]
+        if module in bound.out_group:
+            errors.append(f"{module} is in group {bound.out_group[module]} too")
+        consumer = f"{layer}.{rule.consumer}"
+        bound.out_group[module] = bound.in_group[consumer] = index
+        bound.rules[module] = bound.rules[consumer] = rule
+    return errors

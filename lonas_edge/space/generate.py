@@ -1,6 +1,7 @@
 """Write a search space for a supported model, in the published NNCF format and group order."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -9,7 +10,14 @@ from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.search_space import EXTENSION, EXTENSION_VERSION, Role
 
 DEFAULT_RATIOS = (1, 0.875, 0.75, 0.625, 0.5)
-_Groups = list[tuple[list[tuple[str, Role]], list[int]]]  # members of each group, and its values
+
+
+@dataclass(frozen=True)
+class _NodeGroup:
+    """An elastic group in NNCF's names."""
+
+    nodes: list[str]
+    widths: list[int]
 
 
 def generate_space(
@@ -41,55 +49,46 @@ def generate_space(
         The NNCF configuration, ready for `json.dump`.
     """
     family = architecture.family
-    problems = [f"ratio {ratio:g}: expected more than 0 and at most 1" for ratio in ratios if not 0 < ratio <= 1]
-    problems += [f"rank {rank}: expected at least 1" for rank in ranks or () if rank < 1]
+    errors = [f"ratio {ratio:g}: expected more than 0 and at most 1" for ratio in ratios if not 0 < ratio <= 1]
+    errors += [f"rank {rank}: expected at least 1" for rank in ranks or () if rank < 1]
     if adapter and ranks and max(ranks) > min(adapter.values()):
-        problems.append(f"rank {max(ranks)}: the adapter has rank {min(adapter.values())}")
+        errors.append(f"rank {max(ranks)}: the adapter has rank {min(adapter.values())}")
     if heads and family.head_rule is None:
-        problems.append(f"the heads of {architecture.model_type} cannot be elastic: {family.refused_heads}")
+        errors.append(f"the heads of {architecture.model_type} cannot be elastic: {family.refused_heads}")
     elif heads and not any(
-        rule == family.head_rule and _choices(architecture, layer, rule) for layer, rule in architecture.rules
+        _choices(architecture, layer, rule) for layer, rule in architecture.rules if rule == family.head_rule
     ):
-        problems.append("all heads share one key-value head: there are no heads to choose from")
-    raise_all("The search space cannot be generated:", problems)
-    made: _Groups = []
-    kinds, asked = family.generated_groups, [GroupKind(family.head_rule)] if heads else []
-    for kind in (*kinds, *(kind for kind in asked if kind not in kinds)):
-        for layer in range(architecture.config.num_hidden_layers):
+        errors.append("all heads share one key-value head: there are no heads to choose from")
+    raise_all("The search space cannot be generated:", errors)
+    kinds = [*family.generated_groups]
+    if heads and GroupKind(family.head_rule) not in kinds:
+        kinds.append(GroupKind(family.head_rule))
+    groups: list[_NodeGroup] = []
+    for kind in kinds:
+        for layer in architecture.layers:
             if kind.rule is None:
-                made += _rank_groups(architecture, kind, layer, ranks, adapter)
-            elif (path := family.layer(layer), kind.rule) in architecture.rules and _choices(architecture, path, kind.rule):
-                made.append(_width_group(architecture, kind.rule, layer, ratios, adapter))
-    groups = [[node_name(architecture, module, role, adapter) for module, role in members] for members, _ in made]
-    content = _configuration(groups, [values for _, values in made], architecture, seq_len or family.kind.sequence_length)
-    if blocks:
-        training = content["bootstrapNAS"]["training"]
-        training["elasticity"][EXTENSION] = {"version": EXTENSION_VERSION, "blocks": [[block] for block in blocks]}
-        training["schedule"]["list_stage_descriptions"][0]["train_dims"] = ["width", "depth"]
-    return content
+                groups += _rank_groups(architecture, kind, layer, ranks, adapter)
+            elif (layer, kind.rule) in architecture.rules and _choices(architecture, layer, kind.rule):
+                groups.append(_width_group(architecture, kind.rule, layer, ratios, adapter))
+    return _configuration(architecture, groups, blocks, seq_len or family.kind.sequence_length)
 
 
 def _rank_groups(
-    architecture: Architecture, kind: GroupKind, layer: int, ranks: Sequence[int] | None, adapter: Mapping[str, int] | None
-) -> _Groups:
+    architecture: Architecture, kind: GroupKind, layer: str, ranks: Sequence[int] | None, adapter: Mapping[str, int] | None
+) -> list[_NodeGroup]:
     """Layers that share an elastic rank: one group for each rank that the adapter has on them."""
     published = architecture.family.generated_ranks
-    modules = [f"{architecture.family.layer(layer)}.{name}" for name in kind.layers]
-    modules = [module for module in modules if module in architecture.linears]
-    if not modules:
-        return []
-    if adapter is None:
-        return [([(module, "lora_A") for module in modules], _falling(ranks or published, "ranks"))]
-    by_rank: dict[int, list[tuple[str, Role]]] = {}
-    for module in modules:
-        if module in adapter:
-            by_rank.setdefault(adapter[module], []).append((module, "lora_A"))
-
-    def values(rank: int) -> list[int]:
+    by_rank: dict[int, list[str]] = {}
+    for name in kind.layers:
+        module = f"{layer}.{name}"
+        if module in architecture.linears and (adapter is None or module in adapter):
+            by_rank.setdefault(adapter[module] if adapter else max(published), []).append(module)
+    groups = []
+    for rank, modules in by_rank.items():
         scaled = {max(1, rank * value // max(published)) for value in published}
-        return _falling(ranks or tuple(scaled), "ranks")
-
-    return [(members, values(rank)) for rank, members in by_rank.items()]
+        nodes = [node_name(architecture, module, "lora_A", adapter) for module in modules]
+        groups.append(_NodeGroup(nodes, _sort_widths(ranks or tuple(scaled), "ranks")))
+    return groups
 
 
 def _choices(architecture: Architecture, layer: str, rule: WidthRule) -> bool:
@@ -98,18 +97,26 @@ def _choices(architecture: Architecture, layer: str, rule: WidthRule) -> bool:
 
 
 def _width_group(
-    architecture: Architecture, rule: WidthRule, layer: int, ratios: Sequence[float], adapter: Mapping[str, int] | None
-) -> tuple[list[tuple[str, Role]], list[int]]:
-    members: list[tuple[str, Role]] = []
+    architecture: Architecture, rule: WidthRule, layer: str, ratios: Sequence[float], adapter: Mapping[str, int] | None
+) -> _NodeGroup:
+    nodes = []
     for name in rule.producers:
-        module = f"{architecture.family.layer(layer)}.{name}"
-        members += [(module, "base"), (module, "lora_B")] if _adapted(architecture, module, adapter) else [(module, "base")]
-    own = architecture.of_layer(architecture.family.layer(layer))
-    full, unit = rule.full(own), rule.unit(own)
-    if unit > 1:
-        shares = {max(1, int(full // unit * ratio)) for ratio in ratios}
-        return members, _falling([unit * share for share in shares], "numbers of heads")
-    return members, _falling([int(full * ratio) for ratio in ratios], f"widths of {rule.config_field} {full}")
+        module = f"{layer}.{name}"
+        nodes.append(node_name(architecture, module, "base", adapter))
+        if _adapted(architecture, module, adapter):
+            nodes.append(node_name(architecture, module, "lora_B", adapter))
+    full, unit = rule.full(architecture.of_layer(layer)), rule.unit(architecture.of_layer(layer))
+    if unit == 1:
+        return _NodeGroup(nodes, _sort_widths([int(full * ratio) for ratio in ratios], f"widths of {rule.config_field} {full}"))
+    shares = {max(1, int(full // unit * ratio)) for ratio in ratios}
+    return _NodeGroup(nodes, _sort_widths([unit * share for share in shares], "numbers of heads"))
+
+
+def _sort_widths(values: Sequence[int], what: str) -> list[int]:
+    ordered = sorted(values, reverse=True)
+    if len(set(ordered)) != len(ordered) or ordered[-1] < 1:
+        raise LonasEdgeError(f"The {what} must differ and be at least 1; found {ordered}. Choose other ratios or ranks.")
+    return ordered
 
 
 def _adapted(architecture: Architecture, module: str, adapter: Mapping[str, int] | None) -> bool:
@@ -130,30 +137,28 @@ def node_name(architecture: Architecture, module: str, role: Role, adapter: Mapp
     return architecture.family.node_name(architecture.model_type, index, relative, last)
 
 
-def _falling(values: Sequence[int], what: str) -> list[int]:
-    ordered = sorted(values, reverse=True)
-    if len(set(ordered)) != len(ordered) or ordered[-1] < 1:
-        raise LonasEdgeError(f"The {what} must differ and be at least 1; found {ordered}. Choose other ratios or ranks.")
-    return ordered
-
-
 def _configuration(
-    groups: list[list[str]], widths: list[list[int]], architecture: Architecture, seq_len: int
+    architecture: Architecture, groups: Sequence[_NodeGroup], blocks: Sequence[str], seq_len: int
 ) -> dict[str, Any]:
-    shape = {"sample_size": [1, seq_len], "type": "long"}
     stage = {
-        "train_dims": ["width"],
+        "train_dims": ["width", "depth"] if blocks else ["width"],
         "epochs": 6,
         "depth_indicator": 1,
-        "width_indicator": max(map(len, widths)),
+        "width_indicator": max(len(group.widths) for group in groups),
         "epochs_lr": 6,
         "sample_rate": 1,
     }
-    width: dict[str, Any] = {"overwrite_groups": groups, "overwrite_groups_widths": widths}
-    layers = [architecture.family.layer(index) for index in range(architecture.config.num_hidden_layers)]
-    readers = [f"{layer}.{name}" for layer in layers for name in architecture.family.dynamic_inputs]
-    following = [node_name(architecture, module, "base") for module in readers]
-    width |= {"add_dynamic_inputs": following} if following else {}
+    width: dict[str, Any] = {
+        "overwrite_groups": [group.nodes for group in groups],
+        "overwrite_groups_widths": [group.widths for group in groups],
+    }
+    dynamic = [f"{layer}.{name}" for layer in architecture.layers for name in architecture.family.dynamic_inputs]
+    if dynamic:
+        width["add_dynamic_inputs"] = [node_name(architecture, module, "base") for module in dynamic]
+    elasticity: dict[str, Any] = {"available_elasticity_dims": ["width"], "width": width}
+    if blocks:
+        elasticity[EXTENSION] = {"version": EXTENSION_VERSION, "blocks": [[block] for block in blocks]}
+    shape = {"sample_size": [1, seq_len], "type": "long"}
     no_adaptation = {"num_bn_adaptation_samples": 0}
     return {
         "input_info": [{**shape, "keyword": name} for name in architecture.family.inputs],
@@ -164,10 +169,7 @@ def _configuration(
                 "progressivity_of_elasticity": ["width"],
                 "batchnorm_adaptation": no_adaptation,
                 "schedule": {"list_stage_descriptions": [stage]},
-                "elasticity": {
-                    "available_elasticity_dims": ["width"],
-                    "width": width,
-                },
+                "elasticity": elasticity,
             },
             "search": {
                 "algorithm": "NSGA2",
@@ -179,3 +181,31 @@ def _configuration(
             },
         },
     }
+
+
+def blocks_of_kinds(architecture: Architecture, kinds: Sequence[str], where: str) -> dict[str, str]:
+    """Kind by module path of all blocks of some kinds (`BLOCK_KINDS`), by kind and in the model's order.
+
+    Raises:
+        LonasEdgeError: The model, which `where` names, has no blocks of a kind.
+    """
+    known = dict.fromkeys(block.kind for block in architecture.blocks.values())
+    missing = [kind for kind in kinds if kind not in known]
+    if missing:
+        reason = f"expected {','.join(known)}" if known else "no blocks can be removed"
+        raise LonasEdgeError(f"{where}: --depth {','.join(missing)}: {reason} for {architecture.model_type}")
+    return {path: kind for kind in sorted(kinds) for path, block in architecture.blocks.items() if block.kind == kind}
+
+
+def removable_blocks(architecture: Architecture, kinds: Sequence[str], where: str) -> list[str]:
+    """Module paths of the blocks that may be removed: of all layers but the first and the last, which need theirs most.
+
+    At least one attention block, or one whole layer, is not offered: hybrids may have attention in inner layers only.
+    """
+    first, *_, last = architecture.layers
+    candidates = []
+    for path in blocks_of_kinds(architecture, kinds, where):
+        if architecture.split(path)[0] not in (first, last) and not architecture.blocks[path].refused:
+            candidates.append(path)
+    needed = [path for path, block in architecture.blocks.items() if block.needed]
+    return [path for path in candidates if path != needed[-1]] if needed and set(needed) <= set(candidates) else candidates

@@ -34,25 +34,31 @@ Layer = tuple[Part, ...]
 
 def picture_of(subnetwork: Subnetwork) -> tuple[Layer, ...]:
     """List the kept parts of each decoder layer."""
-    architecture, widths = subnetwork.architecture, subnetwork.linears
-
-    def part(path: str) -> Part:
-        if path in architecture.removed:
-            return Part(architecture.all_blocks[path].kind, 0, _full(architecture, path))
-        inside = next(linear for name, linear in architecture.linears.items() if name.startswith(f"{path}."))
-        full = _full(architecture, path)
-        return Part(architecture.blocks[path].kind, full * widths[inside.name].out_features // inside.out_features, full)
-
-    def by_rule(layer: str, rule: WidthRule) -> Part:
-        heads, name = isinstance(rule, HeadRule), f"{layer}{rule.consumer}"
-        whole = architecture.linears[name].in_features
-        full = int(architecture.config.num_attention_heads) if heads else whole
-        return Part("attention" if heads else "mlp", full * widths[name].in_features // whole, full)
-
-    layers = [f"{architecture.family.layer(index)}." for index in range(architecture.config.num_hidden_layers)]
+    architecture = subnetwork.architecture
     if all(block.whole for block in architecture.all_blocks.values()):
-        return tuple(tuple(by_rule(layer, rule) for rule in architecture.family.width_rules) for layer in layers)
-    return tuple(tuple(part(path) for path in architecture.all_blocks if path.startswith(layer)) for layer in layers)
+        rules = architecture.family.width_rules
+        return tuple(tuple(_part_of_rule(subnetwork, layer, rule) for rule in rules) for layer in architecture.layers)
+    picture = []
+    for layer in architecture.layers:
+        paths = [path for path in architecture.all_blocks if path.startswith(f"{layer}.")]
+        picture.append(tuple(_part_of_block(subnetwork, path) for path in paths))
+    return tuple(picture)
+
+
+def _part_of_block(subnetwork: Subnetwork, path: str) -> Part:
+    architecture = subnetwork.architecture
+    kind, full = architecture.all_blocks[path].kind, _full(architecture, path)
+    if path in architecture.removed:
+        return Part(kind, 0, full)
+    inside = next(linear for name, linear in architecture.linears.items() if name.startswith(f"{path}."))
+    return Part(kind, full * subnetwork.linears[inside.name].out_features // inside.out_features, full)
+
+
+def _part_of_rule(subnetwork: Subnetwork, layer: str, rule: WidthRule) -> Part:
+    heads, name = isinstance(rule, HeadRule), f"{layer}.{rule.consumer}"
+    whole = subnetwork.architecture.linears[name].in_features
+    full = int(subnetwork.architecture.config.num_attention_heads) if heads else whole
+    return Part("attention" if heads else "mlp", full * subnetwork.linears[name].in_features // whole, full)
 
 
 def _full(architecture: Architecture, path: str) -> int:
@@ -66,7 +72,7 @@ def _full(architecture: Architecture, path: str) -> int:
     return rules[0].full(architecture.of_layer(path))
 
 
-def lines(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> list[str]:
+def draw(picture: Sequence[Layer], marks: tuple[str, str] = (FULL, EMPTY)) -> list[str]:
     """Draw a heading and a line per layer, or one line for equal layers; `marks` stand for kept and removed."""
     if not picture or not picture[0]:
         return []

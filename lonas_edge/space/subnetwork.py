@@ -1,29 +1,46 @@
-"""A sub-network: one width picked from each group of a search space, and what is then active in the model."""
+"""A sub-network: one width picked from each group of a search space, what is then active in the model, and its sizes.
 
-import random
-import warnings
-from collections.abc import Mapping, Sequence
+No weights are read.
+"""
+
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
-from reprlib import repr as shortened
-from typing import Any, ClassVar
+from math import prod
+from typing import Any
 
-from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
-from lonas_edge.families import Linear, WidthRule
-from lonas_edge.files import exists
-from lonas_edge.schema import Record
+from lonas_edge.families import Linear
+from lonas_edge.formats import FORMATS, WeightFormat
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.elasticity import NOTHING, Elasticity, Widths
+from lonas_edge.space.elasticity import Elasticity, LinearPart
 from lonas_edge.space.search_space import SearchSpace
 
-FILE = "subnetwork.json"  # an exported directory keeps its sub-network under this name
-DEFAULT = "heuristic"
-MAX_NAME = 200  # characters; model cards and tables show it
-_UNNAMED = (
-    "the widths name neither their groups nor a search space; they are taken in the order of this search space's groups. "
-    'Write "widths": {group name: width, …}; `lonas-edge inspect --json` shows the names.'
-)
+NOTHING = LinearPart((), (), 0)  # of a layer in a removed block
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one network.
+
+    Attributes:
+        parameters: Parameters of the materialized (merged) model, a tied head counted once.
+        linear_weights: Weights of the linear layers, including language-model head and unmerged adapters, without embeddings,
+            norms and biases. The adapter cards call this "total params".
+        macs: Multiply-accumulates of those weights for a sequence of `seq_len` tokens, as the cards count them ("TFLOPs"): a
+            classifier's include attention itself, and its pooler and head run once per sequence.
+        seq_len: Sequence length in tokens.
+        bytes: Bytes of the materialized model's weights per weight format, with its default format of the head.
+    """
+
+    parameters: int
+    linear_weights: int
+    macs: int
+    seq_len: int
+    bytes: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -58,29 +75,8 @@ class SearchOrigin:
 
 
 @dataclass(frozen=True)
-class SubnetworkRecord(Record):
-    """A sub-network file. `{"widths": {"layers.0.mlp.width": 768, …}}` is one; it may have other fields.
-
-    Attributes:
-        widths: By group name; or a list in group order, which `search_space` should then accompany.
-        name: Name of the sub-network; without one it is called by its file name.
-        search_space: Hash of the search space; checked for a list of widths.
-        origin: How a search found it, if one did.
-    """
-
-    NAME: ClassVar[str] = "subnetwork"
-    VERSION: ClassVar[int] = 1
-    AGAIN: ClassVar[str] = 'Expected {"widths": {group name: width, …}}.'
-    __pydantic_config__: ClassVar[Any] = {"extra": "ignore"}
-    widths: dict[str, int] | tuple[int, ...]
-    name: str | None = None
-    search_space: str | None = None
-    origin: SearchOrigin | None = None
-
-
-@dataclass(frozen=True)
 class Subnetwork:
-    """One width of each group of a search space that is laid over a model, and what is then active in the model.
+    """One width of each group of a search space that is laid over a model.
 
     Attributes:
         elasticity: The search space laid over the model.
@@ -104,6 +100,13 @@ class Subnetwork:
         """Widths by group name."""
         return dict(zip(self.elasticity.group_names, self.widths, strict=True))
 
+    @property
+    def canonical(self) -> tuple[int, ...]:
+        """Widths that are equal for equal networks; see `Elasticity.canonical`."""
+        return self.elasticity.canonical(self.widths)
+
+    # What is active
+
     @cached_property
     def removed(self) -> tuple[str, ...]:
         """Module paths of the removed blocks, in the model's order."""
@@ -112,166 +115,130 @@ class Subnetwork:
     @cached_property
     def numbers(self) -> dict[int, int]:
         """Number of each decoder layer in the materialized model, by its index in the base; without those removed whole."""
-        layers = range(self.architecture.config.num_hidden_layers)
-        kept = [index for index in layers if self.architecture.family.layer(index) not in self.removed]
+        kept = [index for index, layer in enumerate(self.architecture.layers) if layer not in self.removed]
         return {index: number for number, index in enumerate(kept)}
 
-    @property
-    def canonical(self) -> tuple[int, ...]:
-        """Widths that are equal for equal networks; see `Elasticity.canonical`."""
-        return self.elasticity.canonical(self.widths)
-
     @cached_property
-    def linears(self) -> dict[str, Widths]:
+    def linears(self) -> dict[str, LinearPart]:
         """The active part of every linear layer by module path; `NOTHING` inside a removed block."""
-        elasticity, architecture, chosen = self.elasticity, self.architecture, self.widths
         removed = tuple(f"{block}." for block in self.removed)
+        linears = self.architecture.linears
+        return {name: NOTHING if name.startswith(removed) else self._active(linear) for name, linear in linears.items()}
 
-        def active(linear: Linear) -> Widths:
-            name = linear.name
-            if name.startswith(removed):
-                return NOTHING
-            full = elasticity.rules[name].full(architecture.of_layer(name)) if name in elasticity.rules else 1
-            rows = linear.rows(chosen[elasticity.out_group[name]] if name in elasticity.out_group else full, full)
-            columns = linear.columns(chosen[elasticity.in_group[name]] if name in elasticity.in_group else full, full)
-            return Widths(rows, columns, chosen[elasticity.rank_group[name]] if name in elasticity.rank_group else None)
+    def _active(self, linear: Linear) -> LinearPart:
+        name, elasticity = linear.name, self.elasticity
+        full = elasticity.rules[name].full(self.architecture.of_layer(name)) if name in elasticity.rules else 1
+        out_width = self._width(elasticity.out_group, name) or full
+        in_width = self._width(elasticity.in_group, name) or full
+        rank = self._width(elasticity.rank_group, name)
+        return LinearPart(linear.rows(out_width, full), linear.columns(in_width, full), rank)
 
-        return {name: active(linear) for name, linear in architecture.linears.items()}
+    def _width(self, groups: Mapping[str, int], module: str) -> int | None:
+        """The chosen width of a module's group, if it has one."""
+        return self.widths[groups[module]] if module in groups else None
 
     def layer_fields(self) -> list[dict[str, int]]:
         """The configuration fields that widths decide, per decoder layer; a removed block has none."""
-        architecture, elasticity = self.architecture, self.elasticity
-        family, removed = architecture.family, tuple(f"{block}." for block in (*architecture.removed, *self.removed))
-
-        def fields(layer: str, rule: WidthRule) -> dict[str, int]:
-            consumer = f"{layer}.{rule.consumer}"
-            if consumer.startswith(removed):
-                return {}
-            group, config = elasticity.in_group.get(consumer), architecture.of_layer(layer)
-            return rule.fields(config, rule.full(config) if group is None else self.widths[group])
-
-        layers = map(family.layer, range(architecture.config.num_hidden_layers))
-        return [{k: v for rule in family.width_rules for k, v in fields(layer, rule).items()} for layer in layers]
+        architecture = self.architecture
+        removed = tuple(f"{block}." for block in (*architecture.removed, *self.removed))
+        layers = []
+        for layer, config in architecture.layers.items():
+            fields: dict[str, int] = {}
+            for rule in architecture.family.width_rules:
+                consumer = f"{layer}.{rule.consumer}"
+                if not consumer.startswith(removed):
+                    width = self._width(self.elasticity.in_group, consumer) or rule.full(config)
+                    fields |= rule.fields(config, width)
+            layers.append(fields)
+        return layers
 
     def attention_fields(self) -> dict[str, dict[str, int]]:
         """The numbers of heads of each attention whose heads are elastic, by module path."""
-        architecture, groups = self.architecture, self.elasticity.in_group
-        rule = architecture.family.head_rule
-        if rule is None:
-            return {}
-        attention = [path for path, block in architecture.blocks.items() if block.cached]
-        consumers = {path: f"{architecture.split(path)[0]}.{rule.consumer}" for path in attention}
-        return {
-            path: rule.fields(architecture.of_layer(path), self.widths[groups[name]])
-            for path, name in consumers.items()
-            if name in groups
-        }
+        architecture, rule = self.architecture, self.architecture.family.head_rule
+        fields = {}
+        for path, block in architecture.blocks.items():
+            layer, _ = architecture.split(path)
+            if rule and block.cached and (width := self._width(self.elasticity.in_group, f"{layer}.{rule.consumer}")):
+                fields[path] = rule.fields(architecture.of_layer(path), width)
+        return fields
 
-    def record(self) -> SubnetworkRecord:
-        """What a sub-network file holds."""
-        space = self.elasticity.space.hash
-        return SubnetworkRecord(self.by_group, self.name, space, self.origin)
+    # Sizes
+
+    def shapes(self, untied: bool = False) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of the materialized model by its name there.
+
+        Layers are renumbered where whole ones are removed. `untied` where merging gives a tied head its own weight.
+        """
+        architecture = self.architecture
+        absent = tuple(f"{module}." for module in architecture.removed_modules(self.removed))
+        shapes = {}
+        for name, shape in (architecture.shapes | (architecture.head if untied else {})).items():
+            if name.startswith(absent):
+                continue
+            module, _, parameter = name.rpartition(".")
+            if active := self.linears.get(module):
+                shape = (active.out_features, active.in_features) if parameter == "weight" else (active.out_features,)
+            shapes[architecture.renumber(name, self.numbers)] = shape
+        return shapes
+
+    def sizes(self, ranks: Mapping[str, int], seq_len: int, untied: bool = False) -> Sizes:
+        """Count the sizes; `ranks` are those of the adapter by module path, `untied` as of `shapes`."""
+        weights = {}
+        for name, active in self.linears.items():
+            rank = ranks.get(name, 0) if active.rank is None else min(ranks.get(name, 0), active.rank)
+            weights[name] = active.out_features * active.in_features + rank * (active.out_features + active.in_features)
+        shapes = self.shapes(untied)
+        return Sizes(
+            parameters=sum(map(prod, shapes.values())),
+            linear_weights=sum(weights.values()),
+            macs=self._macs(weights, seq_len),
+            seq_len=seq_len,
+            bytes={name: _bytes(self.architecture, shapes, weight_format) for name, weight_format in FORMATS.items()},
+        )
+
+    def _macs(self, weights: Mapping[str, int], seq_len: int) -> int:
+        architecture, kind = self.architecture, self.architecture.family.kind
+        total = 0
+        for name, count in weights.items():
+            per_token = bool(architecture.split(name)[0]) or kind.head_per_token
+            total += count * (seq_len if per_token else 1) * architecture.linears[name].used
+        rule = architecture.family.head_rule
+        if kind.counts_attention and rule:  # queries with keys, and weights with values
+            channels = sum(self.linears[f"{layer}.{rule.consumer}"].in_features for layer in architecture.layers)
+            total += 2 * seq_len**2 * channels
+        return total
+
+    def kv_elements(self) -> int:
+        """Elements of keys and values that a token adds to the cache, over all layers; 0 for an encoder."""
+        architecture, rule = self.architecture, self.architecture.family.head_rule
+        without = {architecture.split(path)[0] for path in self.removed if architecture.blocks[path].cached}
+        total = 0
+        for layer in architecture.layers.keys() - without:
+            elements = architecture.kv_width(layer)
+            if rule and elements:  # query heads go with their keys and values
+                consumer = f"{layer}.{rule.consumer}"
+                elements = elements * self.linears[consumer].in_features // architecture.linears[consumer].in_features
+            total += elements
+        return total
+
+    def token_parameters(self, untied: bool = False) -> int:
+        """Parameters of the materialized model with a row for each token: embedding and head, a tied head counted once."""
+        shapes = self.shapes(untied)
+        return sum(prod(shapes[name]) for name in self.architecture.token_tables & shapes.keys())
+
+
+def _bytes(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], weight_format: WeightFormat) -> int:
+    """Bytes of the weights in the IR: matrices in the format, everything else in fp32."""
+    used = {name: shape for name, shape in shapes.items() if name not in architecture.unused}
+    matrices = {name: shape for name, shape in used.items() if len(shape) == 2}
+    eight = {name for name in matrices if not architecture.split(name)[0]} | architecture.eight_bits
+    group = weight_format.group_size(shape[1] for name, shape in matrices.items() if name not in eight)
+    total = 0.0
+    for name, (rows, columns) in matrices.items():
+        total += weight_format.chosen(name in eight, group).matrix_bytes(rows, columns, group)
+    return round(total) + 4 * sum(prod(shape) for name, shape in used.items() if name not in matrices)
 
 
 def unpruned(architecture: Architecture) -> Subnetwork:
     """The whole model as a sub-network of a search space without groups."""
-    return Subnetwork(Elasticity(architecture, SearchSpace(), {}, {}, {}, {}), (), "unpruned")
-
-
-def is_name(choice: str) -> bool:
-    """Whether a choice of `select` is a name; a file or directory of that name is ignored."""
-    return choice in ("maximal", DEFAULT, "minimal") or choice.startswith("random:")
-
-
-def select(elasticity: Elasticity, choice: str | None = None) -> Subnetwork:
-    """Pick a sub-network by name or from a JSON file; by default heuristic, or maximal in a space without groups.
-
-    `maximal` takes the first width of every group, `minimal` the last, `heuristic` the one at index (n - 1) // 2 of n
-    (Muñoz et al. 2024), `random:SEED` draws each uniformly.
-    """
-    groups = elasticity.space.groups
-    choice = choice or (DEFAULT if groups else "maximal")
-    if not groups and choice != "maximal":
-        raise LonasEdgeError(
-            f"sub-network {choice!r}: without a search space there is only the maximal network. Pass --nncf-config FILE."
-        )
-    if choice.startswith("random:"):
-        draw = _generator(choice)
-        return Subnetwork(elasticity, tuple(draw.choice(group.widths) for group in groups), choice)
-    if not is_name(choice):
-        return read_subnetwork(Path(choice), elasticity)
-    return Subnetwork(elasticity, elasticity.space.preset(choice), choice)
-
-
-def _generator(choice: str) -> random.Random:
-    try:
-        return random.Random(int(choice.removeprefix("random:")))
-    except ValueError:
-        raise LonasEdgeError(f"sub-network {choice!r}: expected random:SEED with a whole number") from None
-
-
-def read_subnetwork(path: Path, elasticity: Elasticity) -> Subnetwork:
-    """Read a sub-network file and check that it belongs to a search space; without a `name` it is called by its file name."""
-    if not exists(path):
-        raise LonasEdgeError(
-            f"sub-network {str(path)[:300]!r}: neither a name (heuristic, maximal, minimal, random:SEED) nor an existing file"
-        )
-    record = SubnetworkRecord.read(path)
-    widths = record.widths
-    if isinstance(widths, dict):
-        problems = _name_misfits(elasticity, widths)
-        widths = () if problems else tuple(widths[name] for name in elasticity.group_names)
-        problems = problems or misfits(elasticity, widths)
-    else:
-        problems = misfits(elasticity, widths, record.search_space)
-        if record.search_space is None:
-            warnings.warn(f"{path}: {_UNNAMED}", LonasEdgeWarning, stacklevel=2)
-    if record.name is not None and not _printable(record.name):
-        problems.append(f"name: expected at most {MAX_NAME} printable characters, found {shortened(record.name)}")
-    problems += _origin_faults(record.origin) if record.origin else []
-    raise_all(f"{path}: not a sub-network of this search space:", problems)
-    return Subnetwork(elasticity, widths, record.name or path.name, record.origin)
-
-
-def misfits(elasticity: Elasticity, widths: Sequence[int], search_space: str | None = None) -> list[str]:
-    """List the reasons why widths, in group order and for the space of this hash (if known), are no sub-network of a space."""
-    space, problems = elasticity.space, []
-    if search_space not in (None, space.hash):
-        problems.append(f"it was written for search space {str(search_space)[:12]}, and this one is {space.hash[:12]}")
-    if len(widths) != len(space.groups):
-        return [*problems, f"{len(widths)} widths; the search space has {len(space.groups)} groups"]
-    return problems + [
-        f"{name}: {shortened(width)} is not one of {list(group.widths)}"
-        for name, width, group in zip(elasticity.group_names, widths, space.groups, strict=True)
-        if width not in group.widths
-    ]
-
-
-def _name_misfits(elasticity: Elasticity, widths: Mapping[str, int]) -> list[str]:
-    """List groups that only the file or only the space has."""
-    names = elasticity.group_names
-    kinds = {
-        "not in the search space": [name for name in widths if name not in names],
-        "missing in the file": [name for name in names if name not in widths],
-    }
-    return [
-        f"{len(groups)} group{'s' * (len(groups) > 1)} {kind}: {', '.join(map(shortened, groups[:3]))}"
-        + ", …" * (len(groups) > 3)
-        for kind, groups in kinds.items()
-        if groups
-    ]
-
-
-def _printable(text: str) -> bool:
-    return text.isprintable() and len(text) <= MAX_NAME
-
-
-def _origin_faults(origin: SearchOrigin) -> list[str]:
-    """List texts that a model card could not show."""
-    texts = {name: value for name, value in asdict(origin).items() if isinstance(value, str)}
-    texts |= {f"units.{name}": unit for name, unit in origin.units.items()}
-    return [
-        f"origin.{name}: expected at most {MAX_NAME} printable characters, found {shortened(text)}"
-        for name, text in texts.items()
-        if not _printable(text)
-    ]
+    return Subnetwork(Elasticity(architecture, SearchSpace()), (), "unpruned")

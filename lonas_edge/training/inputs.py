@@ -24,7 +24,6 @@ from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
 from lonas_edge.network.speed import faster_dtype
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.complexity import materialized_shapes
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
@@ -300,7 +299,7 @@ def _refuse_own_teacher(inputs: Inputs, options: TrainOptions) -> None:
     taught = source.own or source.subnetwork(source.elasticity.maximal, "maximal")  # as the teacher is opened
     same = start.subnetwork.canonical == taught.canonical
     if not start.config:  # a new adapter changes nothing at first, whatever its ranks
-        same = materialized_shapes(start.subnetwork) == materialized_shapes(taught)
+        same = start.subnetwork.shapes() == taught.shapes()
     if same and not options.weight_format:
         raise LonasEdgeError(
             f"{start.located.folder}: --teacher and --from are the same network, so the loss is 0 from the start. Pass another "

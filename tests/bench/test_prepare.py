@@ -17,7 +17,7 @@ from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import Exported, open_exported
 from lonas_edge.exporting.manifest import Compression
 from lonas_edge.network.source import Source
-from lonas_edge.space.subnetwork import select
+from lonas_edge.space.selection import select
 
 
 def options(source: TinySource, cache: Path, *arms: str) -> BenchOptions:

@@ -12,7 +12,7 @@ from lonas_edge.evaluate.compare import Difference
 from lonas_edge.evaluate.record import EvalRecord
 from lonas_edge.evaluate.report import for_card, markdown, to_csv
 from lonas_edge.exporting.evaluations import Conditions, Metric, SkippedSample, TargetResult, TaskResult, averaged
-from lonas_edge.space.complexity import Sizes
+from lonas_edge.space.subnetwork import Sizes
 
 
 def result(metric: str, value: float, stderr: float | None, task: str = "boolq", **others: Any) -> TaskResult:

@@ -103,7 +103,7 @@ def test_sentence_transformers(tiny_bert: TinyBert, tmp_path: Path) -> None:
 
 def test_wrong_numbers_are_refused(tiny_bert: TinyBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers in another order: the export's own oracle is the super-network, which does not renumber."""
-    swapped = lambda model, name: model.source.architecture.renumbered(name, {0: 2, 1: 1})  # noqa: E731
+    swapped = lambda model, name: model.source.architecture.renumber(name, {0: 2, 1: 1})  # noqa: E731
     monkeypatch.setattr(MaterializedModel, "original", swapped)
     with pytest.raises(LonasEdgeError, match="the hidden states of the materialized model differ from the activated super-"):
         run_export(source_of("embedder", tiny_bert), EQUAL, tmp_path / "out")

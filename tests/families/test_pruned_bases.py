@@ -21,7 +21,6 @@ from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.space.complexity import kv_elements
 from lonas_edge.space.generate import generate_space
 
 HIDDEN, HEADS, WIDTH = 64, 4, 512  # of the unpruned model
@@ -148,8 +147,8 @@ def test_from_inspect_to_export(model: Pruned, ids: torch.Tensor, run_cli: Calla
 
     config = json.loads((tmp_path / "ir/config.json").read_text())
     assert config["removed_blocks"] == ["model.layers.1.self_attn", *removed, "model.layers.3.mlp"]
-    assert kv_elements(subnetwork) == 2 * 16 * (1 + 1 + 2)  # half of the first and of the last layer's key-value heads
-    assert kv_bytes(config, 1, "u8") == kv_elements(subnetwork)
+    assert subnetwork.kv_elements() == 2 * 16 * (1 + 1 + 2)  # half of the first and of the last layer's key-value heads
+    assert kv_bytes(config, 1, "u8") == subnetwork.kv_elements()
     picture = run_cli("inspect", adapter, "--model", model.base, "--subnet", "maximal").out.splitlines()
     assert [line.split()[-3::2] for line in picture if line.split()[:1] in (["1"], ["3"])] == [["0", "512"], ["4", "0"]]
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lonas_edge.data.calibration import compared_inputs
-from lonas_edge.families import Part
+from lonas_edge.families import Ranges
 from lonas_edge.network.materialize import MaterializedModel, merge
 from lonas_edge.network.tokenizer import load_tokenizer
 
@@ -114,7 +114,7 @@ def full_rank_in_one_layer(model: MaterializedModel, rng: random.Random) -> Inje
     return Injected({f"{layer}.weight": _merged(model, layer, rank=None)}) if layers else None
 
 
-def _shifted(part: Part, by: Callable[[int, int], int], full: int) -> Part:
+def _shifted(part: Ranges, by: Callable[[int, int], int], full: int) -> Ranges:
     """Move the ranges of a part within their blocks."""
     block = full // len(part)
     return tuple((start + by(block, stop - start), stop + by(block, stop - start)) for start, stop in part)

@@ -18,7 +18,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.adapters import LoraFactors
 from lonas_edge.network.materialize import merge, merge_bias
 from lonas_edge.network.source import open_source
-from lonas_edge.space.elasticity import Widths
+from lonas_edge.space.elasticity import LinearPart
 
 EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
 
@@ -151,22 +151,22 @@ def test_tied_head_is_not_stored_and_untied_says_so(tiny_models: TinyModels, mat
 def test_merges_the_active_part_of_the_factors() -> None:
     weight, a, b = torch.randn(3, 2), torch.randn(4, 5), torch.randn(6, 4)
     copies = weight.clone(), a.clone(), b.clone()
-    merged = merge(weight, Widths.first(3, 2, 2), LoraFactors(a, b, 0.5))
+    merged = merge(weight, LinearPart.first(3, 2, 2), LoraFactors(a, b, 0.5))
     products = [[sum(float(b[i, k]) * float(a[k, j]) for k in range(2)) for j in range(2)] for i in range(3)]
     torch.testing.assert_close(merged, weight.double() + 0.5 * torch.tensor(products, dtype=torch.float64))
     assert all(torch.equal(now, before) for now, before in zip((weight, a, b), copies, strict=True))
     whole = torch.randn(6, 5)
     torch.testing.assert_close(
-        merge(whole, Widths.first(6, 5), LoraFactors(a, b, 2.0)), (whole.double() + 2 * b.double() @ a.double())
+        merge(whole, LinearPart.first(6, 5), LoraFactors(a, b, 2.0)), (whole.double() + 2 * b.double() @ a.double())
     )
-    assert torch.equal(merge(weight, Widths.first(3, 2, 2), None), weight.double())
+    assert torch.equal(merge(weight, LinearPart.first(3, 2, 2), None), weight.double())
 
 
 def test_merges_ranges_of_the_factors() -> None:
     """A fused layer: rows 0, 1 and 3, 4 of six, columns 1 and 3, 4 of five."""
     rows, columns = [0, 1, 3, 4], [1, 3, 4]
     weight, a, b, of_b = torch.randn(4, 3), torch.randn(2, 5), torch.randn(6, 2), torch.randn(6)
-    widths = Widths(((0, 2), (3, 5)), ((1, 2), (3, 5)))
+    widths = LinearPart(((0, 2), (3, 5)), ((1, 2), (3, 5)))
     products = [[sum(float(b[r, k]) * float(a[k, c]) for k in range(2)) for c in columns] for r in rows]
     expected = weight.double() + 2 * torch.tensor(products, dtype=torch.float64)
     torch.testing.assert_close(merge(weight, widths, LoraFactors(a, b, 2.0)), expected)

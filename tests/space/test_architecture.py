@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.elasticity import Elasticity, Widths, bind
+from lonas_edge.space.elasticity import Elasticity, LinearPart, bind
 from lonas_edge.space.search_space import parse_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 
@@ -41,13 +41,13 @@ def test_a_width_reaches_producers_and_consumer() -> None:
         [[128, 64], [8, 6], [8, 4]],
     )
     widths = Subnetwork(elasticity, (64, 6, 4)).linears
-    assert widths["model.layers.0.mlp.gate_proj"] == Widths.first(64, 64)
-    assert widths["model.layers.0.mlp.up_proj"] == Widths.first(64, 64)
-    assert widths["model.layers.0.mlp.down_proj"] == Widths.first(64, 64, 4)
-    assert widths["model.layers.0.self_attn.q_proj"] == Widths.first(64, 64, 6)
-    assert widths["model.layers.0.self_attn.k_proj"] == Widths.first(32, 64)
-    assert widths["model.layers.1.mlp.down_proj"] == Widths.first(64, 128)
-    assert widths["lm_head"] == Widths.first(288, 64)
+    assert widths["model.layers.0.mlp.gate_proj"] == LinearPart.first(64, 64)
+    assert widths["model.layers.0.mlp.up_proj"] == LinearPart.first(64, 64)
+    assert widths["model.layers.0.mlp.down_proj"] == LinearPart.first(64, 64, 4)
+    assert widths["model.layers.0.self_attn.q_proj"] == LinearPart.first(64, 64, 6)
+    assert widths["model.layers.0.self_attn.k_proj"] == LinearPart.first(32, 64)
+    assert widths["model.layers.1.mlp.down_proj"] == LinearPart.first(64, 128)
+    assert widths["lm_head"] == LinearPart.first(288, 64)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     assert Subnetwork(elasticity, (64, 6, 4)).layer_fields() == [{"intermediate_size": w, **heads} for w in (64, 128, 128)]
 

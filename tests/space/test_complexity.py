@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lonas_edge.formats import FORMATS
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.complexity import measure
 from lonas_edge.space.subnetwork import unpruned
 
 
@@ -52,7 +51,7 @@ def test_parameters_and_shapes_are_those_of_the_modules(case: str, tiny_models: 
     model = AutoModelForCausalLM.from_config(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert architecture.shapes == shapes
-    sizes = measure(unpruned(architecture), {}, 1)
+    sizes = unpruned(architecture).sizes({}, 1)
     assert sizes.parameters == sum(parameter.numel() for parameter in model.parameters())
     unused = [f"{name}.weight" for name in unused_layers(case)]  # not in an IR
     stored = sizes.parameters - sum(prod(shapes[name]) for name in unused)

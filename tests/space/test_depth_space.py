@@ -12,9 +12,8 @@ from transformers import AutoConfig
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, FAMILIES
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.complexity import kv_elements
 from lonas_edge.space.elasticity import bind
-from lonas_edge.space.picture import lines, picture_of
+from lonas_edge.space.picture import draw, picture_of
 from lonas_edge.space.search_space import SearchSpace, parse_search_space
 from lonas_edge.space.subnetwork import Subnetwork, unpruned
 
@@ -148,20 +147,20 @@ def test_sizes_with_heads(tiny_models: TinyModels) -> None:
 def test_picture(tiny_models: TinyModels) -> None:
     elasticity = tiny_models.deep_source("llama").opened().elasticity
     widths = [8] * 3 + [128, 96, 64] + [8] * 3
-    assert lines(picture_of(Subnetwork(elasticity, (*widths, 0, 1, 0)))) == [
+    assert draw(picture_of(Subnetwork(elasticity, (*widths, 0, 1, 0)))) == [
         "layer  attention heads               MLP width",
         f"    0  {'·' * 24}   0  {'█' * 24} 128",
         f"    1  {'█' * 24}   4  {'█' * 18}{'·' * 6}  96",
         f"    2  {'█' * 24}   4  {'·' * 24}   0",
     ]
-    alike = lines(picture_of(Subnetwork(elasticity, tuple(elasticity.maximal))))
+    alike = draw(picture_of(Subnetwork(elasticity, tuple(elasticity.maximal))))
     assert alike == ["layer  attention heads               MLP width", f"  0-2  {'█' * 24}   4  {'█' * 24} 128"]
 
 
 def test_picture_of_heads(tiny_models: TinyModels) -> None:
     source = tiny_models.heads_source("llama")
     elasticity = source.opened().elasticity
-    drawn = lines(
+    drawn = draw(
         picture_of(Subnetwork(elasticity, tuple([group[0] for group in source.groups()[:9]] + [64, 32, 32] + [1, 1, 1])))
     )
     assert [line.split()[2] for line in drawn[1:]] == ["4", "2", "2"]
@@ -173,16 +172,17 @@ def test_cache_of_a_sub_network(tiny_models: TinyModels) -> None:
     layer, head = 2 * KV_HEADS * HIDDEN // HEADS, 2 * HIDDEN // HEADS
     depth = tiny_models.deep_source("llama").opened().elasticity
     whole = [*depth.maximal[:-3]]
-    assert kv_elements(unpruned(depth.architecture)) == kv_elements(Subnetwork(depth, tuple(depth.maximal))) == LAYERS * layer
-    assert kv_elements(Subnetwork(depth, (*whole, 0, 1, 1))) == (LAYERS - 1) * layer
+    assert unpruned(depth.architecture).kv_elements() == LAYERS * layer
+    assert Subnetwork(depth, tuple(depth.maximal)).kv_elements() == LAYERS * layer
+    assert Subnetwork(depth, (*whole, 0, 1, 1)).kv_elements() == (LAYERS - 1) * layer
     rigid = tiny_models.deep_source("olmo2").opened().elasticity  # its heads are not elastic
-    assert kv_elements(Subnetwork(rigid, tuple(rigid.maximal))) == LAYERS * layer
-    assert kv_elements(Subnetwork(rigid, (*rigid.maximal[:-3], 0, 1, 1))) == (LAYERS - 1) * layer
+    assert Subnetwork(rigid, tuple(rigid.maximal)).kv_elements() == LAYERS * layer
+    assert Subnetwork(rigid, (*rigid.maximal[:-3], 0, 1, 1)).kv_elements() == (LAYERS - 1) * layer
     source = tiny_models.heads_source("llama")
     heads = source.opened().elasticity
     chosen = [group[0] for group in source.groups()[:9]] + [64, 32, 32]
-    assert kv_elements(Subnetwork(heads, (*chosen, 1, 1, 1))) == layer + 2 * head
-    assert kv_elements(Subnetwork(heads, (*chosen, 0, 1, 1))) == 2 * head
+    assert Subnetwork(heads, (*chosen, 1, 1, 1)).kv_elements() == layer + 2 * head
+    assert Subnetwork(heads, (*chosen, 0, 1, 1)).kv_elements() == 2 * head
 
 
 def test_inspect_draws_it(tiny_models: TinyModels, run_cli: Callable) -> None:

@@ -14,7 +14,7 @@ from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
-from lonas_edge.exporting.exported import file_faults, open_exported
+from lonas_edge.exporting.exported import changed_files, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, MODEL_KINDS, ModelKind, context_of, family_of_config
 from lonas_edge.files import check_model_folder, read_json, sha256
@@ -216,7 +216,7 @@ class _Opener:
 
         check_model_folder(folder)
         manifest = Manifest.read(folder / MANIFEST)
-        raise_all(f"{folder}: the exported checkpoint is damaged:", file_faults(folder, manifest), "Export it again.")
+        raise_all(f"{folder}: the exported checkpoint is damaged:", changed_files(folder, manifest), "Export it again.")
         load = partial(load_checkpoint, folder, DTYPES[self.run.torch_dtype].torch)
         files = {"checkpoint": self._hashes(folder)}
         name, sizes = folder.resolve().name, manifest.sizes.subnetwork

@@ -1,21 +1,17 @@
 """Open an exported directory in a later command, check its files, and change its small ones."""
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Required
-
-from pydantic import Field
-from typing_extensions import TypedDict
+from typing import Any
 
 from lonas_edge.data.pooling import Pooling, pooling_of
-from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
+from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
-from lonas_edge.exporting.manifest import CARD, MANIFEST, Manifest, Written
-from lonas_edge.exporting.model_card import model_card, sections, updated
+from lonas_edge.exporting.manifest import CARD, MANIFEST, FileHash, Manifest
+from lonas_edge.exporting.model_card import ACCURACY, VERIFICATION, accuracy, model_card, replace_section
 from lonas_edge.families import (
     CAUSAL_LM,
     CLASSIFICATION,
@@ -29,18 +25,11 @@ from lonas_edge.families import (
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
 from lonas_edge.ir import MODEL, WEIGHTS
 from lonas_edge.processes import interrupts_deferred
-from lonas_edge.schema import field_faults
 
-_COMPARISON = "## Compared with other files of this model"  # of `compress`: the last section of a card
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _HIDDEN = re.compile(r'names="[^"]*\blast_hidden_state\b')  # the output of optimum-intel's `feature-extraction`
 _POOLED = re.compile(r'names="[^"]*\bsentence_embedding\b')  # the output with --library sentence_transformers
 _XML_LIMIT = 2**28  # bytes; a 7B model's has 5 MB
-
-
-class _ConfigFields(TypedDict, total=False):
-    vocab_size: Required[Annotated[int, Field(ge=1)]]
-    max_position_embeddings: Annotated[int, Field(ge=1)] | None
 
 
 @dataclass(frozen=True)
@@ -117,11 +106,13 @@ def open_exported(folder: Path, ours: bool = True, kind: ModelKind | None = None
             f"{folder}: a {manifest.stage} export; expected an IR. Export again without --stage {manifest.stage}."
         )
     problems = [f"{name}: missing" for name in (MODEL, WEIGHTS, "config.json", *_TOKENIZER) if not (folder / name).exists()]
-    problems += [] if problems else _ir_faults(folder)
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    problems += [f"config.json: {fault}" for fault in field_faults(_ConfigFields, config)]
-    problems += file_faults(folder, manifest) if manifest and not problems else []
+    problems += changed_files(folder, manifest) if manifest and not problems else []
     raise_all(f"{folder}: the exported directory is damaged:", problems, "Export it again.")
+    config = read_json(folder / "config.json")
+    if "vocab_size" not in config:
+        raise LonasEdgeError(
+            f"{folder / 'config.json'}: no vocab_size; expected the configuration of a language model or encoder"
+        )
     graph = "" if manifest else read_text(folder / MODEL, "the IR", _XML_LIMIT)
     embeds = bool(_HIDDEN.search(graph))
     if _POOLED.search(graph):
@@ -141,60 +132,31 @@ def _not_ours(folder: Path) -> LonasEdgeError:
     return LonasEdgeError(f"{folder}: no {MANIFEST}; expected a directory that `lonas-edge export` wrote{advice}")
 
 
-def _ir_faults(folder: Path) -> list[str]:
-    """Check that the .xml is complete and the .bin long enough. The .xml may be large, so it is not parsed."""
-    text = read_text(folder / MODEL, "the IR", _XML_LIMIT)
-    if not text.rstrip().endswith("</net>"):
-        return [f"{MODEL}: truncated"]
-    ends = [int(offset) + int(size) for offset, size in re.findall(r'offset="(\d{1,18})"[^>]*?\bsize="(\d{1,18})"', text)]
-    size = (folder / WEIGHTS).stat().st_size
-    if ends and size < max(ends):
-        return [f"{WEIGHTS}: expected at least {max(ends):,} bytes, found {size:,}"]
-    return []
-
-
-def file_faults(folder: Path, manifest: Manifest) -> list[str]:
+def changed_files(folder: Path, manifest: Manifest) -> list[str]:
     """List the files of an exported directory that are missing or changed, one line each."""
-    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    faults = []
+    changed = []
     for name, expected in manifest.files.items():
-        if name not in paths:
-            faults.append(f"{name}: missing")
-        elif (size := paths[name].stat().st_size) != expected.bytes:
-            faults.append(f"{name}: changed: expected {expected.bytes:,} bytes ({MANIFEST}), found {size:,}")
-        elif _written(paths[name], paths[name].stat().st_mtime_ns) != expected:
-            faults.append(f"{name}: changed: its SHA-256 is not the one in {MANIFEST}, {expected.sha256[:12]}…")
-    return faults
+        path = folder / name
+        if not path.is_file():
+            changed.append(f"{name}: missing")
+        elif (size := path.stat().st_size) != expected.bytes:
+            changed.append(f"{name}: changed: expected {expected.bytes:,} bytes ({MANIFEST}), found {size:,}")
+        elif _hash_once(path, path.stat().st_mtime_ns) != expected:
+            changed.append(f"{name}: changed: its SHA-256 is not the one in {MANIFEST}, {expected.sha256[:12]}…")
+    return changed
 
 
 @lru_cache(maxsize=1024)
-def _written(path: Path, _changed_ns: int) -> Written:
-    """Measure a file once: a command opens a directory several times, and hashing 5.7 GB takes 4 seconds."""
-    return Written.of(path)
+def _hash_once(path: Path, _changed_ns: int) -> FileHash:
+    """Hash a file: a command opens a directory several times, and hashing 5.7 GB takes 4 seconds."""
+    return FileHash.of(path)
 
 
-def write_card(folder: Path, comparison: str | None = None, evaluations: Evaluations | None = None) -> None:
-    """Write the model card of an exported directory again, and keep what users changed in it.
-
-    Args:
-        folder: The directory.
-        comparison: A comparison with other files as Markdown; by default the card keeps the one that it has.
-        evaluations: Its next evaluations; by default the ones that it has.
-    """
-    own = sections(read_text(folder / CARD, "the model card")) if (folder / CARD).exists() else {}
-    manifest, before = Manifest.read(folder / MANIFEST), Evaluations.of(folder)
-    written, new = sections(model_card(manifest, before)), sections(model_card(manifest, evaluations or before))
-    if comparison is not None:
-        written[_COMPARISON], new[_COMPARISON] = own.get(_COMPARISON, ""), f"{_COMPARISON}\n\n{comparison.strip()}"
-    card, kept = updated(own, written, new)
-    for title in kept:
-        warnings.warn(
-            f"{folder / CARD}: {title!r} was edited and stays as it is, out of date. Delete this section; the same "
-            "command writes the new one.",
-            LonasEdgeWarning,
-            stacklevel=2,
-        )
-    replace_text(folder / CARD, card)
+def update_card(folder: Path, heading: str, body: str, before: str = "") -> None:
+    """Replace a section of the model card, see `replace_section`, and keep what users wrote in others."""
+    path = folder / CARD
+    card = read_text(path, "the model card") if path.exists() else model_card(Manifest.read(folder / MANIFEST))
+    replace_text(path, replace_section(card, heading, body, before))
 
 
 def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:
@@ -202,7 +164,7 @@ def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> Non
     evaluations = Evaluations.of(folder).with_evaluation(protocol, evaluation)
     try:
         with interrupts_deferred():
-            write_card(folder, evaluations=evaluations)
+            update_card(folder, ACCURACY, accuracy(evaluations), before=VERIFICATION)
             evaluations.write(folder / FILE)
     except OSError as error:
         raise LonasEdgeError(f"{folder}: cannot be written: {error}") from error

@@ -14,7 +14,7 @@ from lonas_edge.data.calibration import compared_inputs
 from lonas_edge.data.parity import Parity, compare, compare_embeddings
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting import verify
-from lonas_edge.exporting.manifest import Calibrated, Compression, Step, Written, written_files
+from lonas_edge.exporting.manifest import Calibrated, Compression, FileHash, Step, hash_files
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.processes import peak_memory
@@ -58,9 +58,9 @@ class Job:
     steps: Steps
     background: Executor
 
-    def hash_files(self) -> Future[dict[str, Written]]:
+    def hash_files(self) -> Future[dict[str, FileHash]]:
         """Start to hash the files of the complete output."""
-        return self.background.submit(written_files, self.folder)
+        return self.background.submit(hash_files, self.folder)
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Return the inputs of compared networks by name, each [prompts, tokens]."""
@@ -92,7 +92,7 @@ class Job:
 class Outcome:
     """Results of a stage, for the manifest; `fused` is the number of the IR's matrices that are part of others."""
 
-    files: Future[dict[str, Written]]
+    files: Future[dict[str, FileHash]]
     parity: dict[str, Parity]
     compression: tuple[Compression, ...] = ()
     head: Compression | None = None

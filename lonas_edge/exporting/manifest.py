@@ -94,23 +94,23 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Written:
-    """Size and hash of a written file."""
+class FileHash:
+    """Size and hash of a file."""
 
     bytes: int
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> "Written":
-        """Measure a file."""
+    def of(cls, path: Path) -> "FileHash":
+        """Read a file."""
         return cls(path.stat().st_size, sha256(path))
 
 
-def written_files(folder: Path) -> dict[str, Written]:
-    """Measure the files of an output, `REWRITTEN` ones excepted, by their path in it."""
+def hash_files(folder: Path) -> dict[str, FileHash]:
+    """Hash the files of an output, `REWRITTEN` ones excepted, by their path in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     kept = {path.relative_to(folder).as_posix(): path for path in files if path.name not in REWRITTEN}
-    return {name: Written.of(path) for name, path in kept.items()}
+    return {name: FileHash.of(path) for name, path in kept.items()}
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Manifest(Record):
     steps: dict[str, Step]
     graph_process_peak_rss_bytes: int | None
     versions: dict[str, str]
-    files: dict[str, Written]
+    files: dict[str, FileHash]
     head: Compression | None = None
     ratio: float = 1.0
     group_size: int | None = None

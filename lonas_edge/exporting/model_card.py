@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 
 from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
 from lonas_edge.data.templates import CHAT, TEMPLATES
@@ -14,14 +13,13 @@ from lonas_edge.formats import METHOD, PER_CHANNEL
 from lonas_edge.space.picture import draw
 from lonas_edge.space.subnetwork import SearchOrigin
 
+ACCURACY, VERIFICATION = "## Accuracy", "## Verification"
+COMPARISON = "## Compared with other files of this model"  # of `compress`
 _SECTION = re.compile(r"^(?=## )", re.MULTILINE)
 
 
-def model_card(manifest: Manifest, evaluations: Evaluations | None = None) -> str:
-    """Return the model card of an exported directory as Markdown, with the metadata block that model hubs read.
-
-    `evaluations` are those that `eval --card` kept.
-    """
+def model_card(manifest: Manifest) -> str:
+    """Return the model card of an exported directory as Markdown, with the metadata block that model hubs read."""
     stage, base, name = STAGES[manifest.stage], manifest.base.name, manifest.subnetwork.name
     fine_tuned = f" fine-tuned with the adapter `{manifest.adapter.name}`" if manifest.adapter else ""
     pooling_tags = ("sentence-transformers",) if manifest.pooling else ()
@@ -50,8 +48,7 @@ def model_card(manifest: Manifest, evaluations: Evaluations | None = None) -> st
         *_prompt(manifest),
         *((*RUN_SERVER, "") if GRAPH_FILE in manifest.files else ()),
         *(_npu() if fits_npu(manifest) else []),
-        *(_evaluations(evaluations) if evaluations and evaluations.by_protocol else []),
-        "## Verification",
+        VERIFICATION,
         "",
         *(_parity(manifest) if manifest.verified else ["Not verified (`--no-verify`)."]),
         "",
@@ -175,8 +172,9 @@ def _prompt(manifest: Manifest) -> list[str]:
     return content
 
 
-def _evaluations(evaluations: Evaluations) -> list[str]:
-    content = ["## Accuracy", "", "In percent ± standard error, by `lonas-edge eval`.", ""]
+def accuracy(evaluations: Evaluations) -> str:
+    """Return the body of the section on accuracy."""
+    content = ["In percent ± standard error, by `lonas-edge eval`.", ""]
     for evaluation in evaluations.by_protocol.values():
         target, conditions = evaluation.target, evaluation.conditions
         cells = [(task.task, task.accuracy, task.accuracy_stderr) for task in target.tasks]
@@ -191,7 +189,7 @@ def _evaluations(evaluations: Evaluations) -> list[str]:
             f"| {' | '.join(f'{value:.1f}' + (f' ± {error:.1f}' if error else '') for _, value, error in cells)} |",
             "",
         ]
-    return content
+    return "\n".join(content)
 
 
 def _parity(manifest: Manifest) -> list[str]:
@@ -208,38 +206,13 @@ def _parity(manifest: Manifest) -> list[str]:
     return rows
 
 
-def sections(card: str) -> dict[str, str]:
-    """Split a card at its headings of the second level; the first part, with the metadata block, has the title ""."""
-    parts: dict[str, str] = {}
-    for part in filter(None, map(str.strip, _SECTION.split(card))):
-        title = part.partition("\n")[0] if part.startswith("## ") else ""
-        parts[title] = f"{parts[title]}\n\n{part}" if title in parts else part
-    return parts
-
-
-def updated(own: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, list[str]]:
-    """Replace the generated sections of a card, and keep what users wrote; all arguments are `sections`.
-
-    Args:
-        own: The card as it is.
-        before: The card as it was generated. A section that differs from it was edited, and stays.
-        after: The generated card now.
-
-    Returns:
-        The card, and the titles of edited sections that are out of date.
-    """
-    card: dict[str, str] = {}
-    kept: list[str] = []
-    for title, text in own.items():
-        old, new = before.get(title), after.get(title)
-        if text != old:
-            card[title] = text
-            kept += [title] if new not in (old, text) else []
-        elif new is not None:
-            card[title] = new
-    order, next_index = list(card), len(card)
-    for title in reversed([*after]):
-        if title not in card:
-            order.insert(next_index, title)
-        next_index = order.index(title)
-    return "\n\n".join(card.get(title) or after[title] for title in order) + "\n", kept
+def replace_section(card: str, heading: str, body: str, before: str = "") -> str:
+    """Replace the section of a card with the heading "## …"; a new one goes before another heading, by default to the end."""
+    parts = [part.strip() for part in _SECTION.split(card)]
+    headings = [part.partition("\n")[0] for part in parts]
+    section = f"{heading}\n\n{body.strip()}"
+    if heading in headings:
+        parts[headings.index(heading)] = section
+    else:
+        parts.insert(headings.index(before) if before in headings else len(parts), section)
+    return "\n\n".join(filter(None, parts)) + "\n"

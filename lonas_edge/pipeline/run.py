@@ -17,7 +17,8 @@ from typing import Any
 from lonas_edge.bench import machine
 from lonas_edge.data.task import MAX_LENGTH
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import write_card
+from lonas_edge.exporting.exported import update_card
+from lonas_edge.exporting.model_card import COMPARISON
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
@@ -265,7 +266,7 @@ class _Run:
             for target, pick in self.picks.items():
                 model = new / self._names[target]
                 shutil.copytree(folder / "models" / pick.file, model, copy_function=_link)
-                write_card(model, comparison=comparison(record))
+                update_card(model, COMPARISON, comparison(record))
             record.write(new / COMPRESS)
             replace_text(new / RECIPE, recipe_text(self._recipe(record), self.inputs, record.versions))
             write_report(record, new)

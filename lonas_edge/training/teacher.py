@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lonas_edge.data.pooling import EMBEDS, Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.exporting.exported import file_faults
+from lonas_edge.exporting.exported import changed_files
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.families import EMBEDDING, casefolded, family_of_config, size_of
 from lonas_edge.files import check_model_folder, read_json
@@ -131,7 +131,7 @@ def _exported(folder: Path) -> Teacher:
         raise LonasEdgeError(
             f"{found}; a teacher needs PyTorch weights. Pass the adapter, or export it with --stage checkpoint."
         )
-    raise_all(f"{folder}: the exported checkpoint is damaged:", file_faults(folder, manifest), "Export it again.")
+    raise_all(f"{folder}: the exported checkpoint is damaged:", changed_files(folder, manifest), "Export it again.")
     files = (folder / "config.json", *open_tensors(folder).files)
     config = read_json(folder / "config.json")
     return Teacher(folder.resolve().name, folder, folder, files, partial(load_checkpoint, folder), config)

@@ -1,10 +1,10 @@
-"""The model card: prompts, the call for NPUs, runtime properties."""
+"""The model card: prompts, the call for NPUs."""
 
 import pytest
 from test_exported import MANIFEST
 
 from lonas_edge.exporting.manifest import Manifest
-from lonas_edge.exporting.model_card import fits_npu, model_card, sections, updated
+from lonas_edge.exporting.model_card import fits_npu, model_card
 
 ALPACA = """`alpaca`; the answer takes the place of `{output}`:
 
@@ -75,18 +75,3 @@ def test_exports_for_npus(stored: list, changes: dict, fits: bool) -> None:
     exported = manifest(compression=parts, **changes)
     assert fits_npu(exported) is fits
     assert ('openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024' in model_card(exported)) is fits
-
-
-@pytest.mark.parametrize(
-    ("own", "before", "after", "expected", "kept"),
-    [
-        ("a\n## R\n1", "a\n## R\n1", "a", "a\n", []),  # of properties that were undone
-        ("a\n## R\nmine", "a\n## R\n1", "a", "a\n\n## R\nmine\n", ["## R"]),
-        ("a\n## R\nmine", "a\n## R\n1", "a\n## R\n1", "a\n\n## R\nmine\n", []),
-        ("## V\n1", "a\n## V\n1", "a\n## R\n1\n## V\n1", "a\n\n## R\n1\n\n## V\n1\n", []),  # deleted ones are written again
-        ("a\n## N\n1\n## N\n2", "a", "a\n## V\n", "a\n\n## N\n1\n\n## N\n2\n\n## V\n", []),
-        ("", "a", "a\n## V\n", "a\n\n## V\n", []),
-    ],
-)
-def test_generated_sections_are_replaced(own: str, before: str, after: str, expected: str, kept: list[str]) -> None:
-    assert updated(sections(own), sections(before), sections(after)) == (expected, kept)

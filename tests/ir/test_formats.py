@@ -15,7 +15,7 @@ from tiny_models import LAYERS, MLP_WIDTHS, TinySource
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.exporting.exported import file_faults
+from lonas_edge.exporting.exported import changed_files
 from lonas_edge.exporting.manifest import Compression, Manifest
 from lonas_edge.formats import FORMATS, PER_CHANNEL, activation_group
 
@@ -164,7 +164,7 @@ def test_a_group_that_changes_the_outputs_is_not_stored(
     manifest = export(source, source.select("maximal"), tmp_path / "out", ExportOptions(weight_format="int8_sym"))
     compiled = ov.Core().compile_model(read_ir(tmp_path / "out"), "CPU")
     assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == group
-    assert file_faults(tmp_path / "out", Manifest.read(tmp_path / "out/lonas_edge.json")) == []
+    assert changed_files(tmp_path / "out", Manifest.read(tmp_path / "out/lonas_edge.json")) == []
     parity = manifest.parity["ir_groups"]
     assert parity.positions == manifest.parity["ir"].positions
     assert parity.max_logit_difference > 0.01  # INT8 activations; fp32 alone changes less than 1e-3

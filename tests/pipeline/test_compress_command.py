@@ -35,7 +35,7 @@ from lonas_edge.data.language import LanguageTask, read_examples
 from lonas_edge.data.pooling import Pooling, read_pooling
 from lonas_edge.data.templates import TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.exported import open_exported, write_card
+from lonas_edge.exporting.exported import open_exported
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.channel_order import ChannelOrder
 from lonas_edge.network.source import open_source
@@ -83,14 +83,11 @@ def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
 
 
 def test_the_model_card_has_the_table(finished: Finished, tmp_path: Path) -> None:
-    """Also after the card is written again, as `eval --card` does."""
     model = finished.copied(tmp_path / "copy") / "model"
     card = (model / "README.md").read_text()
     table = [line for line in (model.parent / "report.md").read_text().splitlines() if line.startswith("| ")][:4]
     assert len(table) == 4
     assert all(line in card for line in table)
-    write_card(model)
-    assert (model / "README.md").read_text() == card
     assert card.count(table[-1]) == 1
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from lonas_edge.data.encoding import PairCollator
 from lonas_edge.evaluate.answer_log import LoggedTarget
-from lonas_edge.evaluate.targets import Encoder
+from lonas_edge.evaluate.encoders import Encoder
 from lonas_edge.progress import Progress
 
 

@@ -14,9 +14,10 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.answer_log import LoggedTarget
 from lonas_edge.evaluate.batches import answered
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
+from lonas_edge.evaluate.encoders import Encoder
 from lonas_edge.evaluate.glue import ACCURACY, metrics_of
 from lonas_edge.evaluate.settings import EvalSettings
-from lonas_edge.evaluate.targets import Encoder, Target
+from lonas_edge.evaluate.targets import Target
 from lonas_edge.exporting.evaluations import SkippedSample, TaskResult
 from lonas_edge.progress import Progress
 

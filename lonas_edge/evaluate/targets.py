@@ -6,23 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.evaluate.encoders import Encoder, ir_encoder, torch_encoder
 from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import changed_files, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, MODEL_KINDS, ModelKind, context_of, family_of_config
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, MODEL_KINDS, ModelKind, context_of, family_of_config, output_names
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL
-from lonas_edge.ir.core import open_model
 from lonas_edge.network import adapters
-from lonas_edge.network.configuration import read_config
+from lonas_edge.network.configuration import parse_config, read_config
 from lonas_edge.network.source import TRAINING, Source, kind_of_folder, locate, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.subnetwork import Sizes
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
     from lonas_edge.network.super_network import SuperNetwork
 
-Encoder = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # a batch of `PairCollator` -> logits or embeddings [texts, …]
 _FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # that a model is loaded from
 _RECORDS = (MANIFEST, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
@@ -135,12 +133,6 @@ def _kind_of(reference: str, model: str | None) -> ModelKind:
     return kind_of_folder(folder) or CAUSAL_LM
 
 
-def _outputs(config: Any) -> tuple[str, ...]:
-    """Names of a classifier's outputs by its configuration, which omits two unnamed ones."""
-    names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return tuple(str(names[key]) for key in sorted(names, key=int))
-
-
 class _SharedNetwork:
     """A super-network for all its sub-networks: loaded for the first, released after the last."""
 
@@ -186,8 +178,7 @@ class _Opener:
             return OpenVinoLM(folder, tokenizer, max_length, run.openvino_device, properties)
 
         def load_encoder() -> Encoder:
-            encode = open_model(folder / MODEL, run.openvino_device, properties)
-            return embedder_of(encode, pooling) if pooling else encode
+            return ir_encoder(folder, run.openvino_device, properties, pooling)
 
         classifies, pooling = exported.kind == CLASSIFICATION, _limited(exported.pooling, tokenizer, max_length)
         batch_size = _batch_size((folder / MODEL).with_suffix(".bin").stat().st_size, run)
@@ -206,7 +197,7 @@ class _Opener:
             folder=folder if exported.manifest else None,
             load=load_encoder if pooling or classifies else load,
             uses=frozenset({"properties", *(["device"] if run.torch_device == "cpu" else [])}),
-            outputs=_outputs(exported.config) if classifies else (),
+            outputs=output_names(parse_config(exported.config, "config.json")) if classifies else (),
             pooling=pooling,
         )
 
@@ -280,8 +271,7 @@ class _Opener:
             return TorchLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
 
         def load_encoder() -> Encoder:
-            encode = torch_encoder(load_model().to(run.torch_device), "last_hidden_state" if pooling else "logits")
-            return embedder_of(encode, pooling) if pooling else encode
+            return torch_encoder(load_model().to(run.torch_device), pooling)
 
         conditions = {"device": run.torch_device, "dtype": run.torch_dtype, "batch_size": batch_size}
         return Target(
@@ -297,7 +287,7 @@ class _Opener:
             folder=None,
             load=load_encoder if pooling or classifies else load,
             uses=frozenset({"torch_dtype", *(["device"] if run.torch_device == "cuda" else [])}),
-            outputs=_outputs(config) if classifies else (),
+            outputs=output_names(parse_config(config, "config.json")) if classifies else (),
             pooling=pooling,
         )
 
@@ -306,29 +296,6 @@ class _Opener:
             kept = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES and path.name not in _RECORDS]
             self._hashed[folder] = {path.name: sha256(path) for path in kept}
         return self._hashed[folder]
-
-
-def torch_encoder(model: Any, output: str) -> Encoder:
-    """A Hugging Face encoder as a function to one of its outputs, an array."""
-
-    def encode(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        with torch.inference_mode():
-            inputs = {name: torch.from_numpy(values).to(model.device) for name, values in batch.items()}
-            answers: np.ndarray = getattr(model(**inputs), output).float().cpu().numpy()
-            return answers
-
-    return encode
-
-
-def embedder_of(encode: Encoder, pooling: Pooling) -> Encoder:
-    """An encoder of hidden states [texts, tokens, hidden] as a function to embeddings [texts, hidden]."""
-
-    def embed(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        hidden, mask = torch.from_numpy(encode(batch)), torch.from_numpy(batch["attention_mask"])
-        embeddings: np.ndarray = pooling.pooled(hidden, mask).numpy()
-        return embeddings
-
-    return embed
 
 
 def _limited(pooling: Pooling | None, tokenizer: Any, context: int) -> Pooling | None:

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lonas_edge.data.task import MAX_LENGTH, Task
-from lonas_edge.exporting.exported import open_exported
-from lonas_edge.families import CLASSIFICATION
-from lonas_edge.ir import MODEL
-from lonas_edge.ir.core import open_model
-from lonas_edge.network.tokenizer import require_tokenizer
-from lonas_edge.pipeline.embeddings import EXACT, add_correlations, computed, distances
+from lonas_edge.evaluate.encoders import ir_outputs
+from lonas_edge.pipeline.embeddings import EXACT, add_correlations, distances
 from lonas_edge.pipeline.measure import Scores, accuracy_difference
 from lonas_edge.pipeline.record import Quality
 from lonas_edge.progress import Progress
@@ -25,8 +20,8 @@ if TYPE_CHECKING:
 def qualities(plan: "Plan", folders: Mapping[str, Path], progress: Progress) -> dict[str, dict[str, Quality]]:
     """Measure distances and, with labels, accuracy or of one output Spearman's correlation, see `PipelineTask.measured`."""
     data = plan.source.open_data(plan.places.held_out, labels=True)
-    reference = logits(plan.places.baseline("fp32"), data, EXACT, progress)
-    found = {name: logits(folder, data, {}, progress) for name, folder in folders.items()}
+    reference = ir_outputs(plan.places.baseline("fp32"), data, EXACT, progress)
+    found = {name: ir_outputs(folder, data, {}, progress) for name, folder in folders.items()}
     measured = distances(found, partial(data.distances, reference), "Logits")
     if data.scores:
         labels, outputs = np.array(data.scores), reference.shape[-1]
@@ -45,12 +40,3 @@ def _add_accuracies(measured: dict[str, dict[str, Quality]], correct: Mapping[st
     for name, each in scores.items():
         change = None if each is first else accuracy_difference(first, each)
         measured[name]["accuracy"] = Quality(100 * float(each.correct.mean()), change)
-
-
-def logits(folder: Path, data: Task, properties: Mapping[str, str], progress: Progress) -> np.ndarray:
-    """Compute logits by an IR: [records, pairs of a record, outputs], float64. Long texts are cut, as in the trainings."""
-    exported, tokenizer = open_exported(folder, ours=False, kind=CLASSIFICATION), require_tokenizer(folder, "measuring logits")
-    [encoded] = data.encode(tokenizer, exported.context or MAX_LENGTH)
-    infer = open_model(folder / MODEL, "CPU", properties)
-    outputs = computed(infer, encoded, data.collator(tokenizer), f"logits of {folder.name}", progress)
-    return outputs.reshape(len(data.examples), -1, outputs.shape[-1])

@@ -185,7 +185,7 @@ def test_a_killed_evaluation_continues(
 ) -> None:
     """With the answers that it has; not after a change of the pooling, whose file is in a subdirectory."""
     write_similarity(tmp_path / "data")
-    folder, batches, embedder = stock(exported, tmp_path / "stock", "mean"), [], targets.embedder_of
+    folder, batches, embedder = stock(exported, tmp_path / "stock", "mean"), [], targets.ir_encoder
     command = ["eval", folder, "--datasets", tmp_path / "data", *F32, "--batch-size", 10, "--json"]
     (expected,) = result(run_cli(*command))["targets"]
 
@@ -202,7 +202,7 @@ def test_a_killed_evaluation_continues(
 
     command += ["--output", tmp_path / "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(targets, "embedder_of", interrupted)
+        patch.setattr(targets, "ir_encoder", interrupted)
         ran = run_cli(*command)
     assert ran.code == 1 and (tmp_path / "out.partial").exists()
     pooling = folder / "1_Pooling/config.json"
@@ -329,6 +329,6 @@ def test_a_damaged_model_is_refused(
     tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_similarity(tmp_path)
-    monkeypatch.setattr(targets, "embedder_of", lambda *_: lambda batch: np.full((len(batch["input_ids"]), 4), np.nan))
+    monkeypatch.setattr(targets, "ir_encoder", lambda *_: lambda batch: np.full((len(batch["input_ids"]), 4), np.nan))
     ran = run_cli("eval", tiny_bert.body(), "--datasets", tmp_path)
     assert ran.code == 1 and "embeddings are not finite; is the model damaged?" in ran.err, ran.err

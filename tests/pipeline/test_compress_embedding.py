@@ -22,13 +22,14 @@ from transformers import AutoTokenizer
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import SentenceTask
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.encoders import ir_outputs
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import EMBEDDING
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import run, stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
-from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference, embedded
+from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.plan import source_hashes
 from lonas_edge.pipeline.record import CompressRecord
@@ -106,7 +107,7 @@ def test_embeddings_by_an_oracle(tiny_bert: TinyBert, tmp_path: Path) -> None:
     options = stages.ExportOptions(weight_format="fp32")
     stages.export(source, source.select("maximal"), tmp_path / "fp32", options)
     data, tokenizer = source.open_data(write_pairs(tmp_path / "data.jsonl", 20)), AutoTokenizer.from_pretrained(base)
-    found = embedded(tmp_path / "fp32", data, EXACT, silent)
+    found = ir_outputs(tmp_path / "fp32", data, EXACT, silent)
     plain = TinySource("bert", base, None, None)
     for example, rows in zip(data.examples, found, strict=True):
         for text, row in zip(example.texts, rows, strict=True):
@@ -274,7 +275,7 @@ def test_texts_longer_than_the_context_are_cut(tiny_bert: TinyBert, tmp_path: Pa
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = open_source(str(tiny_bert.body()))
     stages.export(source, source.select("maximal"), tmp_path / "ir", stages.ExportOptions(weight_format="fp32"))
-    found = embedded(tmp_path / "ir", source.open_data(tmp_path / "data.jsonl"), EXACT, silent)
+    found = ir_outputs(tmp_path / "ir", source.open_data(tmp_path / "data.jsonl"), EXACT, silent)
     assert found.shape == (3, 1, 64) and np.isfinite(found).all()
 
 

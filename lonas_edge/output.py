@@ -1,51 +1,33 @@
 """Outputs that appear whole or not at all, and working directories that survive a kill.
 
-An output NAME is made in the sibling directory NAME.partial, which one process at a time holds. At the end NAME.partial/new
-becomes NAME by one rename, or by an atomic exchange with the output that it replaces. A system that cannot exchange directories
-keeps that output in NAME.partial/old between two renames; after a kill the next run puts it back. NAME.partial of a resumable
-run also holds what the run needs to continue, and the identity that the continued run must have.
+A command writes `.NAME.new` next to its output NAME, and renames it at the end. An output that it replaces is `.NAME.old`
+between two renames; after a kill the next run puts it back. `NAME.partial` of a resumable run holds what the run needs to
+continue, and in `partial.json` what the continued run must share. `.NAME.lock` keeps other processes out; the system frees it
+however a process ends.
 """
 
-import ctypes
-import errno
+import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.overwrite import refuse_existing, refuse_location
-from lonas_edge.schema import Record
+from lonas_edge.files import read_json, replace_text
+from lonas_edge.schema import differences
 
-_PARTIAL, _NEW, _OLD = "partial.json", "new", "old"
-_ONLY_RECORD = {_PARTIAL, f".{_PARTIAL}.partial"}
+RECORDS = ("lonas_edge.json", "training.json", "bench.json", "eval.json", "search.json", "compress.json", "vocabulary.json")
+_SIGNATURE = b'"lonas-edge/'  # of the schema in these, one of which is in every output
+_SPACE = "bootstrapNAS"  # in every search space
+_PARTIAL = "partial.json"
 _FULL_BYTES = 2**22  # a disk with less free space is full: libraries write in pieces
 _NO_SPACE = re.compile(r"no space left|os error 28\b|quota exceeded", re.IGNORECASE)
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
-
-
-@dataclass(frozen=True)
-class PartialRecord(Record):
-    """Which run works in NAME.partial.
-
-    Attributes:
-        command: Its command.
-        identity: Settings and input hashes that a continued run must share; None where nothing can be continued.
-    """
-
-    NAME: ClassVar = "partial"
-    VERSION: ClassVar = 1
-    AGAIN: ClassVar = "Delete this directory to start again."
-
-    command: str
-    identity: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -74,23 +56,19 @@ class OutputDirectory:
             needed_bytes: Size of the output.
             resumable: Whether an unfinished run in NAME.partial may stay there: `resume` looks at it.
         """
-        refuse_location(self.path)
-        if os.path.lexists(self.partial) or _lock_file(self.partial).exists():
-            with self._locked():
-                self._recover()
-                if not resumable and (unfinished := self._unfinished()):
-                    self._refuse_unfinished(unfinished.command)
-        refuse_existing(self.path, self.overwrite, self.inputs, directory=True)
-        parent = next(parent for parent in self.path.absolute().parents if parent.exists())
+        check_replaceable(self.path, self.overwrite, self.inputs)
+        parent = _existing_parent(self.path)
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            reason = "is not writable" if parent.is_dir() else "is not a directory"
-            raise LonasEdgeError(f"{self.path}: {parent} {reason}. Choose another --output.")
+            raise LonasEdgeError(f"{self.path}: {parent} is not a writable directory. Choose another --output.")
+        if self.path.parent.exists():
+            with self._locked():
+                if not resumable:
+                    self._refuse_unfinished()
         self.check_space(needed_bytes)
 
     def check_space(self, needed_bytes: int) -> None:
         """Refuse an output that is larger than the free space of its disk."""
-        parent = next(parent for parent in self.path.absolute().parents if parent.exists())
-        free = shutil.disk_usage(parent).free
+        free = shutil.disk_usage(_existing_parent(self.path)).free
         if free < needed_bytes:
             raise LonasEdgeError(
                 f"{self.path}: not enough disk space: {needed_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free. "
@@ -99,29 +77,23 @@ class OutputDirectory:
 
     def identity(self) -> dict[str, Any]:
         """The identity of the unfinished run in NAME.partial; empty where none can be read."""
-        with suppress(LonasEdgeError, OSError):
-            return PartialRecord.read(self.partial / _PARTIAL).identity or {}
+        with suppress(LonasEdgeError):
+            return dict(read_json(self.partial / _PARTIAL)["identity"])
         return {}
 
     @contextmanager
     def open(self) -> Iterator[Path]:
         """Yield a directory that becomes the output when the block ends without an error."""
-        with self._held():
-            if unfinished := self._unfinished():
-                self._refuse_unfinished(unfinished.command)
-            try:
-                self.partial.mkdir(0o700)
-                PartialRecord("", None).write(self.partial / _PARTIAL)
-                with Work(self, resumed=False).publish() as folder:
-                    yield folder
-            finally:
-                self._leave()
+        with self._locked():
+            self._refuse_unfinished()
+            with self.publish() as folder:
+                yield folder
 
     @contextmanager
     def resume(
         self, command: str, identity: Mapping[str, Any], resume: bool | None = None, restart: bool = False
-    ) -> Iterator["Work"]:
-        """Hold NAME.partial during a run that can continue after a kill, and keep it until the output is published.
+    ) -> Iterator[bool]:
+        """Hold NAME.partial during a run that can continue after a kill, until `publish`.
 
         Args:
             command: The command, for messages.
@@ -130,271 +102,161 @@ class OutputDirectory:
             restart: Whether an unfinished run is discarded first.
 
         Yields:
-            The working directory.
+            Whether the run continues an earlier one.
         """
-        with self._held():
-            resumed = self._continue(command, identity, resume, restart)
-            work = Work(self, resumed, "" if resume is None else " with --resume")
+        with self._locked():
+            if restart and (self.partial / _PARTIAL).is_file():
+                self._discard()
+            resumed = self._continue(command, identity, resume)
             try:
-                if not resumed:
-                    self.partial.mkdir(0o700)
-                    PartialRecord(command, dict(identity)).write(self.partial / _PARTIAL)
-                yield work
+                yield resumed
             except (KeyboardInterrupt, LonasEdgeError) as error:
-                if not self._keeps():
+                if not self._keeps_work():
                     raise
-                if isinstance(error, LonasEdgeError):
-                    raise LonasEdgeError(f"{error}\n{work.kept}; the next run{work.flag} continues from it.") from error
-                again = f"Run the same command again{work.flag} to continue."
-                raise LonasEdgeError(f"{self.path}: interrupted. {work.kept}. {again}") from error
+                message = str(error) or f"{self.path}: interrupted."
+                again = f"The same command{'' if resume is None else ' with --resume'} continues from it."
+                raise LonasEdgeError(f"{message}\nThe work so far is kept in {self.partial}. {again}") from error
             finally:
-                self._leave()
+                if self.partial.is_dir() and not self._keeps_work():
+                    self._discard()
 
-    def _continue(self, command: str, identity: Mapping[str, Any], resume: bool | None, restart: bool) -> bool:
-        """Whether there is a run to continue."""
-        unfinished = self._unfinished(restart)
+    @contextmanager
+    def publish(self) -> Iterator[Path]:
+        """Yield a directory that becomes the output when the block ends; NAME.partial is removed then."""
+        new = self._sibling("new")
+        new.mkdir()
+        try:
+            yield new
+            _sync(new)
+            if os.path.lexists(self.path):
+                check_replaceable(self.path, self.overwrite, self.inputs)
+                self.path.rename(self._sibling("old"))
+            new.rename(self.path)
+        except Exception as error:
+            if _NO_SPACE.search(str(error)) or shutil.disk_usage(self.path.parent).free < _FULL_BYTES:
+                message = f"{self.path}: the disk is full; nothing was changed. Free some space, or choose another --output."
+                raise LonasEdgeError(message) from error
+            raise
+        finally:
+            self._recover()
+        if self.partial.exists():
+            self._discard()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self._sibling("lock")
+        lock = FileLock(file)
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+        if not lock.is_locked or not file.exists():  # another process may have removed it in between
+            lock.release()
+            raise LonasEdgeError(f"{self.path}: another process is writing it. Wait for it, or choose another --output.")
+        try:
+            self._recover()
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open; filelock removes it there
+                file.unlink()  # before the release: after it, the file may be another's
+            lock.release()
+
+    def _sibling(self, kind: str) -> Path:
+        return self.path.with_name(f".{self.path.name}.{kind}")
+
+    def _recover(self) -> None:
+        """Put back an output that was set aside, and remove what is incomplete."""
+        new, old = self._sibling("new"), self._sibling("old")
+        if old.exists() and new.exists():  # stopped between the two renames; later, the old one may be half deleted
+            if os.path.lexists(self.path):
+                raise LonasEdgeError(f"{old}: set aside by a killed run, and {self.path} was created since. Move one away.")
+            old.rename(self.path)
+        for folder in (new, old, self._sibling("discarded")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _discard(self) -> None:
+        """Delete NAME.partial; a kill leaves no half of it."""
+        self.partial.rename(self._sibling("discarded"))
+        self._recover()
+
+    def _continue(self, command: str, identity: Mapping[str, Any], resume: bool | None) -> bool:
+        """Check the run that is continued, or make NAME.partial."""
+        unfinished = self._unfinished()
         if unfinished is None:
             if resume:
                 raise LonasEdgeError(f"{self.path}: no unfinished run to resume. Run the command without --resume.")
+            new = self._sibling("new")
+            new.mkdir()
+            replace_text(new / _PARTIAL, json.dumps({"command": command, "identity": identity}))
+            new.rename(self.partial)
             return False
-        if unfinished.command != command:
-            self._refuse_unfinished(unfinished.command)
+        if unfinished["command"] != command:
+            self._refuse_unfinished()
         if resume is False:
             raise LonasEdgeError(
                 f"{self.partial}: an unfinished run is kept there. Continue it with --resume, or start again with --overwrite."
             )
         raise_all(
             f"{self.partial}: cannot continue, because settings or inputs have changed:",
-            differences(unfinished.identity or {}, identity),
+            differences(unfinished["identity"], identity),
             "Restore them, or delete this directory to start again.",
         )
         return True
 
-    def _refuse_unfinished(self, command: str) -> None:
+    def _unfinished(self) -> dict[str, Any] | None:
+        if not os.path.lexists(self.partial):
+            return None
+        if not (self.partial / _PARTIAL).is_file():
+            raise LonasEdgeError(f"{self.partial}: not written by lonas-edge, which needs this name. Choose another --output.")
+        return read_json(self.partial / _PARTIAL)
+
+    def _refuse_unfinished(self) -> None:
+        if unfinished := self._unfinished():
+            kept = f"an unfinished `lonas-edge {unfinished['command']}` is kept there"
+            raise LonasEdgeError(f"{self.partial}: {kept}. Choose another --output, or delete it.")
+
+    def _keeps_work(self) -> bool:
+        return self.partial.is_dir() and any(entry.name != _PARTIAL for entry in self.partial.iterdir())
+
+
+def check_replaceable(path: Path, overwrite: bool, inputs: Sequence[Path | str | None] = (), directory: bool = True) -> None:
+    """Refuse an output where something else is: only outputs of lonas-edge are replaced, with --overwrite, and no input."""
+    if path.name in ("", ".."):
+        raise LonasEdgeError(f"{path}: has no name. Choose another --output.")
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise LonasEdgeError(f"{path}: already exists. Choose another --output, or pass --overwrite.")
+    if path.is_symlink() or path.is_dir() != directory or not _made_by_us(path):
+        expected = f"a directory with one of {', '.join(RECORDS)}" if directory else "a search space"
         raise LonasEdgeError(
-            f"{self.partial}: an unfinished `lonas-edge {command}` is kept there. Choose another --output, or delete it."
+            f"{path}: --overwrite replaces only outputs of lonas-edge; expected {expected}. Choose another --output, or move "
+            "it away."
         )
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Lock NAME.partial. Parents that were made for it are removed again if they stay empty."""
-        refuse_location(self.path)
-        made = [parent for parent in self.path.absolute().parents if not parent.exists()]
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked():
-                yield
-        except OSError as error:
-            raise LonasEdgeError(f"{self.path}: cannot be written: {error}") from error
-        finally:
-            for parent in made:
-                with suppress(OSError):
-                    parent.rmdir()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locked(self.partial) as held:
-            if not held:
-                raise LonasEdgeError(f"{self.path}: another process is writing it. Wait for it, or choose another --output.")
-            yield
-
-    def _unfinished(self, restart: bool = False) -> PartialRecord | None:
-        """The record of a run that can be continued. Whatever else killed runs left is removed."""
-        self._recover()
-        if not self.partial.exists():
-            return None
-        file = self.partial / _PARTIAL
-        record = PartialRecord.read(file) if os.path.lexists(file) and not restart else None
-        if record is None or record.identity is None:
-            self._discard()
-            return None
-        return record
-
-    def _recover(self) -> None:
-        """Refuse a NAME.partial that is not ours, and put back an output that a killed run set aside."""
-        partial = self.partial
-        if not os.path.lexists(partial):
-            return
-        directory = partial.is_dir() and not partial.is_symlink()
-        names = {entry.name for entry in partial.iterdir()} if directory else {""}
-        if _PARTIAL not in names and not names <= _ONLY_RECORD:
-            raise LonasEdgeError(
-                f"{partial}: lonas-edge needs this name for unfinished work and did not write what is there. "
-                "Move it away, or choose another --output."
-            )
-        if not self._restored():
-            raise LonasEdgeError(
-                f"{partial / _OLD}: a killed run set this output aside, and {self.path} was created since. Move one away."
-            )
-
-    def _restored(self) -> bool:
-        """Put an output back that a run set aside, and remove half-written ones. Returns whether nothing is in the way."""
-        new, old = self.partial / _NEW, self.partial / _OLD
-        if old.exists() and new.exists():  # an old one alone has been replaced, and may be half deleted
-            if os.path.lexists(self.path):
-                return False
-            old.rename(self.path)
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
-        return True
-
-    def _keeps(self) -> bool:
-        """Whether NAME.partial holds anything to continue from."""
-        return self.partial.is_dir() and any(entry.name not in {*_ONLY_RECORD, _NEW, _OLD} for entry in self.partial.iterdir())
-
-    def _leave(self) -> None:
-        """Remove a working directory that holds nothing to continue from."""
-        with suppress(OSError, LonasEdgeError):  # another disk error would hide the first
-            if self.partial.is_dir() and self._restored() and not self._keeps():
-                self._discard()
-
-    def _discard(self) -> None:
-        """Delete NAME.partial. Its record goes last and says that nothing can be continued: a kill leaves no half of a run."""
-        with suppress(LonasEdgeError):  # a full disk
-            PartialRecord("", None).write(self.partial / _PARTIAL)
-        for entry in self.partial.iterdir():
-            if entry.name != _PARTIAL:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        (self.partial / _PARTIAL).unlink(missing_ok=True)
-        self.partial.rmdir()
+    used = [each for each in inputs if each and Path(each).exists() and Path(each).resolve().is_relative_to(path.resolve())]
+    if used:
+        names = ", ".join(map(str, used))
+        raise LonasEdgeError(f"{path}: --overwrite would delete {names}, which this run reads. Choose another --output.")
 
 
-@dataclass(frozen=True)
-class Work:
-    """A run's hold on NAME.partial.
-
-    Attributes:
-        output: The output.
-        resumed: Whether the run continues an earlier one.
-        flag: What continues it, to be added to the same command.
-    """
-
-    output: OutputDirectory
-    resumed: bool
-    flag: str = ""
-
-    @property
-    def path(self) -> Path:
-        """The directory for what the run keeps."""
-        return self.output.partial
-
-    @property
-    def kept(self) -> str:
-        """What the next run continues from."""
-        return f"The work so far is kept in {self.path}"
-
-    @contextmanager
-    def publish(self) -> Iterator[Path]:
-        """Yield a directory that becomes the output when the block ends; NAME.partial is removed then.
-
-        Its files are on the disk, not only in memory, before that: 0.07 s for 130 MB.
-        """
-        path, new, old = self.output.path, self.path / _NEW, self.path / _OLD
-        new.mkdir()
-        try:
-            yield new
-            _sync(*new.rglob("*"), new)
-        except Exception as error:  # before anything is cleared: the disk may be full
-            self._raise_if_disk(error)
-            raise
-        if os.path.lexists(path):
-            if not self.output.overwrite:
-                raise LonasEdgeError(f"{path}: was created while this run worked. Move it away, or pass --overwrite.")
-            refuse_existing(path, True, self.output.inputs, directory=True)
-            if not _exchange(new, path):
-                path.rename(old)
-                new.rename(path)
-        else:
-            new.rename(path)
-        with suppress(OSError, LonasEdgeError):  # the output is there
-            _sync(path.parent)
-            self.output._discard()
-
-    def _raise_if_disk(self, error: Exception) -> None:
-        """Name the disk as the cause; libraries raise errors of their own for it."""
-        path, lines = self.output.path, (str(error).strip() or type(error).__name__).splitlines()
-        full = [line for line in lines if _NO_SPACE.search(line)]
-        explained = isinstance(error, LonasEdgeError) or getattr(error, "errno", None) is not None
-        if full or (not explained and shutil.disk_usage(path.parent).free < _FULL_BYTES):
-            reason = f"the disk is full ({(full or lines)[-1].strip()}). Free some space, or choose another --output."
-        elif isinstance(error, OSError):
-            reason = str(error)
-        else:
-            return
-        raise LonasEdgeError(f"{path}: writing failed, nothing was changed: {reason}") from error
+def _made_by_us(path: Path) -> bool:
+    """Whether a path is an empty directory, an output of lonas-edge, or a search space."""
+    if path.is_dir():
+        if not any(path.iterdir()) or (path / RECORDS[0]).is_file():
+            return True
+        records = [path / name for name in RECORDS if (path / name).is_file()]
+        return any(_SIGNATURE in record.read_bytes()[:100] for record in records)
+    with suppress(LonasEdgeError):
+        return _SPACE in read_json(path)
+    return False
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each setting that differs."""
-    was, is_now = dict(_flat("", before)), dict(_flat("", now))
-    names = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]
-    return [f"{name}: was {_short(was.get(name))}, is {_short(is_now.get(name))}" for name in names]
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.exists())
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    records = isinstance(value, list | tuple) and any(isinstance(each, Mapping) for each in value)
-    if value and (records or isinstance(value, Mapping)):
-        for key, inner in enumerate(value, 1) if records else value.items():
-            yield from _flat(f"{name} {key}".strip(), inner)
-    else:
-        yield name, list(value) if isinstance(value, tuple) else value
-
-
-def _short(value: Any) -> str:
-    text = "missing" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:12]}…"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold a directory's lock, which is a file next to it. The system frees it however the process ends.
-
-    Yields:
-        Whether it is held: False where another process, or this one, holds it already.
-    """
-    file = _lock_file(folder)
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield file.exists()  # not where its holder removed it in between
-    finally:
-        with suppress(OSError):  # Windows keeps a file that is open; filelock removes it there
-            file.unlink()  # before the release: after it, the file may be another's
-        lock.release()
-
-
-def _lock_file(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.lock")
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two directories in one step; returns whether this system and file system can."""
-    if sys.platform != "linux":
-        return False
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):  # another C library
-        return False
-    result: int = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
-    return result == 0
-
-
-def _sync(*paths: Path) -> None:
-    """Write files and directories to the disk: after a power cut, too, what was renamed is whole."""
-    if os.name != "posix":  # elsewhere a directory cannot be opened, nor a file synced that is open for reading
-        return
-    for path in paths:
-        if path.is_symlink():
-            continue
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not do it
-                raise
-        finally:
-            os.close(file)
+def _sync(folder: Path) -> None:
+    """Write a directory to the disk, so that a power cut after the rename leaves it complete."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

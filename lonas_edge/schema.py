@@ -108,3 +108,20 @@ def describe_error(error: Mapping[str, Any]) -> str:
     complete = error["type"] in ("missing", "unexpected_keyword_argument", "value_error")
     actual = "" if complete else f", found {shortened(error['input'])}"
     return f"{field}: {message}{actual}" if field else message
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line for each setting that differs from a JSON object that was read."""
+    lines, now = [], json.loads(json.dumps(now))
+    for name in {**before, **now}:
+        was, is_now = before.get(name), now.get(name)
+        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
+            lines += differences(was, is_now, f"{prefix}{name} ")
+        elif was != is_now:
+            lines.append(f"{prefix}{name}: was {_short(was)}, is {_short(is_now)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = "missing" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 from outputs import content_of, names, publish, write_files
-from safetensors import SafetensorError
 from systems import may_write_anywhere
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.output import OutputDirectory, locked
-from lonas_edge.overwrite import RECORDS, check_output_file, made_by_us
+from lonas_edge.output import RECORDS, OutputDirectory, check_replaceable
 
 
 def test_an_output_appears_complete(tmp_path: Path) -> None:
@@ -25,9 +23,6 @@ def test_an_output_appears_complete(tmp_path: Path) -> None:
         assert not output.path.exists()
     assert names(output.path) == ["file"]
     assert names(output.path.parent) == ["out"]
-    mask = os.umask(0o022)
-    os.umask(mask)
-    assert output.path.stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_an_existing_output_needs_overwrite(tmp_path: Path) -> None:
@@ -44,7 +39,7 @@ def test_an_existing_output_needs_overwrite(tmp_path: Path) -> None:
 
 
 def test_an_output_that_was_created_meanwhile_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(LonasEdgeError, match="was created while"), OutputDirectory(tmp_path / "out").open() as folder:
+    with pytest.raises(LonasEdgeError, match="already exists"), OutputDirectory(tmp_path / "out").open() as folder:
         write_files(tmp_path / "out", "other")
         (folder / "file").write_text("new")
     assert content_of(tmp_path / "out") == "other" and names(tmp_path) == ["out"]
@@ -59,27 +54,24 @@ def test_a_failure_leaves_nothing(tmp_path: Path, error: BaseException, overwrit
     with pytest.raises(type(error)), OutputDirectory(output, overwrite).open() as folder:
         (folder / "file").write_text("half")
         raise error
-    assert names(tmp_path) == (["deep"] if overwrite else []), "new parents are removed, too"
+    assert names(output.parent) == (["out"] if overwrite else [])
     assert content_of(output) == ("old" if overwrite else "absent")
 
 
 HOLD = """
 import sys
 from pathlib import Path
-from lonas_edge.output import locked
-with locked(Path(sys.argv[1])) as held:
-    print("held" if held else "not held", flush=True)
+from lonas_edge.output import OutputDirectory
+with OutputDirectory(Path(sys.argv[1])).open():
+    print("held", flush=True)
     sys.stdin.read()
 """
 
 
 def test_one_process_at_a_time_writes_an_output(tmp_path: Path) -> None:
-    partial = tmp_path / "out.partial"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(partial)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    partial.mkdir()
     for run in (lambda: OutputDirectory(tmp_path / "out").check(0), lambda: publish(tmp_path / "out")):
         with pytest.raises(LonasEdgeError, match="another process is writing it"):
             run()
@@ -87,8 +79,6 @@ def test_one_process_at_a_time_writes_an_output(tmp_path: Path) -> None:
     holder.communicate()
     publish(tmp_path / "out")
     assert names(tmp_path) == ["out"]
-    with locked(tmp_path / "out") as first, locked(tmp_path / "out") as second:
-        assert first and not second
 
 
 # resumable runs
@@ -99,24 +89,25 @@ def work(folder: Path, *arguments: object, stop: BaseException | None = None, **
     output = OutputDirectory(folder / "out", overwrite=bool(options.pop("overwrite", False)))
     output.check(0, resumable=True)
     identity, *resume = arguments
-    with output.resume("train", identity, *resume, **options) as run:  # type: ignore[arg-type]
-        assert run.resumed == (run.path / "step").exists()
-        (run.path / "step").write_text("kept")
+    with output.resume("train", identity, *resume, **options) as resumed:  # type: ignore[arg-type]
+        step = output.partial / "step"
+        assert resumed == step.exists()
+        step.write_text("kept")
         if stop:
             raise stop
-        with run.publish() as new:
-            (new / "training.json").write_text((run.path / "step").read_text())
-    return run.resumed
+        with output.publish() as new:
+            (new / "training.json").write_text(step.read_text())
+    return resumed
 
 
-IDENTITY = {"data": "a" * 64, "options": {"lr": 0.1, "layers": (1, 2)}, "stages": [{"steps": 4, "lr": 0.1}]}
+IDENTITY = {"data": "a" * 64, "options": {"lr": 0.1, "layers": (1, 2)}}
 
 
 @pytest.mark.parametrize(
     ("stop", "message"),
     [
-        (KeyboardInterrupt(), "{path}: interrupted. {kept}. Run the same command again to continue."),
-        (LonasEdgeError("no memory"), "no memory\n{kept}; the next run continues from it."),
+        (KeyboardInterrupt(), "{path}: interrupted.\n{kept}. The same command continues from it."),
+        (LonasEdgeError("no memory"), "no memory\n{kept}. The same command continues from it."),
         (RuntimeError("a bug"), ""),
     ],
 )
@@ -135,7 +126,7 @@ def test_a_stopped_run_continues(stop: BaseException, message: str, tmp_path: Pa
 def test_all_changed_settings_are_reported(tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError):
         work(tmp_path, IDENTITY, stop=KeyboardInterrupt())
-    changed = {"data": "b" * 64, "options": {"lr": 0.2, "layers": [1, 2]}, "stages": [{"steps": 5, "lr": 0.1}], "seed": 1}
+    changed = {"data": "b" * 64, "options": {"lr": 0.2, "layers": [1, 2]}, "seed": 1}
     with pytest.raises(LonasEdgeError) as raised:
         work(tmp_path, changed)
     headline, *lines, way_out = str(raised.value).splitlines()
@@ -143,7 +134,6 @@ def test_all_changed_settings_are_reported(tmp_path: Path) -> None:
     assert lines == [
         f"  - data: was {'a' * 12}…, is {'b' * 12}…",
         "  - options lr: was 0.1, is 0.2",
-        "  - stages 1 steps: was 4, is 5",
         "  - seed: was missing, is 1",
     ]
     assert "delete this directory" in way_out
@@ -154,7 +144,7 @@ def test_with_an_explicit_resume(tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match="no unfinished run to resume"):
         work(tmp_path, IDENTITY, True)
     assert names(tmp_path) == []
-    with pytest.raises(LonasEdgeError, match="Run the same command again with --resume to continue"):
+    with pytest.raises(LonasEdgeError, match="The same command with --resume continues"):
         work(tmp_path, IDENTITY, False, stop=KeyboardInterrupt())
     with pytest.raises(LonasEdgeError, match=r"unfinished run is kept there.*--resume.*--overwrite"):
         work(tmp_path, IDENTITY, False)
@@ -187,30 +177,20 @@ def test_an_unfinished_run_belongs_to_its_command(tmp_path: Path) -> None:
 def test_a_directory_of_the_user_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial/photo.jpg").write_text("mine")
-    refuse_each(r"out\.partial: .* did not write what is there\. Move it away", OutputDirectory(tmp_path / "out"), "train")
+    refuse_each(r"out\.partial: not written by lonas-edge", OutputDirectory(tmp_path / "out"), "train")
     assert names(tmp_path) == ["out.partial"] and names(tmp_path / "out.partial") == ["photo.jpg"]
 
 
 def test_a_damaged_record_is_reported_and_can_be_discarded(tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError):
         work(tmp_path, IDENTITY, stop=KeyboardInterrupt())
-    (tmp_path / "out.partial/partial.json").write_text('{"schema": "lonas-edge/partial/1"')
+    (tmp_path / "out.partial/partial.json").write_text('{"command": "train"')
     with pytest.raises(LonasEdgeError, match=r"out\.partial/partial\.json: not readable as JSON"):
         work(tmp_path, IDENTITY)
     assert work(tmp_path, IDENTITY, restart=True) is False
 
 
 # --overwrite
-
-
-def test_work_with_a_record_that_links_nowhere_is_kept(tmp_path: Path) -> None:
-    partial = tmp_path / "out.partial"
-    partial.mkdir()
-    (partial / "checkpoint").write_text("work")
-    (partial / "partial.json").symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(LonasEdgeError, match=r"partial\.json"), OutputDirectory(tmp_path / "out").resume("train", {}, True):
-        pass
-    assert (partial / "checkpoint").read_text() == "work"
 
 
 def test_outputs_of_lonas_edge_and_empty_directories_are_replaced(tmp_path: Path) -> None:
@@ -223,101 +203,58 @@ def test_outputs_of_lonas_edge_and_empty_directories_are_replaced(tmp_path: Path
     assert content_of(tmp_path / "out") == "new"
 
 
-@pytest.mark.parametrize("content", ['{"schema": "other/1"}', "", None])
-def test_records_of_others_are_not_ours(content: str | None, tmp_path: Path) -> None:
-    record = tmp_path / RECORDS[1]
-    record.write_text(content) if content is not None else os.mkfifo(record)
-    assert not made_by_us(tmp_path)
-
-
-def refuse_overwrite(path: Path, *expected: str, inputs: tuple[Path | str | None, ...] = ()) -> None:
+def refuse_overwrite(path: Path, expected: str, inputs: tuple[Path | str | None, ...] = ()) -> None:
     """--overwrite refuses to replace a path, before the expensive part and after it, and says why."""
-    with pytest.raises(LonasEdgeError) as early:
+    with pytest.raises(LonasEdgeError, match=expected):
         OutputDirectory(path, True, inputs).check(0)
-    with pytest.raises(LonasEdgeError) as late, OutputDirectory(path, True, inputs).open() as folder:
+    with pytest.raises(LonasEdgeError, match=expected), OutputDirectory(path, True, inputs).open() as folder:
         (folder / "file").write_text("new")
-    for error in (str(early.value), str(late.value)):
-        assert error.startswith(f"{path}: ") and "\n" not in error
-        assert all(part in error for part in expected), error
 
 
-def test_other_content_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photos = [f"photo{number}.jpg" for number in range(5)]
-    (tmp_path / "out/album").mkdir(parents=True)
-    for name in photos:
-        (tmp_path / "out" / name).write_text("mine")
-    shown = "album/, photo0.jpg, photo1.jpg and 3 more"
-    refuse_overwrite(tmp_path / "out", "only outputs of lonas-edge", shown, "Choose another --output")
-    assert names(tmp_path / "out") == ["album", *photos] and names(tmp_path) == ["out"]
+def test_other_content_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/photo.jpg").write_text("mine")
+    refuse_overwrite(tmp_path / "out", "replaces only outputs of lonas-edge")
+    (tmp_path / "out" / RECORDS[1]).write_text('{"schema": "other/1"}')
+    refuse_overwrite(tmp_path / "out", "replaces only outputs of lonas-edge")
+    assert names(tmp_path / "out") == ["photo.jpg", RECORDS[1]] and names(tmp_path) == ["out"]
     (tmp_path / "file").write_text('{"bootstrapNAS": {}}')
-    refuse_overwrite(tmp_path / "file", "is a file; expected a directory")
-    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
-    refuse_overwrite(tmp_path / "out", "is a mount point", "inside it")
+    refuse_overwrite(tmp_path / "file", "expected a directory")
+    write_files(tmp_path / "elsewhere", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    refuse_overwrite(tmp_path / "link", "replaces only outputs of lonas-edge")
+    assert content_of(tmp_path / "elsewhere") == "old"
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_link_is_not_followed(tmp_path: Path, exists: bool) -> None:
-    if exists:
-        write_files(tmp_path / "elsewhere", "old")
-    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
-    refuse_overwrite(tmp_path / "out", f"is a link to {tmp_path / 'elsewhere'}", "Pass that path itself")
-    assert content_of(tmp_path / "elsewhere") == ("old" if exists else "absent")
-    assert (tmp_path / "out").is_symlink()
-
-
-@pytest.mark.parametrize("where", [".", "..", "/", "sub/..", "{home}", "{link}"])
-def test_the_working_directory_and_its_parents_are_kept(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_files(tmp_path / "here", "old")
-    write_files(tmp_path / "home", "old")
-    (tmp_path / "link").symlink_to(tmp_path)
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    path = Path(where.format(home=tmp_path / "home", link=tmp_path / "link/here"))
-    for overwrite in (True, False):
-        with pytest.raises(LonasEdgeError, match=r"is the working directory|is your home|has no name"):
-            OutputDirectory(path, overwrite).check(0)
-        with pytest.raises(LonasEdgeError), OutputDirectory(path, overwrite).open():
-            raise AssertionError
-    assert (content_of(tmp_path / "here"), content_of(tmp_path / "home")) == ("old", "old")
-
-
-@pytest.mark.parametrize("used", ["out", "link/sub/file", "hub", "out/sub/link"])
+@pytest.mark.parametrize("used", ["out", "link/sub/file"])
 def test_inputs_are_kept(used: str, tmp_path: Path) -> None:
     write_files(tmp_path / "out", "old")
     (tmp_path / "link").symlink_to(tmp_path / "out")  # the path of an input leads into the output
-    (tmp_path / "hub").mkdir()
-    (tmp_path / "hub/model").symlink_to(tmp_path / "out/model")  # an input whose files lie in the output
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "out/sub/link").symlink_to(tmp_path / "elsewhere")  # a link in the output leads to the input
-    refuse_overwrite(tmp_path / "out", f"would delete {tmp_path / used}", inputs=(None, "no/such", tmp_path / used))
+    refuse_overwrite(tmp_path / "out", f"would delete {tmp_path / used}", (None, "no/such", tmp_path / used))
     assert (tmp_path / used).exists()
 
 
-def test_an_output_inside_its_input_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_inside_its_input_is_replaced(tmp_path: Path) -> None:
     for folder in ("source/out", "out-2"):
         write_files(tmp_path / folder, "old")
-    monkeypatch.chdir(tmp_path)
     inputs = (tmp_path / "source", tmp_path / "source/model", tmp_path / "out-2", "source/out-of-hub", None)
     OutputDirectory(tmp_path / "source/out", True, inputs).check(0)
 
 
 def test_search_spaces_are_replaced_and_no_other_files(tmp_path: Path) -> None:
-    space, other, link = tmp_path / "space.json", tmp_path / "other.json", tmp_path / "link.json"
+    space, other = tmp_path / "space.json", tmp_path / "other.json"
     space.write_text('{"bootstrapNAS": {}}')
     other.write_text('{"mine": 1}')
-    link.symlink_to(space)
-    check_output_file(tmp_path / "new.json", False)
-    check_output_file(space, True)
+    check_replaceable(tmp_path / "new.json", False, directory=False)
+    check_replaceable(space, True, directory=False)
     for path, overwrite, inputs, message in (
         (space, False, (), "already exists"),
         (space, True, (space,), "which this run reads"),
-        (other, True, (), "is not a search space"),
-        (link, True, (), "is a link to"),
-        (tmp_path, True, (), "is a directory; expected a file"),
-        (Path(os.devnull), True, (), "is not a search space"),
+        (other, True, (), "expected a search space"),
+        (tmp_path, True, (), "expected a search space"),
     ):
         with pytest.raises(LonasEdgeError, match=message):
-            check_output_file(path, overwrite, inputs)
+            check_replaceable(path, overwrite, inputs, directory=False)
 
 
 # the disk
@@ -330,48 +267,21 @@ def set_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 @pytest.mark.parametrize(
     ("error", "free"),
-    [
-        (OSError(28, "No space left on device"), 10**9),
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), 10**9),
-        (RuntimeError("cannot write the model"), 1000),
-        (LonasEdgeError("The conversion failed:\nTraceback\nOSError: [Errno 28] No space left on device"), 10**9),
-    ],
+    [(OSError(28, "No space left on device"), 10**9), (RuntimeError("cannot write the model"), 1000)],
 )
 def test_a_full_disk_is_reported(error: Exception, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_free(monkeypatch, free)
-    with pytest.raises(LonasEdgeError) as raised, OutputDirectory(tmp_path / "a/out").open():
+    with pytest.raises(LonasEdgeError) as raised, OutputDirectory(tmp_path / "out").open():
         raise error
-    message = str(raised.value)
-    assert message.startswith(f"{tmp_path / 'a/out'}: writing failed, nothing was changed: the disk is full")
-    assert str(error).splitlines()[-1] in message and "\n" not in message
+    assert str(raised.value).startswith(f"{tmp_path / 'out'}: the disk is full; nothing was changed")
     assert names(tmp_path) == []
 
 
-def test_other_errors_are_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (RuntimeError("a bug"), LonasEdgeError("Verification failed:\n - no")):
+def test_other_errors_are_unchanged(tmp_path: Path) -> None:
+    for error in (RuntimeError("a bug"), LonasEdgeError("Verification failed:\n - no"), OSError(5, "Input/output error")):
         with pytest.raises(type(error)) as raised, OutputDirectory(tmp_path / "out").open():
             raise error
         assert raised.value is error
-    set_free(monkeypatch, 0)
-    output = OutputDirectory(tmp_path / "out")
-    with pytest.raises(LonasEdgeError, match=r"nothing was changed: .*Input/output error"), output.open():
-        raise OSError(5, "Input/output error")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc names the files that are written")
-def test_files_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done, fsync, rename = [], os.fsync, os.rename
-
-    def synced(file: int) -> None:
-        done.append(Path(f"/proc/self/fd/{file}").readlink().name)
-        fsync(file)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "rename", lambda *paths: (done.append("rename"), rename(*paths)))
-    publish(tmp_path / "out")
-    last = done.index("rename")
-    assert sorted(done[:last]) == ["file", "lonas_edge.json", "model", "new", "sub"]
-    assert done[last + 1 :] == [tmp_path.name]
 
 
 def test_too_little_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,11 +294,11 @@ def test_too_little_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_parents_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(LonasEdgeError, match="file is not a directory"):
+    with pytest.raises(LonasEdgeError, match="is not a writable directory"):
         OutputDirectory(tmp_path / "file/out").check(0)
     if may_write_anywhere():  # simulate the permission for root
         monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and Path(path) == tmp_path))
     else:
         tmp_path.chmod(0o500)
-    with pytest.raises(LonasEdgeError, match="is not writable"):
+    with pytest.raises(LonasEdgeError, match="is not a writable directory"):
         OutputDirectory(tmp_path / "new/out").check(0)

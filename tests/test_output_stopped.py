@@ -16,16 +16,14 @@ from typing import Any
 import pytest
 from outputs import content_of, names, publish, write_files
 
-from lonas_edge import output as module
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.output import OutputDirectory, PartialRecord
+from lonas_edge.output import OutputDirectory
 
 fcntl = pytest.importorskip("fcntl", reason="needs fork and POSIX system calls")
 
 CALLS = {
     os: "rename replace mkdir rmdir unlink remove open close fsync scandir listdir lstat stat fstat chmod fchmod",
     fcntl: "flock",
-    module: "_exchange",
 }
 STOPPED, DONE, PARTIAL = 9, 0, 1  # exit codes
 
@@ -84,11 +82,9 @@ def forked(run: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def stopped(output: Path, way: str, at: int, exchange: bool) -> int:
+def stopped(output: Path, way: str, at: int) -> int:
     """Publish until the stop. After an exception that the run can handle, the output must be complete at once."""
     before, stop, published = content_of(output), Stop(way, at), False
-    if not exchange:
-        module._exchange = lambda first, second: False
     stop.install()
     with suppress(KeyboardInterrupt, LonasEdgeError, OSError):
         publish(output)
@@ -100,27 +96,19 @@ def stopped(output: Path, way: str, at: int, exchange: bool) -> int:
     return STOPPED if reached else DONE
 
 
-DEFAULT = {("killed", True, True), ("killed", False, True), ("interrupted", False, True)}
-
-
-@pytest.mark.parametrize(
-    ("way", "exchange", "existing"),
-    [
-        pytest.param(*case, marks=() if case in DEFAULT else pytest.mark.slow)
-        for case in itertools.product(WAYS, (True, False), (True, False))
-    ],
-)
-def test_stopped_before_each_call(way: str, exchange: bool, existing: bool, small_process: Pool, tmp_path: Path) -> None:
-    """The next run finds the complete old or new output and nothing else, whether or not directories can be exchanged."""
-    count, recovered, left = small_process.apply(stop_before_each_call, (way, exchange, existing, tmp_path))
+@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize("way", [*list(WAYS)[:2], pytest.param("disk gone", marks=pytest.mark.slow)])
+def test_stopped_before_each_call(way: str, existing: bool, small_process: Pool, tmp_path: Path) -> None:
+    """The next run finds the complete old or new output and nothing else."""
+    count, recovered, left = small_process.apply(stop_before_each_call, (way, existing, tmp_path))
     before = "old" if existing else "absent"
     assert count > 20
     assert recovered == {before, "new"}
-    gap = existing and not exchange and way != "interrupted"  # between two renames there is no output
+    gap = existing and way != "interrupted"  # between two renames there is no output
     assert left == {before, "new", *(["absent"] if gap else [])}
 
 
-def stop_before_each_call(way: str, exchange: bool, existing: bool, tmp_path: Path) -> tuple[int, set[str], set[str]]:
+def stop_before_each_call(way: str, existing: bool, tmp_path: Path) -> tuple[int, set[str], set[str]]:
     """Return the number of calls, and the contents of the output after and before the next run's recovery."""
     before, recovered, left = "old" if existing else "absent", set(), set()
     for at in itertools.count(1):
@@ -129,7 +117,7 @@ def stop_before_each_call(way: str, exchange: bool, existing: bool, tmp_path: Pa
         (folder / "mine").write_text("mine")
         if existing:
             write_files(output, "old")
-        code = forked(lambda output=output, at=at: stopped(output, way, at, exchange))
+        code = forked(lambda output=output, at=at: stopped(output, way, at))
         assert code in (STOPPED, DONE), (at, names(folder))
         left.add(content_of(output))
         OutputDirectory(output, overwrite=True).check(0)
@@ -142,30 +130,20 @@ def stop_before_each_call(way: str, exchange: bool, existing: bool, tmp_path: Pa
     raise AssertionError
 
 
-def after_kill(folder: Path, **contents: str) -> Path:
-    """Write `out.partial` as a killed run leaves it: with outputs `new` and `old`."""
-    partial = folder / "out.partial"
-    partial.mkdir()
-    PartialRecord("", None).write(partial / "partial.json")
-    for name, content in contents.items():
-        write_files(partial / name, content)
-    return partial
-
-
 def test_a_replaced_output_does_not_return(tmp_path: Path) -> None:
     """Killed while the replaced output was deleted, so it may be incomplete. The new output has been moved away since."""
-    partial = after_kill(tmp_path, old="old")
-    (partial / "old/model").unlink()
+    write_files(tmp_path / ".out.old", "old")
+    (tmp_path / ".out.old/model").unlink()
     OutputDirectory(tmp_path / "out").check(0)
     assert names(tmp_path) == []
 
 
 def test_an_output_that_was_set_aside_is_kept_if_another_one_took_its_path(tmp_path: Path) -> None:
-    partial = after_kill(tmp_path, new="new", old="old")
-    write_files(tmp_path / "out", "other")
-    with pytest.raises(LonasEdgeError, match=r"out\.partial/old: a killed run set this output aside"):
+    for name, content in ((".out.new", "new"), (".out.old", "old"), ("out", "other")):
+        write_files(tmp_path / name, content)
+    with pytest.raises(LonasEdgeError, match=r"\.out\.old: set aside by a killed run"):
         OutputDirectory(tmp_path / "out", overwrite=True).check(0)
-    assert (content_of(tmp_path / "out"), content_of(partial / "old")) == ("other", "old")
+    assert (content_of(tmp_path / "out"), content_of(tmp_path / ".out.old")) == ("other", "old")
 
 
 @pytest.mark.slow
@@ -178,7 +156,7 @@ def kill_while_publishing(tmp_path: Path) -> set[str]:
 
     def run(output: OutputDirectory, stop: Stop) -> int:
         stop.install()
-        with output.resume("train", {}) as work, work.publish() as folder:
+        with output.resume("train", {}), output.publish() as folder:
             folder.rmdir()
             write_files(folder, "new")
         return DONE
@@ -187,14 +165,14 @@ def kill_while_publishing(tmp_path: Path) -> set[str]:
     for at in itertools.count(1):
         output = OutputDirectory(tmp_path / str(at) / "out", overwrite=True)
         write_files(output.path, "old")
-        with suppress(RuntimeError), output.resume("train", {}) as work:
-            (work.path / "step").write_text("kept")
+        with suppress(RuntimeError), output.resume("train", {}):
+            (output.partial / "step").write_text("kept")
             raise RuntimeError
         code = forked(lambda output=output, at=at: run(output, Stop("killed", at)))
         published = content_of(output.path) == "new"
-        with suppress(RuntimeError), output.resume("train", {}) as work:
-            assert work.resumed or published, at
-            seen.add("new" if published else (work.path / "step").read_text())
+        with suppress(RuntimeError), output.resume("train", {}) as resumed:
+            assert resumed or published, at
+            seen.add("new" if published else (output.partial / "step").read_text())
             raise RuntimeError
         if code == DONE:
             return seen

@@ -16,7 +16,7 @@ from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.options import option
-from lonas_edge.overwrite import refuse_existing
+from lonas_edge.output import check_replaceable
 from lonas_edge.search.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(options: SearchCommand) -> None:
         settings = _cost_settings(opened, options)
         plan = make_plan(opened, replace(options.part(SearchOptions), cost_settings=settings))
         if options.overwrite:  # `search` knows the other inputs
-            refuse_existing(options.output, True, [options.nncf_config], directory=True)
+            check_replaceable(options.output, True, [options.nncf_config])
         if plan.timed:
             from lonas_edge.ir.core import check_device
 

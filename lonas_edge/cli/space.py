@@ -66,12 +66,12 @@ def run(options: SpaceOptions) -> None:
     with loading():
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import open_source
-        from lonas_edge.overwrite import check_output_file
+        from lonas_edge.output import check_replaceable
         from lonas_edge.space.generate import blocks_of_kinds, generate_space, removable_blocks
 
     if not (options.model or options.adapter):
         raise click.UsageError("pass --model, or --adapter to read the base model from its configuration")
-    check_output_file(options.output, options.overwrite, (options.model, options.adapter))
+    check_replaceable(options.output, options.overwrite, (options.model, options.adapter), directory=False)
     source = open_source(
         options.adapter or options.model, options.model if options.adapter else None, weights=False, elastic=False
     )

@@ -35,9 +35,9 @@ def evaluate_into(
     """
     if directory is None:
         return evaluate(targets, settings, progress)[0]
-    with directory.resume("eval", _identity(targets, settings)) as work:
-        record, samples = evaluate(targets, settings, progress, work.path / FILE)
-        with work.publish() as folder:
+    with directory.resume("eval", _identity(targets, settings)):
+        record, samples = evaluate(targets, settings, progress, directory.partial / FILE)
+        with directory.publish() as folder:
             write(record, samples, folder)
     return record
 

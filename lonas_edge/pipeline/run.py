@@ -22,7 +22,7 @@ from lonas_edge.exporting.model_card import COMPARISON
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
-from lonas_edge.output import OutputDirectory, Work
+from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.data import split
 from lonas_edge.pipeline.estimate import PROBE, Estimate, Probe, estimate, least_disk_bytes, probe
@@ -149,17 +149,17 @@ class _Run:
         directory.check(0, resumable=True)
         identity = {"source": hashes}
         restart = options.overwrite and directory.identity() not in ({}, identity)
-        with directory.resume("compress", identity, restart=restart) as work:
-            if kept and (output / STEPS).is_dir() and not (work.path / STEPS).exists():
-                self._restore(work.path, kept)
+        with directory.resume("compress", identity, restart=restart) as resumed:
+            if kept and (output / STEPS).is_dir() and not (directory.partial / STEPS).exists():
+                self._restore(directory.partial, kept)
             try:
-                steps = self.planned(work.path / STEPS, announce)
+                steps = self.planned(directory.partial / STEPS, announce)
             except LonasEdgeError:
-                if not work.resumed:  # nothing to continue from
-                    shutil.rmtree(work.path / STEPS, ignore_errors=True)
+                if not resumed:  # nothing to continue from
+                    shutil.rmtree(directory.partial / STEPS, ignore_errors=True)
                 raise
             steps.run(self.progress)
-            return self._publish(work, steps, finished)
+            return self._publish(directory, steps, finished)
 
     def planned(self, folder: Path, announce: Announce) -> Steps:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
@@ -257,10 +257,10 @@ class _Run:
                 shutil.copytree(output / folder, temporary / "models" / pick_file, copy_function=_link)
         temporary.rename(work / STEPS)
 
-    def _publish(self, work: Work, steps: Steps, earlier: CompressRecord | None) -> CompressRecord:
-        folder = work.path / STEPS
+    def _publish(self, directory: OutputDirectory, steps: Steps, earlier: CompressRecord | None) -> CompressRecord:
+        folder = directory.partial / STEPS
         record = replace(CompressRecord.read(folder / COMPRESS), steps=self._steps(steps, folder))
-        with work.publish() as new:
+        with directory.publish() as new:
             ignored = shutil.ignore_patterns("baselines", "models")
             shutil.copytree(folder, new / STEPS, copy_function=_link, ignore=ignored)
             for target, pick in self.picks.items():

@@ -11,10 +11,9 @@ from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import json_sha256
-from lonas_edge.output import differences
 from lonas_edge.pipeline.display import duration
 from lonas_edge.progress import Progress
-from lonas_edge.schema import Record
+from lonas_edge.schema import Record, differences
 
 STEPS = "steps.json"
 _OPTION = re.compile(r"(?<!\S)--[a-z]")

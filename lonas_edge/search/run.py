@@ -56,8 +56,8 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
     tokenizer = require_tokenizer(plan.source.base.folder, "a search")
     batches = plan.data.batches(tokenizer, options.num_prompts, options.seed)
     shared = open_storage(options.storage) if options.storage else None
-    with output.resume("search", plan.identity, restart=options.overwrite) as work:
-        journal = work.path / STUDY
+    with output.resume("search", plan.identity, restart=options.overwrite):
+        journal = output.partial / STUDY
         new = not journal.exists()
         if finished and new and (options.output / STUDY).is_file():
             temporary = journal.with_name(f"{STUDY}.copy")
@@ -71,10 +71,10 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
             if finished and not shared:
                 _refuse_lost_trials(study, plan.dimensions, options.output)
         except LonasEdgeError:
-            for path in work.path.glob(f"{STUDY}*") if new else ():  # a restored study.log is copied again
+            for path in output.partial.glob(f"{STUDY}*") if new else ():  # a restored study.log is copied again
                 path.unlink()
             raise
-        running = _Search(plan, study, progress, batches, work.path)
+        running = _Search(plan, study, progress, batches, output.partial)
         try:
             results = running.run()
         except StorageInternalError as error:
@@ -86,7 +86,7 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
             if not study.trials:  # nothing to continue from
                 journal.unlink(missing_ok=True)
             raise
-        with work.publish() as folder:
+        with output.publish() as folder:
             results.write(folder)
             if running.latency:
                 running.latency.write(folder / LATENCY)

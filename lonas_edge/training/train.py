@@ -235,8 +235,8 @@ class _Run:
         if inputs.start:
             check_base(inputs.start.source.training, hashes.base, inputs.base.folder)
         restart = directory.overwrite and not resume
-        with directory.resume("train", settings, resume, restart) as work, stopping(work.path):
-            resumption = newest_complete(work.path)
+        with directory.resume("train", settings, resume, restart), stopping(directory.partial):
+            resumption = newest_complete(directory.partial)
             if resume:
                 self.notify(str(resumption))
             start = time.perf_counter()
@@ -245,13 +245,13 @@ class _Run:
             record = make_record(
                 inputs, options, schedule, hashes, state, self.tokens, bool(order), int8_layers, resumption, self.state, seconds
             )
-            with work.publish() as folder:
+            with directory.publish() as folder:
                 pooling = inputs.data.pooling
                 write_super_adapter(folder, network.model, inputs.base, directory.path, order, record, pooling)
                 if inputs.space.groups:
                     (folder / SEARCH_SPACE).write_bytes(nncf_config)
-                if (work.path / RUNS).exists():
-                    shutil.copytree(work.path / RUNS, folder / RUNS)
+                if (directory.partial / RUNS).exists():
+                    shutil.copytree(directory.partial / RUNS, folder / RUNS)
         self.state.wait_for_everyone()
         return record
 

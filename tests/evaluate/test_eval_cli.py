@@ -340,7 +340,7 @@ def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp
         patch.setattr(TorchLM, "loglikelihood", interrupted)
         ran = run_cli(*command)
     assert ran.code == 1 and [path.name for path in tmp_path.glob("out*")] == ["out.partial"]
-    assert f"The work so far is kept in {tmp_path / 'out.partial'}. Run the same command again to continue." in ran.err
+    assert f"The work so far is kept in {tmp_path / 'out.partial'}. The same command continues from it." in ran.err
     assert str(roomy.base.parent) not in (tmp_path / "out.partial/answers.jsonl").read_text()
     ran = run_cli(*command, "--limit", 3, "--protocol", "answer-word", "--prompt", "question", "--torch-dtype", "bf16")
     assert ran.code == 1

@@ -514,7 +514,7 @@ def test_continues_after_an_interruption(
 
     with monkeypatch.context() as patch:
         patch.setattr(ElasticTrainer, "training_step", interrupted)
-        with pytest.raises(LonasEdgeError, match=r"interrupted(.|\n)*Run the same command again") as caught:
+        with pytest.raises(LonasEdgeError, match=r"interrupted(.|\n)*The same command") as caught:
             compress(finished.source.base, **options)
     assert "--resume" not in str(caught.value)
     assert not (tmp_path / "out").exists()

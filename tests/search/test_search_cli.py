@@ -125,7 +125,7 @@ def test_interrupted_and_continued(
         patch.setattr(SuperNetwork, "kl", interrupting)
         ran = run_cli(*command("--evals", "20"))
     partial = tmp_path / "out.partial"
-    assert ran.code == 1 and str(partial) in ran.err and "Run the same command again" in " ".join(ran.err.split())
+    assert ran.code == 1 and str(partial) in ran.err and "The same command continues" in " ".join(ran.err.split())
     assert not (tmp_path / "out").exists()
     with (partial / "study.log").open("a") as journal:
         journal.write('{"op_code": 5, "wor')  # the process was killed while it wrote

@@ -170,6 +170,8 @@ class Kills:
     def _check_state(self, kill: Kill, case: Path, scenario: Scenario, reference: Reference, orphans: list[str]) -> None:
         """After a kill the output is the old one or the complete new one."""
         state = state_of(case / "in" / scenario.output)
+        if state == "absent" and (aside := case / "in" / f".{scenario.output}.old").exists():  # between the two renames
+            state = state_of(aside).replace(f"{aside.name}/", f"{scenario.output}/")
         names = {reference.before: "absent" if reference.before == "absent" else "old", reference.after: "new"}
         kill.state = names.get(state, "partial")
         allowed = (0, 1 if kill.signal == "SIGINT" else -signal.SIGKILL)

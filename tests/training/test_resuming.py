@@ -277,7 +277,7 @@ def test_an_output_that_appears_meanwhile_is_kept(llama: TinySource, uninterrupt
             output.mkdir()
             (output / "theirs").write_text("theirs")
 
-    with pytest.raises(LonasEdgeError, match="was created while this run worked"):
+    with pytest.raises(LonasEdgeError, match="already exists"):
         run(llama, data, output, report=appear, **CHANGES)
     assert [path.name for path in output.iterdir()] == ["theirs"]
     output.rename(tmp_path / "moved")

@@ -16,7 +16,7 @@ import torch
 from study import conditions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lonas_edge.vocabulary.proposals import OTHER_TEXTS
+from lonas_edge.vocabulary.model_vocabulary import OTHER_TEXTS
 
 OTHER = "other texts"
 

@@ -15,7 +15,7 @@ from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.options import PathOrName, UserPath, option
 
 if TYPE_CHECKING:
-    from lonas_edge.vocabulary.proposals import Proposal
+    from lonas_edge.vocabulary.model_vocabulary import VocabularySize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,25 +43,25 @@ def run(options: TrimOptions) -> None:
     with loading(), importing():
         from lonas_edge.network.source import open_source
         from lonas_edge.output import OutputDirectory
-        from lonas_edge.pipeline.vocabulary import Vocabulary
+        from lonas_edge.vocabulary.model_vocabulary import ModelVocabulary
     if options.output:  # before a base is downloaded
         OutputDirectory(options.output, options.overwrite, (options.model, options.data)).check(0)
-    vocabulary = Vocabulary(open_source(options.model, weights=options.output is not None), options.data, options.prompt)
+    vocabulary = ModelVocabulary(open_source(options.model, weights=options.output is not None), options.data, options.prompt)
     base = vocabulary.source.base
     with progress() as report:
         report("Tokenizing the data, and counting tokens per text", None)
         if options.output is None:
-            proposed = vocabulary.proposals(options.size)
+            sizes = vocabulary.sizes(options.size)
         else:
             choice = vocabulary.choose(options.size)
             output = OutputDirectory(options.output, options.overwrite, [base.folder, options.data])
             ratio = vocabulary.write(choice, options.size, output, report)
     if options.output is None:
-        _show(proposed, options.json, base.name)
+        _show(sizes, options.json, base.name)
         return
     shown: dict[str, float] = {
         "tokens": len(choice.kept),
-        "of": len(vocabulary.tokenizer.tokens),
+        "of": len(vocabulary.file.tokens),
         "used": choice.used,
         "dropped": choice.missing,
     }
@@ -76,7 +76,7 @@ def run(options: TrimOptions) -> None:
     )
 
 
-def _show(rows: "Sequence[Proposal]", as_json: bool, name: str) -> None:
+def _show(rows: "Sequence[VocabularySize]", as_json: bool, name: str) -> None:
     if as_json:
         print(json.dumps([row.to_json() for row in rows], indent=2))
         return

@@ -19,12 +19,12 @@ from lonas_edge.pipeline.options import EPOCHS, CompressOptions
 from lonas_edge.pipeline.stages import Places, command_line
 from lonas_edge.pipeline.steps import PlannedStep
 from lonas_edge.pipeline.tasks import PipelineTask
-from lonas_edge.pipeline.vocabulary import trim
 from lonas_edge.progress import Progress
 from lonas_edge.search.cost import COSTS, CostSettings
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
 from lonas_edge.training.options import TrainOptions
+from lonas_edge.vocabulary.model_vocabulary import trim
 
 LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
     "fine-tune", "trim", "space", "search", "baselines", "measure",

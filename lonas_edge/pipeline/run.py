@@ -36,9 +36,9 @@ from lonas_edge.pipeline.stages import Places
 from lonas_edge.pipeline.steps import STEPS as STATES
 from lonas_edge.pipeline.steps import PlannedStep, Steps, StepsRecord
 from lonas_edge.pipeline.tasks import PipelineTask, options_of, task_of
-from lonas_edge.pipeline.vocabulary import choose_size
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.picks import Pick
+from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 STEPS = "steps"
 LEAST_FITTING = 8  # held-out examples

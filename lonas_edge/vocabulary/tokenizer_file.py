@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import read_by, read_json
 
 FILE = "tokenizer.json"
@@ -138,7 +138,7 @@ class TokenizerFile:
         yield from (self.vocabulary[first + second] for first, second in self.merges)
         yield from sorted(self.tokens, key=lambda number: (bool(_UNUSED.match(self.tokens[number])), number))
 
-    def trimmed(self, kept: Sequence[int]) -> dict[str, Any]:
+    def trim(self, kept: Sequence[int]) -> dict[str, Any]:
         """Content of the file with some tokens alone; the new id of a token is its index in `kept`."""
         new = {old: index for index, old in enumerate(kept)}
         vocabulary = {token: new[old] for token, old in self.vocabulary.items() if old in new}
@@ -147,39 +147,32 @@ class TokenizerFile:
             model["merges"] = [list(merge) for merge in self.merges if {*merge, "".join(merge)} <= vocabulary.keys()]
         added = [{**entry, "id": new[entry["id"]]} for entry in self.content.get("added_tokens") or () if entry["id"] in new]
         content = {**self.content, "model": model, "added_tokens": added}
-        problems: list[str] = []
-        content["post_processor"] = _renumbered(self.content.get("post_processor"), vocabulary, added, problems)
+        ids = {**vocabulary, **{entry["content"]: entry["id"] for entry in added}}
+        content["post_processor"] = _renumber(self.content.get("post_processor"), ids)
         if padding := self.content.get("padding"):
             content["padding"] = {**padding, "pad_id": new.get(padding["pad_id"], 0)}
-        raise_all(f"{self.path}: cannot trim its post-processor:", problems, "Save the tokenizer again with transformers.")
         return content
 
     def write(self, folder: Path, kept: Sequence[int]) -> None:
         """Write the trimmed file into a directory."""
-        text = json.dumps(self.trimmed(kept), ensure_ascii=False, indent=2)
+        text = json.dumps(self.trim(kept), ensure_ascii=False, indent=2)
         (folder / FILE).write_text(text, encoding="utf-8")
 
 
-def _renumbered(processor: Any, vocabulary: Mapping[str, int], added: Sequence[Mapping[str, Any]], problems: list[str]) -> Any:
+def _renumber(processor: Any, ids: Mapping[str, int]) -> Any:
     """A post-processor with the new ids of the special tokens that it adds."""
-    ids = {**vocabulary, **{entry["content"]: entry["id"] for entry in added}}
-
-    def number(token: str) -> int:
-        if token not in ids:
-            problems.append(f"it adds {token!r}, which is no token")
-        return int(ids.get(token, 0))
-
     if not processor:
         return processor
     content = dict(processor)
     if content["type"] == "Sequence":
-        content["processors"] = [_renumbered(each, vocabulary, added, problems) for each in content["processors"]]
+        content["processors"] = [_renumber(each, ids) for each in content["processors"]]
     for name in ("sep", "cls"):
         if isinstance(content.get(name), list):
-            content[name] = [content[name][0], number(content[name][0])]
+            token, _ = content[name]
+            content[name] = [token, ids[token]]
     special = content.get("special_tokens")
     if isinstance(special, dict):
         content["special_tokens"] = {
-            name: {**entry, "ids": [number(token) for token in entry["tokens"]]} for name, entry in special.items()
+            name: {**entry, "ids": [ids[token] for token in entry["tokens"]]} for name, entry in special.items()
         }
     return content

@@ -14,7 +14,7 @@ from lonas_edge.data.pooling import read_pooling
 from lonas_edge.files import read_json, replace_text, sha256
 from lonas_edge.network.checkpoints import TensorFiles, open_base, write_shards
 from lonas_edge.network.configuration import GENERATION, read_generation_config
-from lonas_edge.network.source import Located, fingerprint
+from lonas_edge.network.source import Source
 from lonas_edge.network.vocabulary_record import VOCABULARY, VocabularyRecord, vocabulary_of
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.vocabulary.tokenizer_file import TokenizerFile
@@ -24,55 +24,44 @@ _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")  # that a generation 
 
 
 def trim_model(
-    base: Located,
-    architecture: Architecture,
+    source: Source,
     tokenizer: TokenizerFile,
     kept: Sequence[int],
-    data: Sequence[Path],
+    data: Path,
     tokens_per_text: float,
     folder: Path,
-    done: Callable[[float], None] = lambda _: None,
-) -> VocabularyRecord:
-    """Write the model and its tokenizer into a directory.
+    done: Callable[[float], None],
+) -> None:
+    """Write the base model and its tokenizer into a directory.
 
     Args:
-        base: The model.
-        architecture: Its shapes.
+        source: The model.
         tokenizer: Its tokenizer.
         kept: Ids of the tokens that stay, in order; a token's new id is its index.
-        data: Files whose tokens were kept, for the record.
+        data: File whose tokens were kept, for the record.
         tokens_per_text: Tokens per text relative to the model's, for the record.
         folder: The directory, which exists.
         done: Called with the share that is written.
     """
+    base, architecture = source.base, source.architecture
     tensors = open_base(base.folder, architecture, {})
     _write_configs(base.folder, folder, kept)
     tokenizer.write(folder, kept)
     if pooling := read_pooling(base.folder):
         pooling.write(folder, architecture.config.hidden_size)
     _write_weights(tensors, architecture, kept, folder, done)
-    record = _composed(
-        base,
-        VocabularyRecord(
-            base=base.name,
-            revision=base.revision,
-            sha256=fingerprint(base.folder),
-            rows=architecture.config.vocab_size,
-            data={path.name: sha256(path) for path in data},
-            tokens_per_text=tokens_per_text,
-            kept=tuple(kept),
-        ),
-    )
-    record.write(folder / VOCABULARY)
-    return record
+    hashes = {path.name: sha256(path) for path in (base.folder / "config.json", *tensors.files)}
+    rows, read = architecture.config.vocab_size, {data.name: sha256(data)}
+    record = VocabularyRecord(base.name, base.revision, hashes, rows, read, tokens_per_text, tuple(kept))
+    _compose(base.folder, record).write(folder / VOCABULARY)
 
 
-def _composed(base: Located, record: VocabularyRecord) -> VocabularyRecord:
+def _compose(base: Path, record: VocabularyRecord) -> VocabularyRecord:
     """A record from the model with the whole vocabulary, where the base itself was trimmed.
 
     It takes the adapters that fit the base. Those of an export were trained on the export itself.
     """
-    first = vocabulary_of(base.folder)
+    first = vocabulary_of(base)
     if first is None:
         return record
     return replace(
@@ -87,21 +76,21 @@ def _composed(base: Located, record: VocabularyRecord) -> VocabularyRecord:
 
 def special_ids(folder: Path) -> set[int]:
     """Ids of the special tokens that the configurations of a model directory name."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for content in (read_json(folder / "config.json"), read_generation_config(folder) or {}):
         for name, value in content.items():
             if name.endswith("_token_id"):
-                found |= {number for number in (value if isinstance(value, list) else [value]) if number is not None}
-    return found
+                ids |= {number for number in (value if isinstance(value, list) else [value]) if number is not None}
+    return ids
 
 
 def _write_configs(source: Path, folder: Path, kept: Sequence[int]) -> None:
     """Write the files that hold token ids, with the new ids, and copy those that do not."""
     new = {old: index for index, old in enumerate(kept)}
-    config = _renumbered(read_json(source / "config.json"), new)
+    config = _renumber(read_json(source / "config.json"), new)
     replace_text(folder / "config.json", json.dumps({**config, "vocab_size": len(kept)}, indent=2) + "\n")
     if generation := read_generation_config(source):
-        replace_text(folder / GENERATION, json.dumps(_renumbered(generation, new), indent=2) + "\n")
+        replace_text(folder / GENERATION, json.dumps(_renumber(generation, new), indent=2) + "\n")
     if (source / "tokenizer_config.json").is_file():
         content = read_json(source / "tokenizer_config.json")
         if added := content.get("added_tokens_decoder"):
@@ -115,17 +104,17 @@ def _write_configs(source: Path, folder: Path, kept: Sequence[int]) -> None:
             shutil.copyfile(path, copy)
 
 
-def _renumbered(content: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+def _renumber(content: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
     """A configuration with the new ids of its special and suppressed tokens; those of dropped tokens are gone."""
-
-    def value(name: str, old: Any) -> Any:
+    changed = dict(content)
+    for name, old in content.items():
+        if old is None:
+            continue
         if name == "bad_words_ids":  # sequences; transformers refuses an empty list
-            return [[new[number] for number in word] for word in old if new.keys() >= set(word)] or None
-        if name not in _SUPPRESSED and not name.endswith("_token_id"):
-            return old
-        return [new[number] for number in old if number in new] or None if isinstance(old, list) else new.get(old)
-
-    return {name: None if old is None else value(name, old) for name, old in content.items()}
+            changed[name] = [[new[number] for number in word] for word in old if new.keys() >= set(word)] or None
+        elif name in _SUPPRESSED or name.endswith("_token_id"):
+            changed[name] = [new[number] for number in old if number in new] or None if isinstance(old, list) else new.get(old)
+    return changed
 
 
 def _write_weights(
@@ -143,7 +132,7 @@ def _write_weights(
     write_shards(folder, shapes, dtypes, read, done)
 
 
-def trimmed_bytes(architecture: Architecture, tokens: int) -> int:
+def estimate_bytes(architecture: Architecture, tokens: int) -> int:
     """Estimate the size of the directory: weights in fp32 at most, and the tokenizer."""
     tables = architecture.token_tables
     shapes = ((tokens, *shape[1:]) if name in tables else shape for name, shape in architecture.shapes.items())

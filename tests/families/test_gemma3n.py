@@ -32,10 +32,10 @@ from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.tasks import task_of
-from lonas_edge.pipeline.vocabulary import Vocabulary
 from lonas_edge.search.uniform import find_kinds, uniform_networks
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import removable_blocks
+from lonas_edge.vocabulary.model_vocabulary import ModelVocabulary
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 DEEP = {  # layers 4 and 5 read keys and values of layers 3 and 1
@@ -201,7 +201,7 @@ def test_a_second_vocabulary(tiny_models: TinyModels, tmp_path: Path) -> None:
     assert compared_inputs(architecture.family.kind, None, architecture.config)["input_ids"].max() < 40
     message = "the vocabulary of gemma3n_text cannot be trimmed: each token has a row in the embeddings of every layer, too"
     with pytest.raises(LonasEdgeError, match=message):
-        Vocabulary(open_source(str(tiny_models.base("gemma3n"))), tmp_path / "data.json")
+        ModelVocabulary(open_source(str(tiny_models.base("gemma3n"))), tmp_path / "data.json")
 
 
 def test_the_text_part_is_a_model(ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

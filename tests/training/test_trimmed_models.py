@@ -27,11 +27,11 @@ from lonas_edge.evaluate.openvino_lm import OpenVinoLM
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
 from lonas_edge.network.vocabulary_record import VocabularyRecord
-from lonas_edge.pipeline.vocabulary import choose_size
 from lonas_edge.training.inputs import open_recovery, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import open_teacher
 from lonas_edge.training.train import train
+from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 RECORD = "training.json"
 QUESTION, ANSWER = "in the other", "the ion"

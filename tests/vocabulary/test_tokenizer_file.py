@@ -89,7 +89,7 @@ def test_kept_tokens_are_found_as_before(kind: str, tmp_path: Path) -> None:
     file = opened(tmp_path, whole)
     kept = choose(file, counts(whole, data), (), None, 10**6).kept
     assert len(kept) < whole.get_vocab_size()
-    small = Tokenizer.from_str(json.dumps(file.trimmed(kept)))
+    small = Tokenizer.from_str(json.dumps(file.trim(kept)))
     assert small.get_vocab_size() == len(kept)
     assert [small.id_to_token(index) for index in range(len(kept))] == [whole.id_to_token(old) for old in kept]
     for text in data:
@@ -101,7 +101,7 @@ def test_any_text_survives(kind: str, tmp_path: Path) -> None:
     """Texts from all Unicode planes decode to what the whole tokenizer gives."""
     whole = KINDS[kind]()
     file = opened(tmp_path, whole)
-    small = Tokenizer.from_str(json.dumps(file.trimmed(choose(file, {}, (), None, 10**6).kept)))
+    small = Tokenizer.from_str(json.dumps(file.trim(choose(file, {}, (), None, 10**6).kept)))
     rng = random.Random(0)
     characters = [code for code in range(32, 0x110000, 97) if not 0xD800 <= code < 0xE000]
     for _ in range(300):
@@ -119,7 +119,7 @@ def test_a_token_that_no_merge_builds(tmp_path: Path) -> None:
     assert file.parts(4) == {0, 1, 2, 3, 4}
     kept = choose(file, {4: 1}, (), None, 10**6).kept
     assert kept == (0, 1, 2, 3, 4)
-    small = Tokenizer.from_str(json.dumps(file.trimmed([0, 1, 2, 4])))
+    small = Tokenizer.from_str(json.dumps(file.trim([0, 1, 2, 4])))
     assert small.encode("abc").tokens == ["abc"]
     assert small.encode("ab").tokens == ["a", "b"]
 
@@ -131,7 +131,7 @@ def test_the_parts_of_a_token(tmp_path: Path) -> None:
     file = opened(tmp_path, bpe)
     assert file.parts(5) == {0, 1, 2, 3, 5}
     assert file.required() == {0, 1, 2}
-    content = file.trimmed([0, 1, 2, 3, 5])
+    content = file.trim([0, 1, 2, 3, 5])
     assert content["model"]["merges"] == [["a", "b"], ["ab", "c"]]
     assert content["model"]["vocab"] == {"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4}
 
@@ -172,7 +172,7 @@ def test_every_size_is_reached(kind: str, text: str, tmp_path: Path) -> None:
         assert len(kept) == size
         assert all(file.parts(number) <= {*kept} for number in kept)
         assert whole.token_to_id("<|reserved_0|>") not in kept
-        small = Tokenizer.from_str(json.dumps(file.trimmed(kept)))
+        small = Tokenizer.from_str(json.dumps(file.trim(kept)))
         assert [kept[number] for number in small.encode(text).ids] == whole.encode(text).ids
 
 
@@ -224,7 +224,7 @@ def test_an_added_token_in_the_middle(tmp_path: Path) -> None:
     file = opened(tmp_path, byte_level(), add)
     kept = choose(file, {}, (), None, 10**6).kept
     assert 300 in kept
-    small = Tokenizer.from_str(json.dumps(file.trimmed(kept)))
+    small = Tokenizer.from_str(json.dumps(file.trim(kept)))
     token = file.added[300]
     assert small.encode(f"x{token}y", add_special_tokens=False).tokens[1] == token
     assert small.token_to_id(token) == kept.index(300)
@@ -278,7 +278,7 @@ def test_a_token_that_is_added_to_every_text(tmp_path: Path) -> None:
     file = opened(tmp_path, whole)
     kept = choose(file, {}, (), None, 10**6).kept
     assert kept.index(old) < old
-    assert Tokenizer.from_str(json.dumps(file.trimmed(kept))).encode("a").ids[-1] == kept.index(old)
+    assert Tokenizer.from_str(json.dumps(file.trim(kept))).encode("a").ids[-1] == kept.index(old)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -286,7 +286,7 @@ def test_openvino_has_the_same_tokens(kind: str, tmp_path: Path) -> None:
     """`openvino_tokenizers` converts a trimmed tokenizer, as an export does; tokens and texts are those of `tokenizers`."""
     whole = KINDS[kind]()
     file = opened(tmp_path, whole)
-    small = Tokenizer.from_str(json.dumps(file.trimmed(choose(file, counts(whole, TEXTS[:1]), (), None, 10**6).kept)))
+    small = Tokenizer.from_str(json.dumps(file.trim(choose(file, counts(whole, TEXTS[:1]), (), None, 10**6).kept)))
     assert small.get_vocab_size() < whole.get_vocab_size()
     converted = convert_tokenizer(PreTrainedTokenizerFast(tokenizer_object=small), with_detokenizer=True)
     tokenize, detokenize = (compile_model(model, "CPU") for model in converted)

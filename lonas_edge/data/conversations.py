@@ -28,12 +28,15 @@ class Conversation:
     messages: tuple[tuple[str, str], ...]
     place: str = field(default="", compare=False)
 
+    def record(self) -> dict[str, Any]:
+        """As a record of a data file."""
+        return {"messages": [{"role": role, "content": content} for role, content in self.messages]}
+
     def rendered(self, tokenizer: Any, chat: str, count: int | None = None, with_prompt: bool = False) -> str:
         """Render the first `count` messages, and the generation prompt if `with_prompt`."""
-        messages = [{"role": role, "content": content} for role, content in self.messages[:count]]
         try:
             text = tokenizer.apply_chat_template(
-                messages, chat_template=chat, tokenize=False, add_generation_prompt=with_prompt
+                self.record()["messages"][:count], chat_template=chat, tokenize=False, add_generation_prompt=with_prompt
             )
         except Exception as error:  # jinja2's, and what a template does to values that are none
             reason = one_line(str(error)) or type(error).__name__
@@ -108,9 +111,12 @@ def _turns(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[
 
 
 def _marked(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    messages = [{"role": role, "content": content} for role, content in conversation.messages]
     encoded = tokenizer.apply_chat_template(
-        messages, chat_template=chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        conversation.record()["messages"],
+        chat_template=chat,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     return list(encoded["input_ids"]), list(map(bool, encoded["assistant_masks"]))
 

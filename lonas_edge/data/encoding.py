@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from lonas_edge.data.conversations import Conversation, chat_as_template, chat_template_of, encode_conversation
-from lonas_edge.data.glue import Pair, texts_of
 from lonas_edge.data.templates import CHAT, TEMPLATES, Example, PromptRecord, Template, Text
 from lonas_edge.errors import LonasEdgeError, raise_all
 
@@ -123,93 +122,62 @@ def _whole(prompt: str, response: str, tokenizer: Any, max_length: int) -> tuple
     return ids, len(tokenizer(prompt, truncation=True, max_length=max_length)["input_ids"])
 
 
-def _padded(examples: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
-    length = max(len(example[name]) for example in examples)
-    return torch.tensor([example[name] + [value] * (length - len(example[name])) for example in examples])
-
-
-def _mask(examples: Sequence[dict[str, Any]]) -> torch.Tensor:
-    return _padded([{"mask": [1] * len(example["input_ids"])} for example in examples], "mask", 0)
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Pads on the right and keeps the positions that predict learned tokens: other logits are not computed."""
-
-    pad_token_id: int
-
-    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
-
-        Args:
-            examples: `input_ids` and `labels` of each, [tokens].
-
-        Returns:
-            `input_ids` and `attention_mask` [examples, tokens]; `logits_to_keep` [positions], the positions kept; `labels`
-            [examples, positions], the token that follows each, or -100.
-        """
-        ids, mask = _padded(examples, "input_ids", self.pad_token_id), _mask(examples)
-        following = _padded(examples, "labels", IGNORED)[:, 1:]
-        kept = (following != IGNORED).any(0).nonzero().flatten()
-        return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": kept, "labels": following[:, kept].contiguous()}
-
-
-def encode_pairs(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None) -> list[dict[str, list[int]]]:
-    """Tokenize texts or pairs; the longer text of a pair is cut at `max_length`."""
+def encode_pairs(pairs: Sequence[Sequence[str]], tokenizer: Any, max_length: int | None) -> list[dict[str, list[int]]]:
+    """Tokenize texts, or pairs, of which the longer text is cut at `max_length`; return `input_ids` and `token_type_ids`."""
     if not pairs:
         return []
     cut = {"truncation": "longest_first", "max_length": max_length} if max_length else {"truncation": False}
-    encoded = tokenizer(*texts_of(pairs), return_token_type_ids=True, return_attention_mask=False, verbose=False, **cut)
-    names = ("input_ids", "token_type_ids")
-    return [dict(zip(names, row, strict=True)) for row in zip(*(encoded[name] for name in names), strict=True)]
+    columns = [list(column) for column in zip(*pairs, strict=True)]
+    encoded = tokenizer(*columns, return_token_type_ids=True, return_attention_mask=False, verbose=False, **cut)
+    return [
+        {"input_ids": ids, "token_type_ids": kinds}
+        for ids, kinds in zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
+    ]
 
 
-@dataclass(frozen=True)
-class PairCollator:
-    """Pads on the right; labels are class numbers, or values of a regression."""
-
-    pad_token_id: int
-    regression: bool = False
-
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
-
-        Args:
-            examples: `input_ids` and `token_type_ids` of each, [tokens], and `labels`, one number.
-
-        Returns:
-            `input_ids`, `token_type_ids` and `attention_mask` [examples, tokens]; `labels` [examples].
-        """
-        labels = [example["labels"] for example in examples]
-        return {
-            "input_ids": _padded(examples, "input_ids", self.pad_token_id),
-            "token_type_ids": _padded(examples, "token_type_ids", 0),
-            "attention_mask": _mask(examples),
-            "labels": torch.tensor(labels, dtype=torch.float32 if self.regression else torch.long),
-        }
+def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Stack rows of unequal lengths [rows, longest], padded on the right."""
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
 
 
-@dataclass(frozen=True)
-class SentenceCollator:
-    """Makes a batch of texts of the encoded records: those of a record stay together, in order."""
+def collate_tokens(examples: Sequence[dict[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Make a batch with the positions that predict learned tokens: other logits are not computed.
 
-    pad_token_id: int
+    Args:
+        examples: `input_ids` and `labels` of each, [tokens].
+        pad_token_id: Token of the padding.
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch.
+    Returns:
+        `input_ids` and `attention_mask` [examples, tokens]; `logits_to_keep` [positions], the positions kept; `labels`
+        [examples, positions], the token that follows each, or -100.
+    """
+    ids = [example["input_ids"] for example in examples]
+    following = pad([example["labels"] for example in examples], IGNORED)[:, 1:]
+    kept = (following != IGNORED).any(0).nonzero().flatten()
+    return {
+        "input_ids": pad(ids, pad_token_id),
+        "attention_mask": pad([[1] * len(row) for row in ids], 0),
+        "logits_to_keep": kept,
+        "labels": following[:, kept].contiguous(),
+    }
 
-        Args:
-            examples: `input_ids` of the texts of each record, one after the other, their `lengths`, and `labels`, one number.
 
-        Returns:
-            `input_ids`, `token_type_ids` and `attention_mask` [texts, tokens], padded on the right; `labels` [texts], the score
-            of each text's record.
-        """
-        texts = []
-        for example in examples:
-            start = 0
-            for length in example["lengths"]:
-                ids = example["input_ids"][start : start + length]
-                texts.append({"input_ids": ids, "token_type_ids": [0] * length, "labels": example["labels"]})
-                start += length
-        return PairCollator(self.pad_token_id, regression=True)(texts)
+def collate_pairs(examples: Sequence[dict[str, Any]], pad_token_id: int, regression: bool = False) -> dict[str, torch.Tensor]:
+    """Make a batch of texts or pairs.
+
+    Args:
+        examples: `input_ids` and `token_type_ids` of each, [tokens], and `labels`, a class number or a value.
+        pad_token_id: Token of the padding.
+        regression: Whether labels are values.
+
+    Returns:
+        `input_ids`, `token_type_ids` and `attention_mask` [examples, tokens]; `labels` [examples].
+    """
+    ids, labels = [example["input_ids"] for example in examples], [example["labels"] for example in examples]
+    return {
+        "input_ids": pad(ids, pad_token_id),
+        "token_type_ids": pad([example["token_type_ids"] for example in examples], 0),
+        "attention_mask": pad([[1] * len(row) for row in ids], 0),
+        "labels": torch.tensor(labels, dtype=torch.float32 if regression else torch.long),
+    }

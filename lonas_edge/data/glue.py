@@ -4,26 +4,17 @@ The files know no quoting: a quotation mark is a character of the text, a tab en
 only (texts contain other line separators). Classes are numbered as in the GLUE of `datasets`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lonas_edge.data.records import LIMIT
+from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import casefolded
 from lonas_edge.files import read_text
 
-_LIMIT = 2**31  # bytes; QQP's training file has 0.05 GB
 _DEV = "dev"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One text or two, and the label: a class number, or a value of a regression."""
-
-    first: str
-    second: str | None
-    label: int | float
 
 
 @dataclass(frozen=True)
@@ -56,36 +47,37 @@ class GlueTask:
         """Return a split's file in a directory with a folder for each task."""
         return datasets / self.name / f"{split}.tsv"
 
-    def read(self, path: Path) -> list[Pair]:
-        """Read a file of the task, and check every line."""
-        lines = read_text(path, f"the data of {self.name}", _LIMIT).removesuffix("\n").split("\n")
-        rows = [line.removesuffix("\r").split("\t") for line in lines]
+    def read(self, path: Path) -> list[Texts]:
+        """Read a file of the task; its labels are class numbers, or values of a regression."""
+        rows = [line.split("\t") for line in read_text(path, f"the data of {self.name}", LIMIT).split("\n")]
         columns = list(self.columns) or rows.pop(0)
-        numbered = [(line, row) for line, row in enumerate(rows, 1 if self.columns else 2) if row != [""]]
         wanted = (*self.texts, self.label)
-        missing = [name for name in wanted if name not in columns]
-        if missing:
-            expected = f"expected the columns {', '.join(wanted)}, found {', '.join(columns)[:300] or 'nothing'}"
+        if missing := [name for name in wanted if name not in columns]:
             unlabelled = " (GLUE's test sets have no labels; take train.tsv or dev.tsv)" if missing == [self.label] else ""
-            raise LonasEdgeError(f"{path}: not data of {self.name}: {', '.join(missing)} missing; {expected}{unlabelled}")
+            raise LonasEdgeError(
+                f"{path}: not data of {self.name}: {', '.join(missing)} missing; expected the columns {', '.join(wanted)}, "
+                f"found {', '.join(columns)[:300] or 'nothing'}{unlabelled}"
+            )
         indices = [columns.index(name) for name in wanted]
-        pairs, faults = [], []
-        for line, row in numbered:
+        read, errors = [], []
+        for line, row in enumerate(rows, 1 if self.columns else 2):
+            if row == [""]:
+                continue
             if len(row) <= max(indices):
-                faults += [] if self.torn else [f"line {line}: {len(row)} columns, expected {len(columns)}"]
+                errors += [] if self.torn else [f"line {line}: {len(row)} columns, expected {len(columns)}"]
                 continue
             *texts, stated = (row[index] for index in indices)
             label = self._label(stated)
             if label is None:
-                faults.append(f"line {line}: {self.label} {stated[:50]!r}: expected {self._expected()}")
-            elif empty := [name for name, text in zip(self.texts, texts, strict=True) if not text.strip()]:
-                faults += [] if self.torn else [f"line {line}: no text in {' and '.join(empty)}"]
-            else:
-                pairs.append(Pair(texts[0], texts[1] if len(texts) > 1 else None, label))
-        raise_all(f"{path}: not data of {self.name}:", faults, "Use the file as GLUE distributes it.")
-        if not pairs:
+                errors.append(f"line {line}: {self.label} {stated[:50]!r}: expected {self._expected}")
+            elif all(text.strip() for text in texts):
+                read.append(Texts(tuple(texts), label))
+            elif not self.torn:
+                errors.append(f"line {line}: a text is empty")
+        raise_all(f"{path}: not data of {self.name}:", errors, "Use the file as GLUE distributes it.")
+        if not read:
             raise LonasEdgeError(f"{path}: holds no examples")
-        return pairs
+        return read
 
     def _label(self, stated: str) -> int | float | None:
         if self.classes:
@@ -95,8 +87,9 @@ class GlueTask:
             figure = float(stated)
         except ValueError:
             return None
-        return figure if math.isfinite(figure) and self.least <= figure <= self.most else None
+        return figure if self.least <= figure <= self.most else None
 
+    @property
     def _expected(self) -> str:
         return " or ".join(self.values or self.classes) or f"a number from {self.least:g} to {self.most:g}"
 
@@ -105,10 +98,12 @@ class GlueTask:
         theirs, ours = casefolded(outputs), casefolded(self.classes)
         return [theirs.index(name) for name in ours] if sorted(theirs) == sorted(ours) else list(range(len(ours)))
 
-    def numbered(self, pairs: Sequence[Pair], outputs: Sequence[str]) -> list[Pair]:
+    def renumber(self, texts: Sequence[Texts], outputs: Sequence[str]) -> list[Texts]:
         """Number the classes of examples as a head with these outputs does, see `numbers_in`."""
+        if self.regression:
+            return list(texts)
         numbers = self.numbers_in(outputs)
-        return list(pairs) if self.regression else [replace(pair, label=numbers[int(pair.label)]) for pair in pairs]
+        return [replace(each, label=numbers[int(each.label or 0)]) for each in texts]
 
     def misfit(self, outputs: int) -> str | None:
         """Say why a head with this number of outputs does not fit; None if it does."""
@@ -186,9 +181,3 @@ def glue_of(paths: Sequence[Path], name: str | None = None) -> GlueTask | None:
     if len(paths) > 1:
         raise LonasEdgeError(f"{tables[0]}: a GLUE task is one file; give --data once")
     return task_of(tables[0], name)
-
-
-def texts_of(pairs: Sequence[Pair]) -> tuple[list[str], list[str] | None]:
-    """Return the first and second texts, as tokenizers take them."""
-    first = [pair.first for pair in pairs]
-    return first, None if pairs[0].second is None else [pair.second or "" for pair in pairs]

@@ -1,6 +1,5 @@
 """Data of language models: instructions, conversations and plain texts. The next token is learned."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from lonas_edge.data.conversations import Conversation, check_conversation
-from lonas_edge.data.encoding import IGNORED, Collator, Learned, Prompting, encode, encode_prompt
+from lonas_edge.data.encoding import IGNORED, Learned, Prompting, collate_tokens, encode, encode_prompt
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.records import describe, read_records
 from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task
@@ -115,16 +114,6 @@ class LanguageTask(Task):
         recorded = record.template.name if record.template else None
         return choose_prompt(self.options.prompt, recorded, record.space, conversations)
 
-    def record(self, example: Any) -> dict[str, Any]:
-        if isinstance(example, Example):
-            return {"instruction": example.instruction, "input": example.input, "output": example.output}
-        if isinstance(example, Conversation):
-            return {MESSAGES: [{"role": role, "content": content} for role, content in example.messages]}
-        return {TEXT: example.text}
-
-    def _learned(self, example: Any) -> set[str]:
-        return {json.dumps(self.record(example))}
-
     @property
     def max_length(self) -> int:
         return MAX_LENGTH
@@ -132,9 +121,8 @@ class LanguageTask(Task):
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int) -> list[Encoded]:
         return encode(inputs, self.prompting(tokenizer), tokenizer, max_length)
 
-    def collator(self, tokenizer: Any) -> Callable[[Sequence[Encoded]], dict[str, torch.Tensor]]:
-        pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-        return Collator(eos if pad is None else pad)
+    def collate(self, encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+        return collate_tokens(encoded, pad_token_id)
 
     def shorten(self, example: Encoded, tokens: int) -> Encoded:
         ids = example["input_ids"][:tokens]

@@ -1,6 +1,6 @@
 """Data of classifiers and rerankers: texts or pairs, with the labels of GLUE or without. A class or a number is learned."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,18 +9,17 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lonas_edge.data.encoding import PairCollator, encode_pairs
-from lonas_edge.data.glue import Pair
+from lonas_edge.data.encoding import collate_pairs, encode_pairs
 from lonas_edge.data.language import kl_divergence, sample_classes
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded
-from lonas_edge.data.texts import Texts, TextTask, labels_of, read_table, read_texts
+from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task
+from lonas_edge.data.texts import Texts, labels_of, read_texts
 from lonas_edge.families import CLASSIFICATION, ModelKind, output_names
 from lonas_edge.space.architecture import Architecture
 
 
 @dataclass(frozen=True)
-class PairTask(TextTask):
+class PairTask(Task):
     """Predict a class of a text or pair: cross-entropy and KL; or with one output a number: squared errors and distances.
 
     Attributes:
@@ -28,7 +27,7 @@ class PairTask(TextTask):
     """
 
     kind: ClassVar[ModelKind] = CLASSIFICATION
-    label: ClassVar[str] = "label"
+    special_tokens: ClassVar[tuple[str, ...]] = ("PAD",)
 
     outputs: tuple[str, ...] = ()
 
@@ -45,7 +44,7 @@ class PairTask(TextTask):
         glue = self.options.glue
         if glue is None:
             return read_texts(path, labels_of(self.outputs) if self.options.labels else None)
-        return "glue", read_table(path, glue, self.outputs)
+        return "glue", glue.renumber(glue.read(path), self.outputs)
 
     @property
     def inputs(self) -> Sequence[Texts]:
@@ -82,9 +81,8 @@ class PairTask(TextTask):
         return min(CLASSIFICATION.sequence_length, self.context) if self.labelled else self.context
 
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int | None) -> list[Encoded]:
-        pairs = [Pair(each.texts[0], each.texts[1] if len(each.texts) > 1 else None, each.label or 0) for each in inputs]
-        encoded = encode_pairs(pairs, tokenizer, max_length)
-        return [{**row, "labels": pair.label} for row, pair in zip(encoded, pairs, strict=True)]
+        encoded = encode_pairs([each.texts for each in inputs], tokenizer, max_length)
+        return [{**row, "labels": each.label or 0} for row, each in zip(encoded, inputs, strict=True)]
 
     def _held_out(self, inputs: Sequence[Any], tokenizer: Any) -> list[Encoded]:
         """Long texts of GLUE are dropped: where they are cut may decide their class. Others are cut."""
@@ -92,8 +90,8 @@ class PairTask(TextTask):
             return self._encode(inputs, tokenizer, self.context)
         return [row for row in self._encode(inputs, tokenizer, None) if len(row["input_ids"]) <= self.context]
 
-    def collator(self, tokenizer: Any) -> Callable[[Sequence[Encoded]], dict[str, torch.Tensor]]:
-        return PairCollator(tokenizer.pad_token_id or 0, self.regression)
+    def collate(self, encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+        return collate_pairs(encoded, pad_token_id, self.regression)
 
     def select(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         return hidden

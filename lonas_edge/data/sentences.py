@@ -1,6 +1,6 @@
 """Data of embedding models: texts, pairs, triplets and scored pairs. Directions are learned; the lengths do not count."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lonas_edge.data.encoding import SentenceCollator, encode_pairs
-from lonas_edge.data.glue import Pair, task_of
+from lonas_edge.data.encoding import collate_pairs, encode_pairs
+from lonas_edge.data.glue import task_of
 from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
-from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded
-from lonas_edge.data.texts import COSINES, PAIR, SCORED, TEXT, TRIPLET, Texts, TextTask, read_table, read_texts
+from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task
+from lonas_edge.data.texts import COSINES, PAIR, SCORED, TEXT, TRIPLET, Texts, read_texts
 from lonas_edge.errors import raise_all
 from lonas_edge.families import EMBEDDING, ModelKind
 from lonas_edge.space.architecture import Architecture
@@ -22,7 +22,7 @@ _SCALE = 20.0  # of cosines in InfoNCE, as in sentence-transformers' `MultipleNe
 
 
 @dataclass(frozen=True)
-class SentenceTask(TextTask):
+class SentenceTask(Task):
     """Embed texts. The logits of the methods are embeddings [texts, hidden]; there is no head.
 
     Pairs and triplets are learned by InfoNCE (van den Oord et al., arXiv:1807.03748), scored pairs by squared errors of
@@ -30,7 +30,7 @@ class SentenceTask(TextTask):
     """
 
     kind: ClassVar[ModelKind] = EMBEDDING
-    label: ClassVar[str] = "score"
+    special_tokens: ClassVar[tuple[str, ...]] = ("PAD",)
 
     pooling: Pooling = field(default_factory=Pooling)
 
@@ -54,7 +54,7 @@ class SentenceTask(TextTask):
     def _read_table(self, path: Path) -> tuple[str, Sequence[Texts]]:
         """Read GLUE's STS-B as scored pairs, and of its other tasks the texts."""
         task = task_of(path, None, option=False)
-        rows = read_table(path, task, task.outputs)
+        rows = task.read(path)
         if task.regression:
             return SCORED, [Texts(row.texts, (row.label or 0.0) / task.most) for row in rows]
         return TEXT, [Texts((text,)) for row in rows for text in row.texts]
@@ -91,7 +91,7 @@ class SentenceTask(TextTask):
             its score or 0.
         """
         texts = [prompt + text for each in inputs for prompt, text in zip(self._prompts(each), each.texts, strict=True)]
-        encoded = iter(encode_pairs([Pair(text, None, 0) for text in texts], tokenizer, max_length))
+        encoded = iter(encode_pairs([(text,) for text in texts], tokenizer, max_length))
         rows = []
         for each in inputs:
             ids = [next(encoded)["input_ids"] for _ in each.texts]
@@ -104,8 +104,16 @@ class SentenceTask(TextTask):
             return [self.pooling.prompt(*QUERY), *(self.pooling.prompt(*PASSAGE) for _ in example.texts[1:])]
         return [self.pooling.prompted("", example.prompt) for _ in example.texts]
 
-    def collator(self, tokenizer: Any) -> Callable[[Sequence[Encoded]], dict[str, torch.Tensor]]:
-        return SentenceCollator(tokenizer.pad_token_id or 0)
+    def collate(self, encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+        """Make a batch of texts; those of a record stay together, in order, with its label."""
+        texts = []
+        for record in encoded:
+            start = 0
+            for length in record["lengths"]:
+                ids = record["input_ids"][start : start + length]
+                texts.append({"input_ids": ids, "token_type_ids": [0] * length, "labels": record["labels"]})
+                start += length
+        return collate_pairs(texts, pad_token_id, regression=True)
 
     def select(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         return self.pooling.pooled(hidden, batch["attention_mask"])

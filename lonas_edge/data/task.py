@@ -18,6 +18,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -171,7 +172,7 @@ class Task(ABC):
         """Indices of the distinct examples."""
         first: dict[str, int] = {}
         for index, example in enumerate(self.examples):
-            first.setdefault(json.dumps(self.record(example)), index)
+            first.setdefault(json.dumps(example.record()), index)
         return list(first.values())
 
     def _check_split(self, distinct: int, train: int, chosen: int, held_out: Self | None) -> None:
@@ -189,17 +190,13 @@ class Task(ABC):
                 f"{without}. Add examples, or pass held-out ones with --eval-data."
             )
 
-    @abstractmethod
-    def record(self, example: Any) -> dict[str, Any]:
-        """The record of an example, as a data file has it."""
-
-    @abstractmethod
     def _learned(self, example: Any) -> set[str]:
-        """The texts that are learned from an example as a whole: training and held-out examples share none."""
+        """What is learned from an example as a whole: training and held-out examples share none of it."""
+        return {json.dumps(example.record())}
 
     def write(self, path: Path) -> None:
         """Write the examples as JSON Lines."""
-        replace_text(path, "".join(json.dumps(self.record(example)) + "\n" for example in self.examples))
+        replace_text(path, "".join(json.dumps(example.record()) + "\n" for example in self.examples))
 
     # --- encoding
 
@@ -222,8 +219,13 @@ class Task(ABC):
         return [file._encode(file.inputs, tokenizer, max_length) for file in files]
 
     @abstractmethod
+    def collate(self, encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
+        """Make a batch of encoded inputs."""
+
     def collator(self, tokenizer: Any) -> Callable[[Sequence[Encoded]], dict[str, torch.Tensor]]:
-        """Make the function that makes a batch of encoded inputs."""
+        """Make the function that makes a batch, padded as the tokenizer says."""
+        pads = [token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None]
+        return partial(self.collate, pad_token_id=pads[0] if pads else 0)
 
     def prompting(self, tokenizer: Any) -> Prompting | None:
         """The prompt template; None where nothing is prompted."""
@@ -328,8 +330,8 @@ class Task(ABC):
 
     @property
     def scores(self) -> list[float]:
-        """Labels of the examples, to correlate with outputs; empty without labels."""
-        return []
+        """Labels of the texts of an encoder, to correlate with its outputs; empty without labels."""
+        return [example.label for example in self.examples if example.label is not None]
 
     def distances(self, reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Distances of a network's outputs [examples, texts, outputs] from a reference's, means over texts: [examples]."""

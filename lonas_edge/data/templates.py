@@ -1,8 +1,9 @@
 """Prompt templates for training and evaluation, one object each in `PROMPTS`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lonas_edge.errors import LonasEdgeError
 
@@ -17,12 +18,20 @@ class Example:
     input: str
     output: str
 
+    def record(self) -> dict[str, Any]:
+        """As a record of a data file."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class Text:
     """A text that is learned as a whole."""
 
     text: str
+
+    def record(self) -> dict[str, Any]:
+        """As a record of a data file."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

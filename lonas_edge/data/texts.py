@@ -6,11 +6,9 @@ The names of its fields tell what a record is. `prompt` next to `text` is the na
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from lonas_edge.data.glue import GlueTask
 from lonas_edge.data.records import describe, read_records
-from lonas_edge.data.task import Task
 from lonas_edge.errors import LonasEdgeError, raise_all
 
 TEXT, PAIR, TRIPLET, SCORED = "text", "pair", "triplet", "scored pair"  # kinds of records
@@ -42,27 +40,14 @@ class Texts:
     label: float | None = None
     prompt: str | None = None
 
-    def record(self, label: str) -> dict[str, Any]:
-        """As a record of a data file, with this name of the label."""
-        names = ("query", "positive", "negative") if self.label is None else ("sentence1", "sentence2")
-        record: dict[str, Any] = {TEXT: self.texts[0]} if len(self.texts) == 1 else dict(zip(names, self.texts, strict=False))
-        if self.label is not None:
-            record[label] = self.label
-        return record | ({_PROMPT: self.prompt} if self.prompt else {})
-
-
-class TextTask(Task):
-    """A task whose examples are `Texts`; `label` is the name of a label in its records."""
-
-    special_tokens: ClassVar[tuple[str, ...]] = ("PAD",)
-    label: ClassVar[str]
-
-    def record(self, example: Any) -> dict[str, Any]:
-        return example.record(self.label)  # type: ignore[no-any-return]
-
-    @property
-    def scores(self) -> list[float]:
-        return [example.label for example in self.examples if example.label is not None]
+    def record(self) -> dict[str, Any]:
+        """As a record of a data file."""
+        if len(self.texts) == 1:
+            record: dict[str, Any] = {TEXT: self.texts[0], **({_PROMPT: self.prompt} if self.prompt else {})}
+        else:
+            names = ("query", "positive", "negative") if self.label is None else ("sentence1", "sentence2")
+            record = dict(zip(names, self.texts, strict=False))
+        return record if self.label is None else record | {"label": self.label}
 
 
 @dataclass(frozen=True)
@@ -154,9 +139,3 @@ def _texts(record: dict[str, Any], names: tuple[str, ...], label: str | None, la
     if not isinstance(prompt, str | None):
         raise ValueError("'prompt' is no name")
     return Texts(tuple(record[name] for name in names), number, prompt)
-
-
-def read_table(path: Path, task: GlueTask, outputs: Sequence[str]) -> list[Texts]:
-    """Read a file of GLUE with the class numbers of a head with these outputs."""
-    pairs = task.numbered(task.read(path), outputs)
-    return [Texts((pair.first,) if pair.second is None else (pair.first, pair.second), pair.label) for pair in pairs]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lonas_edge.data.encoding import PairCollator
+from lonas_edge.data.encoding import collate_pairs
 from lonas_edge.evaluate.answer_log import LoggedTarget
 from lonas_edge.evaluate.encoders import Encoder
 from lonas_edge.progress import Progress
@@ -33,12 +33,12 @@ def answered(
     """
     target, answers = logged.target, dict[int, Any]()
     order = sorted(encoded, key=lambda index: (-len(encoded[index]["input_ids"]), index))
-    collate = PairCollator(target.tokenizer.pad_token_id or 0)
+    pad = target.tokenizer.pad_token_id or 0
     for start in range(0, len(order), target.batch_size):
         progress(f"{target.name}  {title}", start / len(order))
         batch = order[start : start + target.batch_size]
         rows = [{**encoded[index], "labels": 0} for index in batch]
-        arrays = {name: tensor.numpy() for name, tensor in collate(rows).items() if name != "labels"}
+        arrays = {name: tensor.numpy() for name, tensor in collate_pairs(rows, pad).items() if name != "labels"}
         of_batch = logged.answers(rows, len(rows), partial(run, arrays))
         answers |= dict(zip(batch, of_batch, strict=True))
     return dict(sorted(answers.items()))

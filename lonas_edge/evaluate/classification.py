@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from lonas_edge.data.encoding import encode_pairs
-from lonas_edge.data.glue import TASKS, GlueTask, Pair, task_named
+from lonas_edge.data.glue import TASKS, GlueTask, task_named
+from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.answer_log import LoggedTarget
 from lonas_edge.evaluate.batches import answered
@@ -29,7 +30,7 @@ class _Set:
     name: str
     task: GlueTask
     indices: tuple[int, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Texts, ...]
 
 
 def choose_tasks(names: Sequence[str] | None, datasets: Path | None) -> tuple[str, ...]:
@@ -102,7 +103,7 @@ def _logits(
 ) -> tuple[dict[int, list[float]], tuple[SkippedSample, ...]]:
     """Compute logits by index. Texts beyond the context are skipped, never truncated."""
     target = logged.target
-    encoded = encode_pairs(dev_set.pairs, target.tokenizer, None)
+    encoded = encode_pairs([pair.texts for pair in dev_set.pairs], target.tokenizer, None)
     lengths, most = [len(row["input_ids"]) for row in encoded], target.max_length
     skipped = tuple(
         SkippedSample(dev_set.name, index, length, most)
@@ -132,8 +133,9 @@ def _answers(task: GlueTask, logits: np.ndarray, outputs: Sequence[str]) -> np.n
     return answers
 
 
-def _samples(pairs: Mapping[int, Pair], logits: Mapping[int, Sequence[float]], answers: np.ndarray) -> Iterator[dict[str, Any]]:
+def _samples(
+    pairs: Mapping[int, Texts], logits: Mapping[int, Sequence[float]], answers: np.ndarray
+) -> Iterator[dict[str, Any]]:
     for index, answer in zip(logits, answers.tolist(), strict=True):
         pair = pairs[index]
-        texts = [pair.first] if pair.second is None else [pair.first, pair.second]
-        yield {"doc_id": index, "texts": texts, "label": pair.label, "answer": answer, "logits": list(logits[index])}
+        yield {"doc_id": index, "texts": list(pair.texts), "label": pair.label, "answer": answer, "logits": list(logits[index])}

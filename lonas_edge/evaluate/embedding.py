@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from lonas_edge.data.encoding import encode_pairs
-from lonas_edge.data.glue import TASKS, Pair, task_named
+from lonas_edge.data.glue import TASKS, task_named
 from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
 from lonas_edge.data.retrieval import CORPUS, Retrieval, read_retrieval
+from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.answer_log import LoggedTarget
 from lonas_edge.evaluate.batches import answered
@@ -53,14 +54,14 @@ class _Similarity:
     """Pairs of texts with a score, by their index in the file. An answer is the cosine of a pair."""
 
     name: str
-    pairs: Mapping[int, Pair]
+    pairs: Mapping[int, Texts]
 
     def run(self, logged: LoggedTarget, progress: Progress) -> TaskAnswers:
         """Evaluate a target."""
         from scipy.stats import rankdata
 
         pairs, count, prompt = self.pairs.values(), len(self.pairs), _pooling(logged).prompt()
-        texts = [prompt + (text or "") for text in (*(pair.first for pair in pairs), *(pair.second for pair in pairs))]
+        texts = [prompt + text for text in (*(pair.texts[0] for pair in pairs), *(pair.texts[1] for pair in pairs))]
         directions = _directions(logged, self.name, texts, progress)
         cosines, labels = (directions[:count] * directions[count:]).sum(1), np.array([pair.label for pair in pairs])
         names = EMBED.metrics_of(self.name)
@@ -68,7 +69,7 @@ class _Similarity:
         result = TaskResult.of(self.name, first, metrics, questions=count, skipped=(), harness=False)
         nearness = -np.abs(rankdata(cosines) - rankdata(labels)) / count  # their scales differ
         samples = [
-            {"doc_id": index, "texts": [pair.first, pair.second], "label": pair.label, "answer": cosine}
+            {"doc_id": index, "texts": list(pair.texts), "label": pair.label, "answer": cosine}
             for (index, pair), cosine in zip(self.pairs.items(), cosines.tolist(), strict=True)
         ]
         return TaskAnswers(result, samples, Answers(self.name, np.array(list(self.pairs)), nearness, cosines, labels, first))
@@ -152,7 +153,7 @@ def _pooling(logged: LoggedTarget) -> Pooling:
 def _directions(logged: LoggedTarget, title: str, texts: Sequence[str], progress: Progress) -> np.ndarray:
     """Compute embeddings scaled to length 1 [texts, hidden], of equal texts once; texts beyond the longest are cut."""
     target, rows = logged.target, {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    encoded = encode_pairs([Pair(text, None, 0) for text in rows], target.tokenizer, _pooling(logged).max_length)
+    encoded = encode_pairs([(text,) for text in rows], target.tokenizer, _pooling(logged).max_length)
     answers = answered(logged, title, dict(enumerate(encoded)), partial(_embed, name=target.name), progress)
     embeddings = np.array([np.frombuffer(base64.b64decode(answer), _STORED) for answer in answers.values()], float)
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)

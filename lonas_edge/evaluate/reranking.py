@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from lonas_edge.data.encoding import encode_pairs
-from lonas_edge.data.glue import Pair
 from lonas_edge.data.retrieval import CANDIDATES, Candidates, read_candidates
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.answer_log import LoggedTarget
@@ -64,7 +63,7 @@ class Reranking:
 def _reranked(name: str, queries: dict[int, Candidates], logged: LoggedTarget, progress: Progress) -> TaskAnswers:
     """Order each query's candidates; of equal scores a passage that is not relevant comes first. Long pairs are cut."""
     target = logged.target
-    pairs = [Pair(each.query, text, 0) for each in queries.values() for text in (*each.negative, *each.positive)]
+    pairs = [(each.query, text) for each in queries.values() for text in (*each.negative, *each.positive)]
     longest = int(min(target.tokenizer.model_max_length, target.max_length))
     encoded = dict(enumerate(encode_pairs(pairs, target.tokenizer, longest)))
     scores = (logits[0] for logits in answered(logged, name, encoded, partial(classify, name=target.name), progress).values())

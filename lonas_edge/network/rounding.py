@@ -30,7 +30,7 @@ def rounding_costs(
     Args:
         network: The network, in fp32. The sub-network is active afterwards, in eval mode.
         chosen: The sub-network's widths.
-        batches: Inputs as of `data.encoding.Collator`, on the network's device. Positions with a label count.
+        batches: Inputs as of `data.encoding.collate_tokens`, on the network's device. Positions with a label count.
         weight_format: A name of `FORMATS`.
 
     Returns:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny_bert import tokenizer
 
-from lonas_edge.data.encoding import PairCollator, encode_pairs
-from lonas_edge.data.glue import TASKS, Pair, task_of
+from lonas_edge.data.encoding import collate_pairs, encode_pairs
+from lonas_edge.data.glue import TASKS, task_of
+from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError
 
 # a line of each task as GLUE distributes it, with its header where there is one; made up
@@ -25,14 +26,14 @@ FILES = {
     "RTE": "index\tsentence1\tsentence2\tlabel\n0\tAnn is ill.\tAnn is well.\tnot_entailment\n",
 }
 READ = {
-    "CoLA": [Pair("The cat sat.", None, 1), Pair("Cat the sat.", None, 0)],
-    "SST-2": [Pair("a fine film ", None, 1), Pair("not good ", None, 0)],
-    "MRPC": [Pair("He said no .", '" No , he said .', 1), Pair("Yes .", "No .", 0)],
-    "STS-B": [Pair("A man rides.", "A man is riding.", 4.75)],
-    "QQP": [Pair("What is it?", "What is this?", 1)],
-    "MNLI": [Pair("It is so.", "It is not.", 2)],
-    "QNLI": [Pair("Who is it?", "It is Ann.", 0)],
-    "RTE": [Pair("Ann is ill.", "Ann is well.", 1)],
+    "CoLA": [Texts(("The cat sat.",), 1), Texts(("Cat the sat.",), 0)],
+    "SST-2": [Texts(("a fine film ",), 1), Texts(("not good ",), 0)],
+    "MRPC": [Texts(("He said no .", '" No , he said .'), 1), Texts(("Yes .", "No ."), 0)],
+    "STS-B": [Texts(("A man rides.", "A man is riding."), 4.75)],
+    "QQP": [Texts(("What is it?", "What is this?"), 1)],
+    "MNLI": [Texts(("It is so.", "It is not."), 2)],
+    "QNLI": [Texts(("Who is it?", "It is Ann."), 0)],
+    "RTE": [Texts(("Ann is ill.", "Ann is well."), 1)],
 }
 
 
@@ -54,7 +55,7 @@ def test_reads_each_task(task: str, windows: bool, tmp_path: Path) -> None:
 def test_quotes_are_characters(tmp_path: Path) -> None:
     """An open quote swallows no lines; only a newline ends a line."""
     text = 'index\tsentence1\tsentence2\tlabel\n0\t"A\tB"" "\tentailment\n1\tC\u2028\x0bD\x85\t"\tnot_entailment\n'
-    assert TASKS["RTE"].read(written(tmp_path, "RTE", text)) == [Pair('"A', 'B"" "', 0), Pair("C\u2028\x0bD\x85", '"', 1)]
+    assert TASKS["RTE"].read(written(tmp_path, "RTE", text)) == [Texts(('"A', 'B"" "'), 0), Texts(("C\u2028\x0bD\x85", '"'), 1)]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_quotes_are_characters(tmp_path: Path) -> None:
             [
                 "line 2: label 'neutral': expected entailment or not_entailment",
                 "line 3: 3 columns, expected 4",
-                "line 4: no text in sentence1",
+                "line 4: a text is empty",
             ],
         ),
         ("SST-2", "sentence\tlabel\na\t2\nb\t-1\n", ["line 2: label '2': expected 0 or 1", "line 3: label '-1'"]),
@@ -101,7 +102,7 @@ def test_torn_lines_of_qqp(tmp_path: Path) -> None:
     """The published files have incomplete lines and pairs without one question, which are skipped."""
     torn = "2\t5\t6\tWhat is\n" + "4\t5\t6\tWhat is it?\t\t0\n" + "5\t5\t6\t \tWhat is it?\t0\n"
     path = written(tmp_path, "QQP", FILES["QQP"] + torn + "3\t5\t6\ta\tb\t0\n")
-    assert TASKS["QQP"].read(path) == [*READ["QQP"], Pair("a", "b", 0)]
+    assert TASKS["QQP"].read(path) == [*READ["QQP"], Texts(("a", "b"), 0)]
 
 
 def test_unknown_tasks(tmp_path: Path) -> None:
@@ -133,16 +134,16 @@ def test_heads_of_another_kind(task: str, outputs: int, message: str) -> None:
 )
 def test_classes_of_a_head(outputs: tuple[str, ...], numbers: list[int]) -> None:
     """By name in any case if all match, else in the task's order: entailment, neutral, contradiction."""
-    task, pairs = TASKS["MNLI"], [Pair("a", "b", number) for number in range(3)]
+    task, pairs = TASKS["MNLI"], [Texts(("a", "b"), number) for number in range(3)]
     assert task.numbers_in(outputs) == numbers
-    assert task.numbered(pairs, outputs) == [Pair("a", "b", number) for number in numbers]
-    scored = [Pair("a", "b", 4.75)]
-    assert TASKS["STS-B"].numbered(scored, ("score",)) == scored
+    assert task.renumber(pairs, outputs) == [Texts(("a", "b"), number) for number in numbers]
+    scored = [Texts(("a", "b"), 4.75)]
+    assert TASKS["STS-B"].renumber(scored, ("score",)) == scored
 
 
 def test_pairs_as_tokens() -> None:
     """[CLS] A [SEP] B [SEP], segments 0 and 1; the longer text is cut; padded on the right."""
-    pairs = [Pair("the good", "bad", 1), Pair("is", "the film is good", 0)]
+    pairs = [("the good", "bad"), ("is", "the film is good")]
     by = tokenizer()
     names = {name: by.convert_tokens_to_ids(name) for name in ("the", "good", "bad", "is", "film")}
     cls, sep = 2, 3
@@ -151,7 +152,7 @@ def test_pairs_as_tokens() -> None:
     assert first["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     assert second["input_ids"] == [cls, names["is"], sep, names["the"], names["film"], sep]
     assert len(encode_pairs(pairs, by, None)[1]["input_ids"]) == 8
-    batch = PairCollator(0)([{**first, "labels": 1}, {"input_ids": [2, 3], "token_type_ids": [0, 0], "labels": 0}])
+    batch = collate_pairs([{**first, "labels": 1}, {"input_ids": [2, 3], "token_type_ids": [0, 0], "labels": 0}], 0)
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0]]
     assert batch["input_ids"][1].tolist() == [2, 3, 0, 0, 0, 0] and batch["labels"].dtype == torch.long
-    assert PairCollator(0, True)([{**first, "labels": 2.5}])["labels"].tolist() == [2.5]
+    assert collate_pairs([{**first, "labels": 2.5}], 0, True)["labels"].tolist() == [2.5]

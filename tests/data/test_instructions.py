@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from lonas_edge.data.encoding import Collator, encode
+from lonas_edge.data.encoding import collate_tokens, encode
 from lonas_edge.data.language import read_examples
 from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError
@@ -174,12 +174,13 @@ def test_too_long_examples_are_dropped() -> None:
 
 
 def test_a_batch() -> None:
-    batch = Collator(9)(
+    batch = collate_tokens(
         [
             {"input_ids": [2, 3, 4, 5, 6], "labels": [-100, -100, 4, 5, -100]},
             {"input_ids": [7, 8], "labels": [-100, 8]},
             {"input_ids": [2, 2, 2, 5], "labels": [-100, -100, -100, 5]},
-        ]
+        ],
+        9,
     )
     assert batch["input_ids"].tolist() == [[2, 3, 4, 5, 6], [7, 8, 9, 9, 9], [2, 2, 2, 5, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]
@@ -194,7 +195,7 @@ def test_loss_of_kept_positions_is_that_of_transformers() -> None:
     by, model = tokenizer(), random_model("llama").double()
     examples = [Example("What is the sum?", "", "the one"), Example("Why?", "In it.", "no"), Example("a", "", "b in the air")]
     encoded = encode(examples, TEMPLATES["question"], by, 128)
-    batch = Collator(EOS)(encoded)
+    batch = collate_tokens(encoded, EOS)
     length = max(len(example["input_ids"]) for example in encoded)
     full = torch.tensor([row["labels"] + [-100] * (length - len(row["labels"])) for row in encoded])
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}

@@ -11,8 +11,9 @@ import torch
 from tiny_bert import TinyBert, oracle_logits
 from tiny_models import TinyModels, TinySource
 
-from lonas_edge.data.encoding import PairCollator, encode_pairs
-from lonas_edge.data.glue import TASKS, Pair
+from lonas_edge.data.encoding import collate_pairs, encode_pairs
+from lonas_edge.data.glue import TASKS
+from lonas_edge.data.texts import Texts
 from lonas_edge.evaluate.glue import metrics_of
 
 HEADERS = {
@@ -24,7 +25,7 @@ HEADERS = {
 WORDS = ("the", "good", "bad", "film", "not", "is", "same")
 
 
-def write_set(folder: Path, task: str, count: int = 40, split: str = "dev", longest: int = 5) -> list[Pair]:
+def write_set(folder: Path, task: str, count: int = 40, split: str = "dev", longest: int = 5) -> list[Texts]:
     """A made up development set, and what is in it."""
     draw, lines, pairs = random.Random(task + split), [HEADERS[task]], []
     for index in range(count):
@@ -33,18 +34,18 @@ def write_set(folder: Path, task: str, count: int = 40, split: str = "dev", long
         columns = (label, "1", "2", first, second) if task == "MRPC" else (str(index), first, second, label)
         lines.append("\t".join(columns))
         number = TASKS[task].classes.index(label) if label in TASKS[task].classes else float(label)
-        pairs.append(Pair(first, second, int(label) if task == "MRPC" else number))
+        pairs.append(Texts((first, second), int(label) if task == "MRPC" else number))
     (folder / task).mkdir(parents=True, exist_ok=True)
     (folder / task / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     return pairs
 
 
-def expected_logits(source: TinySource, widths: list[int], pairs: list[Pair]) -> np.ndarray:
+def expected_logits(source: TinySource, widths: list[int], pairs: list[Texts]) -> np.ndarray:
     """The oracle's answers, a text at a time: nothing is padded."""
     from tiny_bert import tokenizer
 
-    rows = encode_pairs(pairs, tokenizer(), None)
-    batches = [PairCollator(0)([{**row, "labels": 0}]) for row in rows]
+    rows = encode_pairs([pair.texts for pair in pairs], tokenizer(), None)
+    batches = [collate_pairs([{**row, "labels": 0}], 0) for row in rows]
     answers = [oracle_logits(source.base, source.adapter, source.space, widths, batch) for batch in batches]
     return torch.cat(answers).numpy()
 
@@ -131,7 +132,7 @@ def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
 def test_a_regression_with_texts_beyond_the_context(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     source, data = tiny_bert.source(1), tmp_path / "data"
     pairs = write_set(data, "STS-B", longest=50)
-    lengths = [3 + len(pair.first.split()) + len((pair.second or "").split()) for pair in pairs]
+    lengths = [3 + sum(len(text.split()) for text in pair.texts) for pair in pairs]
     assert 0 < sum(length > 64 for length in lengths) < 20
     ran = run_cli("eval", *source.arguments(), "--subnet", "maximal", "--tasks", "stsb", "--datasets", data, "--json")
     assert ran.code == 0, ran.err

@@ -15,7 +15,7 @@ from torch import nn
 from training_runs import EOS, EXAMPLES, Tokens, active_part, divergence, logits_of, plain_base
 from transformers import TrainingArguments
 
-from lonas_edge.data.encoding import Collator
+from lonas_edge.data.encoding import collate_tokens
 from lonas_edge.network.modeling import repair
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.elastic_trainer import ElasticTrainer
@@ -36,7 +36,7 @@ def elastic_trainer(source: TinySource, widths: list[int], folder: Path, teacher
 
 def step(trainer: ElasticTrainer, tokens: list[Tokens], learned: int | None = None) -> float:
     """Forward and backward of a batch; `learned` tokens are in the whole optimizer step, all of them here when None."""
-    batch = Collator(EOS)([t.for_training() for t in tokens])
+    batch = collate_tokens([t.for_training() for t in tokens], EOS)
     return trainer.training_step(trainer.network.model, batch, learned or sum(t.learned for t in tokens)).item()
 
 

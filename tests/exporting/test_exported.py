@@ -5,10 +5,18 @@ import re
 from pathlib import Path
 
 import pytest
-from test_evaluations import evaluation
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.evaluations import Evaluations
+from lonas_edge.exporting.evaluations import (
+    FILE,
+    Conditions,
+    Evaluation,
+    Evaluations,
+    Metric,
+    TargetResult,
+    TaskResult,
+    averaged,
+)
 from lonas_edge.exporting.exported import open_exported, store_evaluation, update_card
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.exporting.model_card import COMPARISON, model_card
@@ -113,7 +121,19 @@ def test_all_damaged_fields_of_a_manifest_are_listed(folder: Path) -> None:
     assert str(caught.value).endswith("Export it again.")
 
 
-# the model card
+def evaluation(accuracy: float) -> Evaluation:
+    task = TaskResult.of("boolq", "acc", {"acc": Metric(accuracy, 0.01)}, questions=5, skipped=(), harness=False)
+    target = TargetResult("out", "ir", "int8", "alpaca", None, *averaged([task]), (task,), 5, 1.0, {})
+    return Evaluation("by option text", None, None, 0, target, Conditions("a CPU", {}, "2026-01-01"))
+
+
+def test_the_latest_evaluation_of_each_protocol_is_kept(tmp_path: Path) -> None:
+    assert Evaluations.of(tmp_path) == Evaluations()
+    for protocol, accuracy in (("option-text", 0.5), ("generate", 0.25), ("option-text", 0.75)):
+        Evaluations.of(tmp_path).with_evaluation(protocol, evaluation(accuracy)).write(tmp_path / FILE)
+    kept = Evaluations.of(tmp_path).by_protocol
+    assert kept == {"option-text": evaluation(0.75), "generate": evaluation(0.25)}
+    assert kept["option-text"].target.average == 75 and kept["generate"].target.average_stderr == 1
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights, merged, storage
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.training.inputs import open_inputs, open_recovery, with_defaults
+from lonas_edge.training.defaults import with_defaults
+from lonas_edge.training.inputs import open_inputs, open_recovery
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.tokens import tokenize
 
@@ -37,7 +38,7 @@ def all_tokens(arguments: argparse.Namespace, examples: int) -> list[Batch]:
         inputs = open_recovery(arguments.source, arguments.data, None, arguments.base)
     else:
         inputs = open_inputs(arguments.source, arguments.data, None, elastic=False)
-    tokens = tokenize(inputs, with_defaults(inputs, TrainOptions()))
+    tokens = tokenize(inputs, with_defaults(inputs, TrainOptions()).max_length or 0)
     chosen = random.Random(1).sample(tokens.examples, examples)
     chosen = sorted((inputs.data.shorten(each, 128) for each in chosen), key=lambda each: len(each["input_ids"]))
     collate = inputs.data.collator(tokens.tokenizer)

@@ -26,7 +26,7 @@ from tiny_models import CASES, STRUCTURES, VOCAB, TinyModels, TinySource, famili
 
 from lonas_edge.cli import main
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.network import speed
+from lonas_edge.network import modeling
 from lonas_edge.network.materialize import MaterializedModel, write_weights
 from lonas_edge.network.source import Source
 
@@ -100,7 +100,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]
     """Simulate a processor as fast in bf16 as in fp32; `processor(fp32, bf16)` sets other speeds in FLOP/s."""
 
     def make(fp32: float, bf16: float) -> None:
-        monkeypatch.setattr(speed, "matrix_speed", lambda dtype, _size: {"fp32": fp32, "bf16": bf16}[dtype])
+        monkeypatch.setattr(modeling, "matrix_speed", lambda dtype, _size: {"fp32": fp32, "bf16": bf16}[dtype])
 
     make(1e11, 1e11)
     return make

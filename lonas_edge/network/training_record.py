@@ -56,7 +56,7 @@ class Recovered:
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherModel:
     """The frozen teacher: its name, and SHA-256 of its files.
 
     An adapter on the base that was trained on has its own files only; that base as teacher has its config.json.
@@ -126,7 +126,7 @@ class TrainingRecord(Record):
         warmup_steps: Steps of the linear warm-up.
         steps: All optimizer steps.
         resumed_from_step: The step where this run continued; None if it started at the first.
-        damaged_checkpoints: Problems of newer checkpoints than that.
+        damaged_checkpoints: Of older versions.
         seconds: Duration of this run.
         device: The CUDA device's name, or cpu.
         precision: fp32, bf16 or fp16.
@@ -144,7 +144,7 @@ class TrainingRecord(Record):
     base: TrainedBase
     search_space: str | None
     recovered: Recovered | None
-    teacher: Taught | None
+    teacher: TeacherModel | None
     data: tuple[TrainedData, ...]
     task: str | None
     prompt: Template | None
@@ -155,7 +155,6 @@ class TrainingRecord(Record):
     warmup_steps: int
     steps: int
     resumed_from_step: int | None
-    damaged_checkpoints: tuple[str, ...]
     seconds: float
     device: str
     precision: str
@@ -167,3 +166,4 @@ class TrainingRecord(Record):
     int8_layers: tuple[str, ...] = ()
     pipeline: str | None = None
     pooling: str | None = None
+    damaged_checkpoints: tuple[str, ...] = ()

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from lonas_edge.files import read_text, replace_text
+from lonas_edge.network.modeling import faster_dtype
 from lonas_edge.network.source import Source
-from lonas_edge.network.speed import faster_dtype
 from lonas_edge.pipeline.data import typical
 from lonas_edge.pipeline.tasks import PipelineTask
 from lonas_edge.processes import peak_memory
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
-from lonas_edge.training.inputs import Inputs, open_inputs, precision_of, with_teacher
+from lonas_edge.training.defaults import precision_of
+from lonas_edge.training.inputs import Inputs, open_inputs, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.train import train
 

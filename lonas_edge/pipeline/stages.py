@@ -36,16 +36,9 @@ from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space, removable_blocks
 from lonas_edge.space.search_space import read_search_space
 from lonas_edge.space.selection import select
-from lonas_edge.training.inputs import (
-    Inputs,
-    check_conversations,
-    lora_config,
-    open_inputs,
-    open_recovery,
-    with_eval_data,
-    with_targets,
-    with_teacher,
-)
+from lonas_edge.training.checks import check_conversations
+from lonas_edge.training.defaults import lora_config, with_targets
+from lonas_edge.training.inputs import Inputs, open_inputs, open_recovery, with_eval_data, with_teacher
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.train import train
 

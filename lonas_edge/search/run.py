@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.formats import DTYPES
-from lonas_edge.network.speed import faster_dtype
+from lonas_edge.network.modeling import faster_dtype
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: marked as complete with the hash of every file, and checked before one is used.
+"""Checkpoints in the working directory of a training. One is complete when its mark, written last, is there.
 
 Only tensors and numbers are loaded: no pickle is read except with `weights_only=True`.
 """
@@ -6,51 +6,29 @@ Only tensors and numbers are loaded: no pickle is read except with `weights_only
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers.trainer_pt_utils import safe_globals
 
-from lonas_edge.errors import LonasEdgeError
-from lonas_edge.files import regular, sha256
+from lonas_edge.errors import LonasEdgeError, out_of_memory
+from lonas_edge.files import read_by
 from lonas_edge.network import adapters
 from lonas_edge.network.channel_order import FILE as ORDER
-from lonas_edge.schema import Record
 
-COMPLETE = "complete"  # a checkpoint without this file was being written when the training was killed
+COMPLETE = "complete"
 ADAPTER, OPTIMIZER, SCHEDULER, STATE = adapters.SAFETENSORS, "optimizer.pt", "scheduler.pt", "trainer_state.json"
-_ORDER = f"../{ORDER}"  # common to all checkpoints of a training
+INT8_LAYERS = "int8_layers.json"  # a resumed training keeps their choice
+RUNS = "runs"  # written by a logging integration
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
-class NotSavedError(LonasEdgeError):
-    """A checkpoint could not be written."""
-
-
-@dataclass(frozen=True)
-class CheckpointRecord(Record):
-    """The file `complete`: the step of a checkpoint, and SHA-256 of its files and of the files that checkpoints share."""
-
-    NAME: ClassVar = "training-checkpoint"
-    VERSION: ClassVar = 1
-    AGAIN: ClassVar = ""
-
-    step: int
-    sha256: dict[str, str]
-
-
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """List the complete checkpoints in a working directory, newest first."""
     return sorted((path for path in _directories(folder) if (path / COMPLETE).exists()), key=step_of, reverse=True)
-
-
-def unfinished(folder: Path) -> list[Path]:
-    """List the checkpoints that were being written when their training was killed."""
-    return [path for path in _directories(folder) if not (path / COMPLETE).exists()]
 
 
 def _directories(folder: Path) -> Iterator[Path]:
@@ -64,14 +42,12 @@ def step_of(checkpoint: Path) -> int:
 
 def mark(checkpoint: Path) -> None:
     """Mark a checkpoint as complete."""
-    names = sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name != COMPLETE)
-    names += [_ORDER] if (checkpoint / _ORDER).exists() else []
-    CheckpointRecord(step_of(checkpoint), {name: sha256(checkpoint / name) for name in names}).write(checkpoint / COMPLETE)
+    (checkpoint / COMPLETE).touch()
 
 
 def discard(path: Path) -> None:
-    """Remove a file, link or directory; a checkpoint's mark first, so that an incomplete checkpoint is never marked."""
-    if path.is_symlink() or not path.is_dir():
+    """Remove a file or directory; a checkpoint's mark first, so that an incomplete checkpoint is never marked."""
+    if not path.is_dir():
         path.unlink(missing_ok=True)
         return
     (path / COMPLETE).unlink(missing_ok=True)
@@ -80,49 +56,62 @@ def discard(path: Path) -> None:
 
 @contextmanager
 def saving(checkpoint: Path) -> Iterator[None]:
-    """Explain why a checkpoint could not be saved; torch's writer raises nothing but RuntimeError.
-
-    Raises:
-        NotSavedError: If it fails for another reason than memory.
-    """
+    """Explain why a checkpoint could not be saved; torch's writer raises nothing but RuntimeError."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, RuntimeError, SafetensorError, LonasEdgeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise NotSavedError(f"{checkpoint} could not be saved (is the disk full?): {reason}") from error
-
-
-def check(checkpoint: Path) -> None:
-    """Compare the files of a checkpoint with its record."""
-    try:
-        regular(checkpoint / COMPLETE, "its record")
-        recorded = CheckpointRecord.read(checkpoint / COMPLETE)
-        if recorded.step != step_of(checkpoint):
-            raise LonasEdgeError(f"{checkpoint / COMPLETE}: is of step {recorded.step}")
-        for name, expected in recorded.sha256.items():
-            regular(checkpoint / name, "a part of the checkpoint")
-            if sha256(checkpoint / name) != expected:
-                raise LonasEdgeError(f"{checkpoint / name}: differs from what was saved (SHA-256)")
-    except OSError as error:
-        raise LonasEdgeError(f"{checkpoint}: cannot be read: {error}") from error
+        raise LonasEdgeError(f"Training stopped: {checkpoint} could not be saved (is the disk full?): {reason}.") from error
 
 
 def load(path: Path) -> Any:
     """Load a file of `torch.save` on the CPU, without executing anything in it."""
-    regular(path, "a part of the checkpoint")
     with loading(path), safe_globals():  # transformers 5.5 passes "cpu:0" under torchrun, which torch refuses
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @contextmanager
 def loading(path: Path) -> Iterator[None]:
-    """Name the file that cannot be loaded: damaged ones raise any exception."""
+    """Name the file of a checkpoint that cannot be loaded, and say how to continue."""
+    try:
+        with read_by("PyTorch", path):
+            yield
+    except LonasEdgeError as error:
+        checkpoint = path if path.is_dir() else path.parent
+        raise LonasEdgeError(f"{error}. Delete {checkpoint} to continue from the checkpoint before it.") from error
+
+
+@contextmanager
+def clearing(folder: Path) -> Iterator[None]:
+    """Leave only what a training can continue from in its working directory."""
+    clear(folder)
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, LonasEdgeError):
-        raise
-    except Exception as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise LonasEdgeError(f"{path}: cannot be loaded: {type(error).__name__}: {reason}") from error
+    finally:
+        with suppress(OSError):  # another disk error would hide the first
+            clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove checkpoints that were being written, and without a complete one what they share."""
+    complete = list_checkpoints(folder)
+    for path in _directories(folder):
+        if path not in complete:
+            discard(path)
+    if not complete:
+        for name in (ORDER, INT8_LAYERS, RUNS):
+            discard(folder / name)
+
+
+@contextmanager
+def explaining_memory() -> Iterator[None]:
+    """Say how to train with less memory where it ran out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        advice = "Use a smaller --micro-batch-size or --gradient-checkpointing."
+        raise LonasEdgeError(f"Training stopped: out of memory. {advice}") from error

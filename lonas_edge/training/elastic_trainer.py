@@ -18,15 +18,22 @@ from transformers import Trainer, TrainerCallback
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork
-from lonas_edge.training.checkpoints import ADAPTER, OPTIMIZER, SCHEDULER, checkpoints, discard, load, loading, mark, saving
+from lonas_edge.training.checkpoints import (
+    ADAPTER,
+    OPTIMIZER,
+    SCHEDULER,
+    discard,
+    list_checkpoints,
+    load,
+    loading,
+    mark,
+    saving,
+)
 from lonas_edge.training.options import EVAL_LOSS
 from lonas_edge.training.schedule import Schedule
 
+_ADVICE = "Use a lower --lr, or start again with another --precision."
 Progress = Callable[[int, int, Mapping[str, float]], None]  # step, all steps, the last entry of the log
-
-
-class NotFiniteError(LonasEdgeError):
-    """The loss or the adapter is NaN or Inf."""
 
 
 class ElasticTrainer(Trainer):
@@ -47,18 +54,15 @@ class ElasticTrainer(Trainer):
         weight_format: str | None = None,
         int8_layers: Collection[str] = (),
         held_out: Sequence[Any] = (),
-        distilled: bool = False,
         **arguments: Any,
     ):
         """Train `network` by `schedule`, with a frozen teacher or in weight formats; `arguments` as of `Trainer`.
 
-        `int8_layers` are not in the weight format; `held_out` are batches of held-out examples, which `distilled` compares with
-        the teacher instead of their labels.
+        `int8_layers` are not in the weight format; `held_out` are batches of held-out examples.
         """
-        self._distilled = distilled
         self.held_out = held_out
         self.network, self.schedule, self.sampler, self.teacher = network, schedule, sampler, teacher
-        self._taught: torch.Tensor | None = None  # the teacher's answers
+        self._reference: torch.Tensor | None = None  # the teacher's logits for the batch
         super().__init__(model=network.model, **arguments)
         # now the model is on its device
         self.stored = StoredWeights(network, weight_format, int8_layers) if weight_format else None
@@ -95,25 +99,21 @@ class ElasticTrainer(Trainer):
             PartialState().wait_for_everyone()
             if self.state.is_world_process_zero:
                 mark(checkpoint)
-                for older in checkpoints(folder)[2:]:
+                for older in list_checkpoints(folder)[2:]:
                     discard(older)
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Run forward and backward of a micro-batch through the step's sub-network; return the loss.
-
-        Raises:
-            NotFiniteError: If the loss is not finite.
-        """
+        """Run forward and backward of a micro-batch through the step's sub-network; return the loss."""
         widths = self.schedule.subnetwork(self.state.global_step)
         if self.teacher is not None:
-            self._taught = self._answers_of_teacher(self._prepare_inputs(inputs))
+            self._reference = self._teacher_logits(self._prepare_inputs(inputs))
         self.network.activate(widths)
         with self.stored.active(widths) if self.stored else nullcontext():
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            raise NotFiniteError(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
+            raise LonasEdgeError(f"Training stopped: the loss is {loss.item()} at step {self.state.global_step + 1}. {_ADVICE}")
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -125,14 +125,14 @@ class ElasticTrainer(Trainer):
         widths = self.network.elasticity.maximal if fixed is None else fixed
         batches = [self._prepare_inputs(dict(batch)) for batch in self.held_out]
         with self.accelerator.autocast(), self.stored.active(widths) if self.stored else nullcontext():
-            if self.teacher is not None and self._distilled:
-                loss = self.network.distances(widths, batches, [self._answers_of_teacher(batch) for batch in batches])
+            if self.teacher is not None and self.network.task.distilled:
+                loss = self.network.distances(widths, batches, [self._teacher_logits(batch) for batch in batches])
             else:
                 [loss] = self.network.losses([widths], batches)
         self.log({EVAL_LOSS: loss})
         return {EVAL_LOSS: loss}
 
-    def _answers_of_teacher(self, batch: dict[str, Any]) -> torch.Tensor:
+    def _teacher_logits(self, batch: dict[str, Any]) -> torch.Tensor:
         self.teacher.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
             inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -150,7 +150,7 @@ class ElasticTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs, use_cache=False)
         logits, learned = task.logits(outputs, batch), task.labels(labels)
-        loss = task.loss(logits, learned) if self._taught is None else task.distance(self._taught, logits)
+        loss = task.loss(logits, learned) if self._reference is None else task.distance(self._reference, logits)
         count = len(learned) if num_items_in_batch is None else num_items_in_batch
         # data parallelism averages over processes; the count is over all of them
         loss = loss / count * self.accelerator.num_processes
@@ -209,7 +209,7 @@ class Watch(TrainerCallback):
         if state.is_world_process_zero:
             self._report(state.global_step, state.max_steps, {})
         if control.should_save and not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
-            raise NotFiniteError(f"the adapter holds NaN or Inf after step {state.global_step}")
+            raise LonasEdgeError(f"Training stopped: the adapter holds NaN or Inf after step {state.global_step}. {_ADVICE}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Report the loss."""

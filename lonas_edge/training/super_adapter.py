@@ -6,13 +6,19 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from lonas_edge.data.glue import TASKS
 from lonas_edge.data.pooling import Pooling, read_pooling
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.files import read_json
 from lonas_edge.network import adapters
 from lonas_edge.network.channel_order import ChannelOrder
 from lonas_edge.network.source import TRAINING, Located
-from lonas_edge.network.training_record import TrainingRecord
-from lonas_edge.training.card import super_adapter_card
+from lonas_edge.network.training_record import Recovered, TrainingRecord
+
+_ORDER = (
+    "lonas-edge sorts the channels of base and adapter by importance on loading (`channel_order.safetensors`). The adapter is "
+    "stored in the base's order: plain PEFT loads it as the maximal network."
+)
 
 
 def write_super_adapter(
@@ -53,3 +59,65 @@ def _reference(base: Located, output: Path) -> str:
         return os.path.relpath(folder, final).replace(os.sep, "/")
     except ValueError:  # on another drive
         return folder.as_posix()
+
+
+def super_adapter_card(record: TrainingRecord) -> str:
+    """Write the model card, Markdown with the metadata block that model hubs read."""
+    base, options, recovered, prompt = record.base, record.options, record.recovered, record.prompt
+    pipeline = record.pipeline or (CLASSIFICATION if record.task else CAUSAL_LM).pipeline_tag
+    lonas, stored = record.search_space is not None, options.get("weight_format")
+    export = "lonas-edge export THIS_DIRECTORY --output DIR"
+    export += " --subnet heuristic" if lonas and not recovered else ""
+    lines = ["---", "library_name: peft", *([f"base_model: {base.name}"] if base.revision else [])]
+    lines += [f"tags: [{'lonas, ' if lonas else ''}lora, {pipeline}]", f"pipeline_tag: {pipeline}", "---"]
+    lines += [f"# {_kind(recovered, lonas)} for {base.name}", "", _training(record), ""]
+    lines += [_recovery(recovered, lonas), ""] if recovered else []
+    if record.teacher:
+        lines += [f"The loss is the {_distance(record)} from the frozen teacher `{record.teacher.name}`.", ""]
+    if stored:
+        lines += [
+            f"It was trained for `{stored}` (quantization-aware training). Export it so; calibrate only an INT4 head.",
+            "",
+        ]
+    lines += [_ORDER, ""] if record.reordered else []
+    lines += ["```", export + (f" --weight-format {stored}" if stored else ""), "```", ""]
+    if prompt:
+        lines += ["Its prompt:", "", "```", prompt.without_input + prompt.response, "```", ""]
+    return "\n".join(lines)
+
+
+def _distance(record: TrainingRecord) -> str:
+    if record.pooling:
+        return "cosine distance"
+    if record.task is None:
+        return "KL divergence, over all tokens," if record.prompt else "distance of the outputs"
+    return "squared distance" if TASKS[record.task].regression else "KL divergence, over the classes,"
+
+
+def _kind(recovered: Recovered | None, lonas: bool) -> str:
+    if not lonas:
+        return "LoRA adapter"
+    return f"LoNAS adapter of one sub-network ({recovered.subnetwork})" if recovered else "LoNAS super-adapter"
+
+
+def _training(record: TrainingRecord) -> str:
+    options = record.options
+    data = ", ".join(f"`{file.name}` ({file.examples} examples)" for file in record.data)
+    encoder = f"GLUE's {record.task}" if record.task else f"pooling: {record.pooling}" if record.pooling else "without labels"
+    learned = f"prompt `{record.prompt.name}`" if record.prompt else encoder
+    last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
+    return (
+        f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record.steps} steps of "
+        f"{options['batch_size']} examples of {data}, {learned}{last}. `training.json` has the complete record."
+    )
+
+
+def _recovery(recovered: Recovered, lonas: bool) -> str:
+    if not lonas:
+        return f"Training started from the LoRA adapter `{recovered.super_adapter}`."
+    if not recovered.sha256:
+        return f"It recovers the {recovered.subnetwork} sub-network of the base; lonas-edge loads this one."
+    return (
+        f"Training started from the super-adapter `{recovered.super_adapter}`. Only its {recovered.subnetwork} sub-network was "
+        "recovered; lonas-edge loads this one. Parts of other sub-networks are unchanged."
+    )

@@ -1,9 +1,13 @@
-"""Tokenize the training data."""
+"""Tokenize the training data, and order the examples of an epoch."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.language import INSTRUCTION, MESSAGES
@@ -12,7 +16,6 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.training.inputs import Inputs
-from lonas_edge.training.options import TrainOptions
 
 EVAL_EXAMPLES = 400  # held-out examples whose loss is computed
 
@@ -38,6 +41,11 @@ class Tokenized:
         return [(len(file), weight) for file, weight in zip(self.files, self.weights, strict=True)]
 
     @property
+    def per_epoch(self) -> int:
+        """Number of examples of an epoch."""
+        return sum(per_epoch(count, weight) for count, weight in self.counts)
+
+    @property
     def also_trained(self) -> int:
         """Number of held-out examples that occur in the training data, too."""
         trained = {tuple(example["input_ids"]) for example in self.examples}
@@ -48,40 +56,40 @@ class Tokenized:
         return file.count - len(self.files[index]) if file.kind in (INSTRUCTION, MESSAGES) else 0
 
 
-def tokenize(inputs: Inputs, options: TrainOptions) -> Tokenized:
-    """Tokenize the examples."""
-    data, folder = inputs.data, inputs.base.folder
-    tokenizer = require_tokenizer(folder, "training")
-    assert options.max_length
-    files = data.encode(tokenizer, options.max_length)
+def tokenize(inputs: Inputs, max_length: int, notify: Callable[[str], None] = lambda _line: None) -> Tokenized:
+    """Tokenize the examples; `notify` is called with how many are dropped or learned although they are held out."""
+    data = inputs.data
+    tokenizer = require_tokenizer(inputs.base.folder, "training")
+    files = data.encode(tokenizer, max_length)
     for file, encoded in zip(data.files, files, strict=True):
         if not encoded:
             raise LonasEdgeError(
-                f"{file.path}: each of its {file.count} examples is longer than --max-length {options.max_length}, or has no "
+                f"{file.path}: each of its {file.count} examples is longer than --max-length {max_length}, or has no "
                 "output. Increase --max-length."
             )
-        for example in encoded:
-            check_vocabulary(example["input_ids"], inputs)
-    held_out = _held_out(inputs, options.max_length, tokenizer)
+    held_out: list[Encoded] = []
+    if inputs.eval_data:
+        [held_out] = inputs.eval_data.encode(tokenizer, max_length)
+        if not held_out:
+            raise LonasEdgeError(f"{inputs.eval_data.path}: no example has an output within --max-length {max_length} tokens")
+    ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
+    check_vocabulary(ends, inputs)  # the model looks padding up, too, and answers end with EOS
+    for example in (*(example for file in files for example in file), *held_out):
+        check_vocabulary(example["input_ids"], inputs)
     if inputs.teacher and data.kind is CAUSAL_LM:  # it has an answer to every token; held-out labels stay
         files = [[{**example, "labels": example["input_ids"]} for example in file] for file in files]
-    # the model looks padding up, too, and answers end with EOS
-    ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
-    check_vocabulary(ends, inputs)
-    return Tokenized(tokenizer, data.prompting(tokenizer), tuple(files), tuple(file.weight for file in data.files), held_out)
-
-
-def _held_out(inputs: Inputs, max_length: int, tokenizer: Any) -> tuple[Encoded, ...]:
-    """Tokenize at most `EVAL_EXAMPLES` held-out examples, a fixed choice."""
-    if inputs.eval_data is None:
-        return ()
-    [encoded] = inputs.eval_data.encode(tokenizer, max_length)
-    if not encoded:
-        path = inputs.eval_data.files[0].path
-        raise LonasEdgeError(f"{path}: no example has an output within --max-length {max_length} tokens")
-    for example in encoded:
-        check_vocabulary(example["input_ids"], inputs)
-    return tuple(random.Random(0).sample(encoded, min(EVAL_EXAMPLES, len(encoded))))
+    chosen = random.Random(0).sample(held_out, min(EVAL_EXAMPLES, len(held_out)))
+    weights = tuple(file.weight for file in data.files)
+    tokens = Tokenized(tokenizer, data.prompting(tokenizer), tuple(files), weights, tuple(chosen))
+    for index, file in enumerate(data.files):
+        if dropped := tokens.dropped(file, index):
+            notify(
+                f"{file.path.name}: {dropped} of {file.count} examples dropped: longer than --max-length {max_length}, or "
+                "without output"
+            )
+    if tokens.also_trained:
+        notify(f"{tokens.also_trained} of {len(chosen)} held-out examples also occur in the training data")
+    return tokens
 
 
 def check_vocabulary(ids: Sequence[int], inputs: Inputs) -> None:
@@ -92,3 +100,54 @@ def check_vocabulary(ids: Sequence[int], inputs: Inputs) -> None:
             f"{inputs.base.folder}: the tokenizer gives token {largest}, but the model's vocabulary has {size} entries. "
             "Use the tokenizer of this model."
         )
+
+
+class EpochSampler(Sampler[int]):
+    """Groups examples of similar length. The order depends on seed and epoch only, so that a resumed training repeats it.
+
+    transformers' LengthGroupedSampler draws from the global generator, which a resumed training cannot repeat.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, files: Sequence[tuple[int, float]] = ()):
+        """Set the order.
+
+        Args:
+            lengths: Tokens of each example.
+            batch: Examples per optimizer step, over all devices.
+            seed: The training's seed.
+            files: For each data file in turn, its number of examples and its weight: 2 has each example twice per epoch, 0.3 a
+                different 30 % of them in every epoch.
+        """
+        self._lengths, self._batch, self._seed = list(lengths), batch, seed
+        self._files = files or [(len(self._lengths), 1.0)]
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; accelerate calls this."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """Examples per epoch."""
+        return sum(per_epoch(count, weight) for count, weight in self._files)
+
+    def __iter__(self) -> Iterator[int]:
+        """Return the indices of examples."""
+        generator = torch.Generator().manual_seed(self._seed + 1_000_003 * self._epoch)
+        chosen = self._chosen(generator)
+        lengths = [self._lengths[index] for index in chosen]
+        return iter([chosen[i] for i in get_length_grouped_indices(lengths, self._batch, generator=generator)])
+
+    def _chosen(self, generator: torch.Generator) -> list[int]:
+        chosen: list[int] = []
+        first = 0
+        for count, weight in self._files:
+            rest = per_epoch(count, weight) - int(weight) * count
+            drawn = torch.randperm(count, generator=generator)[:rest].tolist() if rest else []
+            chosen += [first + index for index in (*list(range(count)) * int(weight), *drawn)]
+            first += count
+        return chosen
+
+
+def per_epoch(count: int, weight: float) -> int:
+    """Return the examples per epoch of a file with `count` examples, at least one."""
+    return max(1, round(count * weight))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_models import TinyModels
 
-import lonas_edge.training.train
+import lonas_edge.training.job
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
@@ -29,7 +29,7 @@ def refused(run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def run(command: list[str], code: int = 1) -> str:
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         with monkeypatch.context() as patch:
-            patch.setattr(lonas_edge.training.train, "load_model", forbidden)
+            patch.setattr(lonas_edge.training.job, "load_model", forbidden)
             ran = run_cli(*command)
         assert ran.code == code, ran
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

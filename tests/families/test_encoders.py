@@ -26,7 +26,7 @@ from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import generate_space
-from lonas_edge.training.inputs import adapter_ranks
+from lonas_edge.training.defaults import adapter_ranks
 from lonas_edge.training.options import TrainOptions
 
 UNEQUAL = [32, 64, 48, 6, 8, 6, 64, 96, 128]

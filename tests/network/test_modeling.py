@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM
 
 import lonas_edge
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network import modeling
 from lonas_edge.network.modeling import empty_model, float64_logits
 
+matrix_speed = modeling.matrix_speed  # tests have another
 UNEQUAL = [8, 6, 8, 96, 64, 128, 6, 8, 6]
 
 
@@ -81,3 +83,15 @@ def test_fetching_is_outside_of_float64(llama: TinySource, ids: torch.Tensor) ->
 
     float64_logits(empty_model(json.loads((llama.base / "config.json").read_text())), {"input_ids": ids}, fetch)
     assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(6.3e11, "bf16"), (1.4e11, "fp32"), (0.5e11, "fp32")])
+def test_faster_dtype(processor: Callable, bf16: float, dtype: str) -> None:
+    processor(1e11, bf16)
+    assert modeling.faster_dtype() == dtype
+
+
+def test_operations_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 4.0, 10.0, 12.0, 20.0, 23.0])  # products of 4, 2 and 3 seconds
+    monkeypatch.setattr(modeling.time, "perf_counter", lambda: next(clock))
+    assert matrix_speed("fp32", 64) == 2 * 64**3 / 2.0

@@ -9,7 +9,7 @@ import torch
 from tiny_models import TinyModels
 from training_runs import VARIANTS, Update, Watched, run, write_data
 
-import lonas_edge.training.train
+import lonas_edge.training.job
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept
 
@@ -94,7 +94,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
         seen.passes.append((self.state.global_step, self.network.active))
         return compute_loss(self, *arguments, **options)
 
-    monkeypatch.setattr(lonas_edge.training.train, "SuperNetwork", Network)
-    monkeypatch.setattr(lonas_edge.training.train, "InactiveKept", Kept)
+    monkeypatch.setattr(lonas_edge.training.job, "SuperNetwork", Network)
+    monkeypatch.setattr(lonas_edge.training.job, "InactiveKept", Kept)
     monkeypatch.setattr(ElasticTrainer, "compute_loss", watch)
     return seen

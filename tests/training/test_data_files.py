@@ -19,7 +19,7 @@ from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.sampler import EpochSampler
+from lonas_edge.training.tokens import EpochSampler
 from lonas_edge.training.train import train
 
 CHAT = (

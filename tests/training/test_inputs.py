@@ -7,7 +7,8 @@ import pytest
 from tiny_models import OTHER_TARGETS, TARGETS, TinyModels, TinySource
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.training.inputs import open_inputs, with_targets
+from lonas_edge.training.defaults import with_targets
+from lonas_edge.training.inputs import open_inputs
 from lonas_edge.training.options import TrainOptions
 
 

@@ -82,7 +82,7 @@ def test_auto_takes_the_faster_precision_and_keeps_it(
 ) -> None:
     """A resumed training keeps its precision, even if the measurement changes."""
     speeds = {"fp32": 1e11, "bf16": bf16}
-    monkeypatch.setattr("lonas_edge.network.speed.matrix_speed", lambda dtype, _size: speeds[dtype])
+    monkeypatch.setattr("lonas_edge.network.modeling.matrix_speed", lambda dtype, _size: speeds[dtype])
     run_killed(llama, data, tmp_path / "out", at=5, precision="auto")
     speeds["bf16"] = 7e11 - bf16
     record = run(llama, data, tmp_path / "out", resume=True, precision="auto")

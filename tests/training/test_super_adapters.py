@@ -39,7 +39,7 @@ from lonas_edge.network.training_record import Logged
 from lonas_edge.training import super_adapter
 from lonas_edge.training.inputs import open_inputs
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.record import logged
+from lonas_edge.training.record import read_log
 from lonas_edge.training.train import train
 
 REORDERED = [pytest.param(*case.values, True, id=case.id, marks=case.marks) for case in families()] + [("gemma3", False)]
@@ -157,7 +157,7 @@ def test_dropped_examples_are_counted_and_reported(llama: TinySource, tmp_path: 
 
 def test_a_skipped_step_is_recorded_as_json() -> None:
     """fp16 skips steps whose gradients are not finite; Infinity is not JSON."""
-    entry = logged({"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": math.inf, "epoch": 1.0})
+    entry = read_log({"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": math.inf, "epoch": 1.0})
     assert entry == Logged(step=1, loss=2.0, learning_rate=0.1, grad_norm=None)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, get_args, get_origin
 
-from pydantic import (
+from pydantic import (  # fmt: skip
     BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
@@ -32,8 +32,8 @@ from lonas_edge.errors import UsageError, one_line
 COMMON = "Options"  # the panel that `--help` shows first: at most six options of a command
 PANELS = (COMMON, "Model", "Data", "Training", "Device", "Output", "Advanced")
 LARGEST_SEED = 2**32 - 1  # NumPy's
-_Part = TypeVar("_Part", bound="Options")
 RECIPE = "lonas-edge"  # a section of --config that says what the options were used with
+_Part = TypeVar("_Part", bound="Options")
 
 
 def from_text(parse: Callable[[str], Any]) -> BeforeValidator:
@@ -47,12 +47,11 @@ def user_path(text: str) -> str:
         raise ValueError("is empty")  # and would be the working directory
     try:
         return str(Path(text).expanduser()) if text.startswith("~") else text
-    except RuntimeError:
-        raise ValueError(f"no such user's home directory; write ./{text} for a file of that name") from None
+    except RuntimeError as error:
+        raise ValueError(f"no such user's home directory; write ./{text} for a file of that name") from error
 
 
 def _split(text: str) -> tuple[str, ...]:
-    """Values with commas between them, each once."""
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise ValueError("has an empty entry; expected values with commas between them")
@@ -67,36 +66,21 @@ Names = Annotated[tuple[str, ...], COMMAS]
 
 @plain_dataclass(frozen=True)
 class Option:
-    """A declaration.
+    """A declaration."""
 
-    Attributes:
-        name: The field's.
-        help: One line: a noun phrase or an imperative.
-        kind: The type of a value, or of each value of a tuple (`many`).
-        default: The field's default; MISSING if it is required.
-        bounds: The range of its values, in words.
-        panel: Section of the help, one of `PANELS`.
-        flag: Its name without dashes; the field's name with `-` for `_` when empty.
-        metavar: What stands for the value in the help.
-        choices: Allowed values.
-        unset: In words, what the default None stands for.
-        argument: Whether it is positional.
-        repeat: Whether it may be repeated; other tuples are lists with commas.
-    """
-
-    name: str
-    help: str
-    kind: type
+    name: str  # the field's
+    help: str  # one line: a noun phrase or an imperative
+    kind: type  # of a value, or of each value of a tuple (`many`)
     many: bool
-    default: Any
-    bounds: str
-    panel: str = COMMON
-    flag: str = ""
-    metavar: str | None = None
-    choices: Collection[str] = ()
-    unset: str = ""
-    argument: bool = False
-    repeat: bool = False
+    default: Any  # MISSING if it is required
+    bounds: str  # the range of its values, in words
+    panel: str = COMMON  # section of the help
+    flag: str = ""  # without dashes; the field's name with `-` for `_` when empty
+    metavar: str | None = None  # what stands for the value in the help
+    choices: Collection[str] = ()  # allowed values
+    unset: str = ""  # in words, what the default None stands for
+    argument: bool = False  # whether it is positional
+    repeat: bool = False  # whether it may be repeated; other tuples are lists with commas
 
     @property
     def required(self) -> bool:
@@ -110,14 +94,15 @@ class Option:
         return name.upper() if self.argument else f"--{name}"
 
     @property
-    def default_shown(self) -> str:
-        """The default, in words; empty where there is none to show."""
-        if self.unset or self.default in (None, (), False, MISSING):
-            return self.unset
-        if self.default is True:
-            return self.shown.removeprefix("--")
-        values = self.default if self.many else [self.default]
-        return ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+    def described(self) -> str:
+        """The help with the default and the range."""
+        default = self.unset
+        if not default and self.default not in (None, (), False, MISSING):
+            values = self.default if self.many else [self.shown[2:] if self.default is True else self.default]
+            default = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        notes = [f"default: {default}" if default else "", self.bounds, "may be repeated" if self.repeat else ""]
+        notes = [note for note in notes if note]
+        return f"{self.help} [{'; '.join(notes)}]" if notes else self.help
 
 
 def option(
@@ -135,11 +120,6 @@ def option(
     return Field(default, description=help, ge=minimum, le=maximum, gt=above, json_schema_extra=settings)
 
 
-def _fields(cls: Any) -> dict[str, FieldInfo]:
-    fields: dict[str, FieldInfo] = cls.__pydantic_fields__
-    return fields
-
-
 def declared(cls: type) -> dict[str, Option]:
     """The options that a dataclass declares, by field name, sorted by panel."""
     found = {}
@@ -153,6 +133,11 @@ def declared(cls: type) -> dict[str, Option]:
     return dict(sorted(found.items(), key=lambda item: PANELS.index(item[1].panel)))
 
 
+def _fields(cls: Any) -> dict[str, FieldInfo]:
+    fields: dict[str, FieldInfo] = cls.__pydantic_fields__
+    return fields
+
+
 def _parts(annotation: Any) -> Iterator[Any]:
     """A type and all that it consists of: `tuple[int, ...] | None` has tuple and int."""
     yield get_origin(annotation) or annotation
@@ -163,6 +148,19 @@ def _parts(annotation: Any) -> Iterator[Any]:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Base of dataclasses with options: an instance with wrong values cannot be made."""
+
+    def conflicts(self) -> Iterator[str]:
+        """List options that do not fit together, one line each; subclasses add theirs."""
+        yield from ()
+
+    def given(self, name: str) -> bool:
+        """Whether an option differs from its default."""
+        value = getattr(self, name)
+        return value is not None and value != _fields(type(self))[name].default
+
+    def part(self, cls: type[_Part]) -> _Part:
+        """The options of one of the classes that this one is made of."""
+        return cls(**{name: getattr(self, name) for name in _fields(cls)})
 
     @field_validator("*")
     @classmethod
@@ -186,40 +184,14 @@ class Options:
             raise UsageError(_listed(conflicts))
         return made
 
-    def conflicts(self) -> Iterator[str]:
-        """List options that do not fit together, one line each; subclasses add theirs."""
-        yield from ()
-
-    def given(self, name: str) -> bool:
-        """Whether an option differs from its default."""
-        value = getattr(self, name)
-        return value is not None and value != _fields(type(self))[name].default
-
-    def part(self, cls: type[_Part]) -> _Part:
-        """The options of one of the classes that this one is made of."""
-        return cls(**{name: getattr(self, name) for name in _fields(cls)})
-
 
 def _line(cls: type, error: Any) -> str:
     """One line for an error of pydantic: the option, its value, and what is wrong."""
-    place = error["loc"][0]
-    option = declared(cls).get(place) if isinstance(place, str) else None
-    message = error["msg"].removeprefix("Value error, ")
+    option = declared(cls).get(error["loc"][0])
     value = "" if error["type"] == "missing" else f" {one_line(str(error['input'])) or repr('')}"
-    return f"{option.shown if option else place}{value}: {message[:1].lower()}{message[1:]}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{option.shown if option else error['loc'][0]}{value}: {message[:1].lower()}{message[1:]}"
 
 
 def _listed(lines: list[str]) -> str:
     return lines[0] if len(lines) == 1 else "\n  - ".join(["wrong options:", *lines])
-
-
-def parse_property(text: str) -> tuple[str, str]:
-    """Split NAME=VALUE, an OpenVINO runtime property.
-
-    Raises:
-        ValueError: If the text has another form.
-    """
-    name, equals, value = (part.strip() for part in text.partition("="))
-    if not (equals and name.isidentifier() and value):
-        raise ValueError("expected NAME=VALUE")
-    return name, value

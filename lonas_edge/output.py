@@ -144,6 +144,7 @@ class OutputDirectory:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        made = [parent for parent in self.path.absolute().parents if not parent.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self._sibling("lock")
         lock = FileLock(file)
@@ -159,6 +160,9 @@ class OutputDirectory:
             with suppress(OSError):  # Windows keeps a file that is open; filelock removes it there
                 file.unlink()  # before the release: after it, the file may be another's
             lock.release()
+            for parent in made:
+                with suppress(OSError):  # not empty
+                    parent.rmdir()
 
     def _sibling(self, kind: str) -> Path:
         return self.path.with_name(f".{self.path.name}.{kind}")

@@ -10,7 +10,17 @@ from pydantic.dataclasses import dataclass
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.variants import Case
 from lonas_edge.formats import DTYPES
-from lonas_edge.options import COMMAS, Options, PathOrName, from_text, option, parse_property
+from lonas_edge.options import COMMAS, Options, PathOrName, from_text, option
+
+
+def _parse_property(text: str) -> tuple[str, str]:
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not (equals and name.isidentifier() and value):
+        raise ValueError("expected NAME=VALUE")
+    return name, value
+
+
+Properties = tuple[Annotated[tuple[str, str], from_text(_parse_property)], ...]  # of the OpenVINO runtime
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class BenchOptions(Options):
     threads: int | None = option(
         None, panel="Device", minimum=1, help="CPU threads of every variant.", unset="one per physical core"
     )
-    properties: tuple[Annotated[tuple[str, str], from_text(parse_property)], ...] = option(
+    properties: Properties = option(
         (),
         panel="Device",
         flag="property",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.guard import line_editing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.errors import LonasEdgeError, escaped
@@ -99,8 +98,7 @@ def _read() -> str | None:
         import readline  # noqa: F401  # arrow keys and earlier lines, in `input`
     try:
         if sys.stdout.isatty():
-            with line_editing():
-                return input(_PROMPT).strip()
+            return input(_PROMPT).strip()
         print(_PROMPT, end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
     except (EOFError, KeyboardInterrupt):

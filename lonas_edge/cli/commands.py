@@ -1,8 +1,9 @@
-"""The commands, and the options before a command. `lonas-edge --help` imports click alone."""
+"""The commands, and the options before a command. `lonas-edge --help` imports none of the commands."""
 
 import importlib
 
 import click
+from typer.core import TyperGroup
 
 from lonas_edge import __version__
 from lonas_edge.cli.guard import DEBUG, now, quiet
@@ -22,7 +23,7 @@ COMMANDS = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(TyperGroup):
     """Imports a command when it is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -37,7 +38,7 @@ class _Commands(click.Group):
         return name, importlib.import_module(f"lonas_edge.cli.{name}").run if known else None, rest
 
 
-@click.group(cls=_Commands, context_settings=HELP, no_args_is_help=True)
+@click.group(cls=_Commands, context_settings=HELP, no_args_is_help=True, rich_markup_mode=None)
 @click.option("--debug", is_flag=True, envvar=DEBUG, help="Show tracebacks and library warnings.")
 @click.version_option(__version__, message="%(version)s", help="Print the version.")
 @click.pass_context

@@ -11,7 +11,7 @@ import click
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import SUBNET_UNSET, JsonOptions, SearchSpaceFile, model_option, search_space_option
+from lonas_edge.cli.groups import SUBNET_UNSET, JsonOptions, ModelOptions
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
@@ -40,7 +40,7 @@ _ROOM = 100_000_000  # bytes for the report and the sample logs
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalCommand(RunOptions, JsonOptions):
+class EvalCommand(RunOptions, ModelOptions, JsonOptions):
     """All options of the command."""
 
     targets: tuple[PathOrName, ...] = option(
@@ -74,8 +74,6 @@ class EvalCommand(RunOptions, JsonOptions):
     output: UserPath | None = option(
         None, metavar="DIR", help="Directory for report and sample logs; only with it, a killed evaluation continues."
     )
-    model: PathOrName | None = model_option()
-    nncf_config: SearchSpaceFile | None = search_space_option()
     prompt: str | None = option(
         None,
         panel="Data",

@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic.dataclasses import dataclass
 
@@ -23,20 +23,18 @@ def search_space(text: str) -> Path:
 SearchSpaceFile = Annotated[Path, from_text(search_space)]
 
 
-def model_option(panel: str = "Model") -> Any:
-    """The option --model of an adapter's base."""
-    return option(
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """The base model and the search space of an adapter."""
+
+    model: PathOrName | None = option(
         None,
-        panel=panel,
+        panel="Model",
         metavar="MODEL",
         help="Base model, a directory or hub id (ID or ID@REVISION).",
         unset="the one that the adapter's configuration names",
     )
-
-
-def search_space_option() -> Any:
-    """The option --nncf-config."""
-    return option(
+    nncf_config: SearchSpaceFile | None = option(
         None,
         panel="Model",
         metavar="FILE",
@@ -46,27 +44,19 @@ def search_space_option() -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOptions(Options):
+class SourceOptions(ModelOptions):
     """The network that a command works on."""
 
     source: PathOrName = option(
-        argument=True,
-        help="Super-adapter, LoRA adapter or base model: a directory or hub id (ID@REVISION).",
+        argument=True, help="Super-adapter, LoRA adapter or base model: a directory or hub id (ID@REVISION)."
     )
-    model: PathOrName | None = model_option()
-    nncf_config: SearchSpaceFile | None = search_space_option()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubnetOptions(Options):
     """The sub-network."""
 
-    subnet: PathOrName | None = option(
-        None,
-        metavar="SUBNET",
-        help=SUBNET_HELP,
-        unset=SUBNET_UNSET,
-    )
+    subnet: PathOrName | None = option(None, metavar="SUBNET", help=SUBNET_HELP, unset=SUBNET_UNSET)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ import click
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import SUBNET_HELP, SUBNET_UNSET, JsonOptions, SearchSpaceFile, model_option
+from lonas_edge.cli.groups import SUBNET_HELP, SUBNET_UNSET, JsonOptions, SearchSpaceFile
 from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.glue import TASKS
-from lonas_edge.options import COMMON, PathOrName, UserPath, from_text, option, user_path
+from lonas_edge.options import PathOrName, UserPath, from_text, option, user_path
 from lonas_edge.progress import Progress
 from lonas_edge.space.selection import is_name
 from lonas_edge.training.options import EVAL_LOSS, MOST_EPOCHS, TrainOptions
@@ -35,7 +35,7 @@ def _portion(text: str) -> tuple[Path, float]:
     except ValueError:
         return path, 1.0  # the colon belongs to the name
     if not 0 < weight <= MOST_EPOCHS:
-        raise ValueError(f"{text}: a weight must be more than 0 and at most {MOST_EPOCHS:g}")
+        raise ValueError(f"a weight must be more than 0 and at most {MOST_EPOCHS:g}")
     return Path(user_path(name)), weight
 
 
@@ -43,7 +43,9 @@ def _portion(text: str) -> tuple[Path, float]:
 class TrainCommand(TrainOptions, JsonOptions):
     """All options of the command."""
 
-    model: PathOrName | None = model_option(COMMON)
+    model: PathOrName | None = option(
+        None, metavar="MODEL", help="Base model, a directory or hub id (ID or ID@REVISION).", unset="that of --from"
+    )
     data: tuple[Annotated[tuple[Path, float], from_text(_portion)], ...] = option(
         metavar="FILE[:WEIGHT]",
         repeat=True,

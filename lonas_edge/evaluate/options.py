@@ -1,11 +1,10 @@
 """Options of how models are run in an evaluation."""
 
-from typing import Annotated
-
 from pydantic.dataclasses import dataclass
 
+from lonas_edge.bench.options import Properties
 from lonas_edge.formats import DTYPES
-from lonas_edge.options import Options, from_text, option, parse_property
+from lonas_edge.options import Options, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +16,7 @@ class RunOptions(Options):
         panel="Device",
         help="OpenVINO device of exported directories; cuda runs models in PyTorch there and exports on the CPU.",
     )
-    properties: tuple[Annotated[tuple[str, str], from_text(parse_property)], ...] = option(
+    properties: Properties = option(
         (),
         panel="Device",
         flag="property",

@@ -113,7 +113,7 @@ def test_help_shows_panels_defaults_and_ranges() -> None:
 
     output = CliRunner().invoke(command(run), ["--help"]).output
     text = " ".join(output.split())
-    assert "Arguments: SOURCE Source." in text
+    assert "SOURCE Source." in text
     assert "--rank INTEGER Rank. [default: 32; at least 1, at most 64]" in text
     assert "--lr FLOAT Rate. [default: 3e-4; more than 0, at most 1]" in text.partition(" Training: ")[2]
     assert "--widths INTEGER,… Widths. [default: 8,4]" in text
@@ -166,7 +166,7 @@ def test_wrong_files(run: Callable, tmp_path: Path, content: str, error: str) ->
 def test_no_yaml(run_cli: Callable, tmp_path: Path, content: str) -> None:
     (tmp_path / "run.yaml").write_text(content)
     ran = run_cli("inspect", "source", "--config", tmp_path / "run.yaml")
-    assert ran.code == 1 and ran.err.startswith(f"error: {tmp_path / 'run.yaml'}: not readable as YAML: ")
+    assert ran.code == 2 and f"{tmp_path / 'run.yaml'}: not readable as YAML: " in ran.err
     assert run_cli("inspect", "source", "--config", tmp_path / "none.yaml").code == 1
 
 

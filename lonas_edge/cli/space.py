@@ -67,7 +67,7 @@ def run(options: SpaceOptions) -> None:
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import open_source
         from lonas_edge.output import check_replaceable
-        from lonas_edge.space.generate import blocks_of_kinds, generate_space, removable_blocks
+        from lonas_edge.space.generate import generate_space, removable_blocks
 
     if not (options.model or options.adapter):
         raise click.UsageError("pass --model, or --adapter to read the base model from its configuration")
@@ -78,16 +78,15 @@ def run(options: SpaceOptions) -> None:
     _check_adapter(options, source)
     architecture, ranks = source.architecture, source.ranks() or None
     ratios, depth = _freedom(options, architecture)
-    where = str(source.base.folder)
-    blocks, offered = blocks_of_kinds(architecture, depth, where), removable_blocks(architecture, depth, where)
+    offered = removable_blocks(architecture, depth, str(source.base.folder))
     content = generate_space(architecture, ratios, options.ranks, options.seq_len, offered, options.heads, ranks)
     replace_text(options.output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     shown = console(stderr=True, soft_wrap=True)
     shown.print(f"{options.output}: {len(groups) + len(offered)} elastic groups for {(source.adapter or source.base).name}")
     for kind in depth:
-        free = [path for path in offered if blocks[path] == kind]
-        kept = [path for path in blocks if blocks[path] == kind and path not in offered]
+        blocks = [path for path, block in architecture.blocks.items() if block.kind == kind]
+        free, kept = [path for path in blocks if path in offered], [path for path in blocks if path not in offered]
         shown.print(f"{kind}: removable: {_layers(free)}; always kept: {_layers(kept)}")
 
 

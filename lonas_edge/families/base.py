@@ -51,13 +51,10 @@ class Linear:
             shapes[f"{self.name}.bias"] = (self.out_features,)
         return shapes
 
-    def rows(self, width: int, full: int) -> Ranges:
-        """The rows that an elastic output width keeps: the first `width / full` of each part."""
-        return _shares(self.blocks or (self.out_features,), width, full)
-
-    def columns(self, width: int, full: int) -> Ranges:
-        """The columns that an elastic input width keeps; as of `rows`."""
-        return _shares((self.in_features,), width, full)
+    def part(self, out_width: int, in_width: int, full: int, rank: int | None) -> "LinearPart":
+        """The part that elastic widths keep: the first `width / full` of each fused part of an axis."""
+        rows = _shares(self.blocks or (self.out_features,), out_width, full)
+        return LinearPart(rows, _shares((self.in_features,), in_width, full), rank)
 
 
 def _shares(blocks: tuple[int, ...], width: int, full: int) -> Ranges:
@@ -65,6 +62,33 @@ def _shares(blocks: tuple[int, ...], width: int, full: int) -> Ranges:
         return ((0, sum(blocks)),)
     starts = [sum(blocks[:index]) for index in range(len(blocks))]
     return tuple((start, start + size * width // full) for start, size in zip(starts, blocks, strict=True))
+
+
+@dataclass(frozen=True)
+class LinearPart:
+    """The active part of one linear layer: ranges of rows and columns, and its first `rank` ranks (None: the adapter's own)."""
+
+    rows: Ranges
+    columns: Ranges
+    rank: int | None = None
+
+    @classmethod
+    def first(cls, out_features: int, in_features: int, rank: int | None = None) -> "LinearPart":
+        """The first rows and columns: the part of a layer that is not fused."""
+        return cls(((0, out_features),), ((0, in_features),), rank)
+
+    @property
+    def out_features(self) -> int:
+        """Active rows."""
+        return sum(stop - start for start, stop in self.rows)
+
+    @property
+    def in_features(self) -> int:
+        """Active columns."""
+        return sum(stop - start for start, stop in self.columns)
+
+
+NOTHING = LinearPart((), (), 0)  # of a layer in a removed block
 
 
 @dataclass(frozen=True)

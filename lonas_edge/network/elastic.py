@@ -17,9 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import Ranges
+from lonas_edge.families import LinearPart, Ranges
 from lonas_edge.network.checkpoints import take
-from lonas_edge.space.elasticity import LinearPart
 
 
 class ElasticLinear(nn.Linear):

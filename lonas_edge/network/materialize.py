@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import Ranges
+from lonas_edge.families import LinearPart, Ranges
 from lonas_edge.network.adapters import CONFIG, Adapter, LoraFactors, adapter_file, load_adapter
 from lonas_edge.network.checkpoints import TensorFiles, describe_damage, open_base, take, write_shards
 from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import REMOVED
-from lonas_edge.space.elasticity import LinearPart
 from lonas_edge.space.subnetwork import Subnetwork
 
 BLOCK_ELEMENTS = 2**20  # 8 MB in float64

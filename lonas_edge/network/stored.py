@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from lonas_edge.families import LinearPart
 from lonas_edge.formats import FORMATS, PER_CHANNEL, WeightFormat
 from lonas_edge.network.checkpoints import take
 from lonas_edge.network.super_network import SuperNetwork
-from lonas_edge.space.elasticity import LinearPart
 from lonas_edge.space.subnetwork import Subnetwork
 
 

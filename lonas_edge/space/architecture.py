@@ -8,15 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import (
-    SUPPORTED_MODEL_TYPES,
-    Block,
-    Family,
-    Linear,
-    ModelKind,
-    WidthRule,
-    family_of,
-)
+from lonas_edge.families import SUPPORTED_MODEL_TYPES, Block, Family, Linear, ModelKind, WidthRule, family_of
 
 REMOVED = "removed_blocks"  # of a materialized model's config.json: module paths
 
@@ -39,8 +31,7 @@ class Architecture:
         raise_all(f"{where}: not a usable model configuration:", family.config_errors(config))
         architecture = cls(family, config)
         unknown = [path for path in architecture.removed if path not in architecture.all_blocks]
-        errors = [f"{path!r}: the model has no such block" for path in unknown]
-        raise_all(f"{where}: {REMOVED} cannot be used:", errors or architecture.removal_errors(architecture.removed))
+        raise_all(f"{where}: {REMOVED} cannot be used:", [f"{path!r}: the model has no such block" for path in unknown])
         return architecture
 
     def require(self, kind: ModelKind, what: str, said_by: Path | None = None) -> None:
@@ -211,13 +202,6 @@ class Architecture:
         """Beginnings of the names of what the model lacks."""
         return tuple(f"{module}." for module in self.removed_modules(self.removed))
 
-    def removal_errors(self, blocks: Collection[str]) -> list[str]:
-        """List those of some blocks that cannot be removed, with the reason."""
-        reasons = {path: self.all_blocks[path].refused for path in blocks}
-        return [f"{path} cannot be removed: {reason}" for path, reason in reasons.items() if reason]
-
-    # Unequal layers
-
     @property
     def per_layer(self) -> Mapping[str, Mapping[str, int]]:
         """The widths in which decoder layers differ from the configuration's fields, by number of the layer."""
@@ -227,8 +211,6 @@ class Architecture:
     def unequal(self) -> bool:
         """Whether layers differ in widths or blocks, which transformers' model class cannot express."""
         return bool(self.removed or self.per_layer)
-
-    # Sequences
 
     @property
     def context(self) -> int | None:

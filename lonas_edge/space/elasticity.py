@@ -1,5 +1,4 @@
-"""A search space laid over a model's shapes: which groups decide the widths and ranks of linear layers, and which remove
-blocks.
+"""A search space laid over a model's shapes: which groups decide widths and ranks of linear layers, and which remove blocks.
 
 Everything downstream (sizes, activation, slicing) asks a `Subnetwork` what is active, and does not look at groups again.
 """
@@ -10,40 +9,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from lonas_edge.errors import raise_all
-from lonas_edge.families import FAMILIES, HeadRule, Ranges, WidthRule, head_dim
+from lonas_edge.families import FAMILIES, HeadRule, WidthRule, head_dim
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.search_space import Group, Member, SearchSpace
 
 
-@dataclass(frozen=True)
-class LinearPart:
-    """The active part of one linear layer: ranges of rows and columns, and its first `rank` ranks (None: the adapter's own)."""
-
-    rows: Ranges
-    columns: Ranges
-    rank: int | None = None
-
-    @classmethod
-    def first(cls, out_features: int, in_features: int, rank: int | None = None) -> "LinearPart":
-        """The first rows and columns: the part of a layer that is not fused."""
-        return cls(((0, out_features),), ((0, in_features),), rank)
-
-    @property
-    def out_features(self) -> int:
-        """Active rows."""
-        return sum(stop - start for start, stop in self.rows)
-
-    @property
-    def in_features(self) -> int:
-        """Active columns."""
-        return sum(stop - start for start, stop in self.columns)
-
-
 @dataclass(frozen=True, eq=False)
 class Elasticity:
-    """A search space laid over an architecture. The maps give the index of a group by module path; `rules` are those of its
-    layers.
-    """
+    """A search space laid over an architecture: indices of groups by module path, and the `rules` of elastic layers."""
 
     architecture: Architecture
     space: SearchSpace
@@ -175,7 +148,8 @@ def _block_errors(architecture: Architecture, group: Group) -> list[str]:
         return [f"elastic depth is not supported for {architecture.model_type}; its blocks cannot be removed"]
     unknown = [module for module in group.modules if module not in architecture.blocks]
     if not unknown:
-        return architecture.removal_errors(group.modules)
+        refused = {module: architecture.blocks[module].refused for module in group.modules}
+        return [f"{module} cannot be removed: {reason}" for module, reason in refused.items() if reason]
     parts = list(dict.fromkeys(block.module for block in architecture.blocks.values() if not block.whole))
     known = f"{architecture.family.layer(0)} to {len(architecture.layers) - 1}"
     known += f" with {' or '.join(parts)}" if parts else ""

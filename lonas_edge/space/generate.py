@@ -7,7 +7,7 @@ from typing import Any
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import GroupKind, WidthRule
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.search_space import EXTENSION, EXTENSION_VERSION, Role
+from lonas_edge.space.search_space import EXTENSION_VERSION, Role
 
 DEFAULT_RATIOS = (1, 0.875, 0.75, 0.625, 0.5)
 
@@ -157,7 +157,7 @@ def _configuration(
         width["add_dynamic_inputs"] = [node_name(architecture, module, "base") for module in dynamic]
     elasticity: dict[str, Any] = {"available_elasticity_dims": ["width"], "width": width}
     if blocks:
-        elasticity[EXTENSION] = {"version": EXTENSION_VERSION, "blocks": [[block] for block in blocks]}
+        elasticity["lonas_edge"] = {"version": EXTENSION_VERSION, "blocks": [[block] for block in blocks]}
     shape = {"sample_size": [1, seq_len], "type": "long"}
     no_adaptation = {"num_bn_adaptation_samples": 0}
     return {
@@ -183,29 +183,23 @@ def _configuration(
     }
 
 
-def blocks_of_kinds(architecture: Architecture, kinds: Sequence[str], where: str) -> dict[str, str]:
-    """Kind by module path of all blocks of some kinds (`BLOCK_KINDS`), by kind and in the model's order.
+def removable_blocks(architecture: Architecture, kinds: Sequence[str], where: str) -> list[str]:
+    """Module paths of the blocks of some kinds (`BLOCK_KINDS`) that may be removed, by kind and in the model's order.
+
+    Those of the first and the last layer may not: they are needed most. At least one attention block, or one whole layer, is
+    not offered: hybrids may have attention in inner layers only.
 
     Raises:
         LonasEdgeError: The model, which `where` names, has no blocks of a kind.
     """
     known = dict.fromkeys(block.kind for block in architecture.blocks.values())
-    missing = [kind for kind in kinds if kind not in known]
-    if missing:
+    if missing := [kind for kind in kinds if kind not in known]:
         reason = f"expected {','.join(known)}" if known else "no blocks can be removed"
         raise LonasEdgeError(f"{where}: --depth {','.join(missing)}: {reason} for {architecture.model_type}")
-    return {path: kind for kind in sorted(kinds) for path, block in architecture.blocks.items() if block.kind == kind}
-
-
-def removable_blocks(architecture: Architecture, kinds: Sequence[str], where: str) -> list[str]:
-    """Module paths of the blocks that may be removed: of all layers but the first and the last, which need theirs most.
-
-    At least one attention block, or one whole layer, is not offered: hybrids may have attention in inner layers only.
-    """
-    first, *_, last = architecture.layers
-    candidates = []
-    for path in blocks_of_kinds(architecture, kinds, where):
-        if architecture.split(path)[0] not in (first, last) and not architecture.blocks[path].refused:
-            candidates.append(path)
+    layers, candidates = list(architecture.layers), []
+    for kind in sorted(kinds):
+        for path, block in architecture.blocks.items():
+            if block.kind == kind and not block.refused and architecture.split(path)[0] not in (layers[0], layers[-1]):
+                candidates.append(path)
     needed = [path for path, block in architecture.blocks.items() if block.needed]
     return [path for path in candidates if path != needed[-1]] if needed and set(needed) <= set(candidates) else candidates

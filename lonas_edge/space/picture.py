@@ -16,17 +16,11 @@ _UNITS = {"attention": "attention heads", "mlp": "MLP width"}
 
 @dataclass(frozen=True)
 class Part:
-    """The kept part of a block of a decoder layer.
+    """The kept part of a block of a decoder layer."""
 
-    Attributes:
-        kind: As of a block.
-        kept: Heads of an attention, width of an MLP, 1 for other blocks; 0 if removed.
-        full: The same of the whole network.
-    """
-
-    kind: str
-    kept: int
-    full: int
+    kind: str  # as of a block
+    kept: int  # heads of an attention, width of an MLP, 1 for other blocks; 0 if removed
+    full: int  # the same of the whole network
 
 
 Layer = tuple[Part, ...]

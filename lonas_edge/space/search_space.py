@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pyjson5
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lonas_edge.errors import raise_all
 from lonas_edge.files import read_by, read_text
@@ -32,7 +42,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
-EXTENSION, EXTENSION_VERSION = "lonas_edge", 1  # our own section of `elasticity`
+EXTENSION_VERSION: Literal[1] = 1  # of our own section of `elasticity`, `lonas_edge`
 BLOCK_WIDTHS = (1, 0)  # kept, removed
 _NODE_PART = re.compile(r"[^/\[\]]+\[([^\[\]]+)\]")
 _PEFT_PREFIX = ["base_model", "model"]
@@ -93,14 +103,9 @@ class TrainingStage(_Section):
 
 
 class SearchSettings(_Section):
-    """Settings of the sub-network search (`bootstrapNAS.search`)."""
+    """NSGA-II's settings (`bootstrapNAS.search`); others are options of `search`."""
 
-    algorithm: str = "NSGA2"
-    num_evals: Count = 200
     population: Annotated[int, Field(ge=2)] = 40
-    ref_acc: float | None = None
-    acc_delta: float | None = None
-    eval_metric_name: str | None = None
     seed: int = 0
     crossover_prob: Share = 0.9
     crossover_eta: float = 10
@@ -181,63 +186,42 @@ _Nodes = Annotated[list[str], Field(min_length=1), AfterValidator(_check_nodes)]
 _Widths = Annotated[list[Count], Field(min_length=1), AfterValidator(_check_order)]
 
 
-class _Width(_Section):
-    overwrite_groups: list[_Nodes]
-    overwrite_groups_widths: list[_Widths]
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> Self:
-        groups, widths = len(self.overwrite_groups), len(self.overwrite_groups_widths)
-        if groups != widths:
-            raise ValueError(f"{groups} overwrite_groups but {widths} overwrite_groups_widths; expected one list a group")
-        return self
-
-
-class _Extension(_Section):
-    version: Literal[1]
-    blocks: list[Annotated[list[str], Field(min_length=1)]] = []
-
-
-class _Elasticity(_Section):
-    available_elasticity_dims: list[str] = []
-    width: _Width
-    lonas_edge: _Extension | None = None
-    depth: Any = None
-    kernel: Any = None
-
-    @model_validator(mode="after")
-    def _check_dimensions(self) -> Self:
-        others = [name for name in self.available_elasticity_dims if name != "width"]
-        others += [name for name in ("depth", "kernel") if getattr(self, name) is not None]
-        if others:
-            raise ValueError(
-                f"elastic {' and '.join(dict.fromkeys(others))}: not supported, only elastic widths and ranks. Remove it from "
-                "the file; for removable blocks use `lonas-edge space --depth`"
-            )
-        return self
-
-
-class _Schedule(_Section):
-    list_stage_descriptions: list[TrainingStage] = []
-
-
-class _Training(_Section):
-    elasticity: _Elasticity
-    schedule: _Schedule = _Schedule()
-
-
-class _BootstrapNas(_Section):
-    training: _Training
-    search: SearchSettings = SearchSettings()
-
-
-class _Input(_Section):
-    sample_size: list[int] = []
+def _elasticity(*path: str) -> AliasPath:
+    return AliasPath("bootstrapNAS", "training", "elasticity", *path)
 
 
 class _Configuration(_Section):
-    bootstrapNAS: _BootstrapNas  # noqa: N815 (NNCF's name)
-    input_info: list[_Input] | _Input = []
+    """What is read of a file, by its path there."""
+
+    groups: list[_Nodes] = Field(validation_alias=_elasticity("width", "overwrite_groups"))
+    widths: list[_Widths] = Field(validation_alias=_elasticity("width", "overwrite_groups_widths"))
+    dimensions: list[str] = Field([], validation_alias=_elasticity("available_elasticity_dims"))
+    depth: Any = Field(None, validation_alias=_elasticity("depth"))
+    kernel: Any = Field(None, validation_alias=_elasticity("kernel"))
+    version: Literal[1] = Field(EXTENSION_VERSION, validation_alias=_elasticity("lonas_edge", "version"))
+    blocks: list[Annotated[list[str], Field(min_length=1)]] = Field([], validation_alias=_elasticity("lonas_edge", "blocks"))
+    stages: list[TrainingStage] = Field(
+        [], validation_alias=AliasPath("bootstrapNAS", "training", "schedule", "list_stage_descriptions")
+    )
+    search: SearchSettings = Field(SearchSettings(), validation_alias=AliasPath("bootstrapNAS", "search"))
+    sequence_length: int | None = Field(
+        None,
+        validation_alias=AliasChoices(AliasPath("input_info", 0, "sample_size", 1), AliasPath("input_info", "sample_size", 1)),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        others = [name for name in self.dimensions if name != "width"]
+        others += [name for name in ("depth", "kernel") if getattr(self, name) is not None and name not in others]
+        if others:
+            raise ValueError(
+                f"elastic {' and '.join(others)}: not supported, only elastic widths and ranks. Remove it from the file; for "
+                "removable blocks use `lonas-edge space --depth`"
+            )
+        groups, widths = len(self.groups), len(self.widths)
+        if groups != widths:
+            raise ValueError(f"{groups} overwrite_groups but {widths} overwrite_groups_widths; expected one list a group")
+        return self
 
 
 def read_search_space(path: Path) -> SearchSpace:
@@ -256,18 +240,13 @@ def parse_search_space(content: Any, where: str) -> SearchSpace:
     except ValidationError as error:
         raise_all(headline, [describe_error(each) for each in error.errors(include_url=False)], hint)
         raise  # never reached: there is at least one error
-    elasticity, schedule = parsed.bootstrapNAS.training.elasticity, parsed.bootstrapNAS.training.schedule
     groups = []
-    for nodes, widths in zip(elasticity.width.overwrite_groups, elasticity.width.overwrite_groups_widths, strict=True):
+    for nodes, widths in zip(parsed.groups, parsed.widths, strict=True):
         groups.append(Group(tuple(map(parse_node, nodes)), tuple(widths)))
-    for paths in elasticity.lonas_edge.blocks if elasticity.lonas_edge else []:
+    for paths in parsed.blocks:
         groups.append(Group(tuple(Member(path, "block", path) for path in dict.fromkeys(paths)), BLOCK_WIDTHS))
     raise_all(headline, _duplicate_errors(groups), hint)
-    inputs = parsed.input_info if isinstance(parsed.input_info, list) else [parsed.input_info]
-    lengths = [each.sample_size[1] for each in inputs if len(each.sample_size) > 1]
-    return SearchSpace(
-        tuple(groups), tuple(schedule.list_stage_descriptions), parsed.bootstrapNAS.search, lengths[0] if lengths else None
-    )
+    return SearchSpace(tuple(groups), tuple(parsed.stages), parsed.search, parsed.sequence_length)
 
 
 def _duplicate_errors(groups: Sequence[Group]) -> list[str]:

@@ -23,23 +23,16 @@ _UNNAMED = (
 
 @dataclass(frozen=True)
 class SubnetworkRecord(Record):
-    """A sub-network file. `{"widths": {"layers.0.mlp.width": 768, …}}` is one; it may have other fields.
-
-    Attributes:
-        widths: By group name; or a list in group order, which `search_space` should then accompany.
-        name: Name of the sub-network; without one it is called by its file name.
-        search_space: Hash of the search space; checked for a list of widths.
-        origin: How a search found it, if one did.
-    """
+    """A sub-network file. `{"widths": {"layers.0.mlp.width": 768, …}}` is one; it may have other fields."""
 
     NAME: ClassVar[str] = "subnetwork"
     VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = 'Expected {"widths": {group name: width, …}}.'
     __pydantic_config__: ClassVar[Any] = {"extra": "ignore"}
-    widths: dict[str, int] | tuple[int, ...]
-    name: str | None = None
-    search_space: str | None = None
-    origin: SearchOrigin | None = None
+    widths: dict[str, int] | tuple[int, ...]  # by group name; or in group order, which `search_space` should then accompany
+    name: str | None = None  # without one it is called by its file name
+    search_space: str | None = None  # hash of the search space; checked for a list of widths
+    origin: SearchOrigin | None = None  # how a search found it, if one did
 
     @classmethod
     def of(cls, subnetwork: Subnetwork) -> "SubnetworkRecord":
@@ -85,9 +78,8 @@ def read_subnetwork(path: Path, elasticity: Elasticity) -> Subnetwork:
     headline = f"{path}: not a sub-network of this search space:"
     widths = record.widths
     if isinstance(widths, dict):
-        unknown, missing = [name for name in widths if name not in names], [name for name in names if name not in widths]
-        errors = _list_names("not in the search space", unknown) + _list_names("missing in the file", missing)
-        raise_all(headline, errors)
+        errors = [f"{name}: not a group of the search space" for name in widths if name not in names]
+        raise_all(headline, errors + [f"{name}: missing in the file" for name in names if name not in widths])
         widths = tuple(widths[name] for name in names)
         raise_all(headline, width_errors(elasticity, widths))
     else:
@@ -108,10 +100,3 @@ def width_errors(elasticity: Elasticity, widths: Sequence[int], search_space: st
         if width not in group.widths:
             errors.append(f"{name}: {width} is not one of {list(group.widths)}")
     return errors
-
-
-def _list_names(reason: str, names: Sequence[str]) -> list[str]:
-    """One line for groups that only the file or only the space has; none without any."""
-    if not names:
-        return []
-    return [f"{len(names)} group{'s' * (len(names) > 1)} {reason}: {', '.join(names[:3])}{', …' * (len(names) > 3)}"]

@@ -9,13 +9,11 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-from lonas_edge.families import Linear
+from lonas_edge.families import NOTHING, Linear, LinearPart
 from lonas_edge.formats import FORMATS, WeightFormat
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.elasticity import Elasticity, LinearPart
+from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.search_space import SearchSpace
-
-NOTHING = LinearPart((), (), 0)  # of a layer in a removed block
 
 
 @dataclass(frozen=True)
@@ -45,33 +43,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class SearchOrigin:
-    """How a search found a sub-network.
+    """How a search found a sub-network."""
 
-    Attributes:
-        quality: Name of the quality.
-        quality_value: In its unit.
-        cost: Name of the cost.
-        cost_value: In its unit.
-        units: Of both, by name.
-        weight_format: Of the IR whose cost it is.
-        proposed_by: `seed:…`, a sampler, or `refined`.
-        evaluation: Index among the evaluations, from 0 on.
-        evaluations: Number of evaluations.
-        prompts: Number of prompts that each was scored on.
-        super_adapter: SHA-256 of the adapter's files by name, where there is one; another adapter's sub-network is another.
-    """
-
-    quality: str
-    quality_value: float
-    cost: str
-    cost_value: float
-    units: dict[str, str]
-    weight_format: str
-    proposed_by: str
-    evaluation: int
-    evaluations: int
-    prompts: int
-    super_adapter: dict[str, str] | None
+    quality: str  # name of the quality
+    quality_value: float  # in its unit
+    cost: str  # name of the cost
+    cost_value: float  # in its unit
+    units: dict[str, str]  # of both, by name
+    weight_format: str  # of the IR whose cost it is
+    proposed_by: str  # `seed:…`, a sampler, or `refined`
+    evaluation: int  # index among the evaluations, from 0 on
+    evaluations: int  # number of evaluations
+    prompts: int  # number of prompts that each was scored on
+    super_adapter: dict[str, str] | None  # SHA-256 by file name, where there is an adapter; another one has other sub-networks
 
 
 @dataclass(frozen=True)
@@ -130,8 +114,7 @@ class Subnetwork:
         full = elasticity.rules[name].full(self.architecture.of_layer(name)) if name in elasticity.rules else 1
         out_width = self._width(elasticity.out_group, name) or full
         in_width = self._width(elasticity.in_group, name) or full
-        rank = self._width(elasticity.rank_group, name)
-        return LinearPart(linear.rows(out_width, full), linear.columns(in_width, full), rank)
+        return linear.part(out_width, in_width, full, self._width(elasticity.rank_group, name))
 
     def _width(self, groups: Mapping[str, int], module: str) -> int | None:
         """The chosen width of a module's group, if it has one."""

@@ -63,19 +63,12 @@ def attention(*layers: int) -> list[str]:
 
 
 def test_attention_that_is_read_stays(deep: TinySource, run_cli: Callable, tmp_path: Path) -> None:
-    """In a space, in a checkpoint, and in generated spaces."""
+    """In a space, and in generated spaces."""
     with pytest.raises(LonasEdgeError) as raised:
         deep.with_blocks(tmp_path / "space", *attention(0, 1, 3)).opened()
     assert [line for line in str(raised.value).splitlines() if READ in line] == [
         f"  - group {18 + index}: {path} cannot be removed: {READ}" for index, path in ((1, *attention(1)), (2, *attention(3)))
     ]
-    base = deep.copied_to(tmp_path / "checkpoint").base
-    content = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**content, "removed_blocks": attention(3)}))
-    with pytest.raises(
-        LonasEdgeError, match=rf"removed_blocks cannot be used:\n  - {attention(3)[0]} cannot be removed: {READ}"
-    ):
-        load_checkpoint(base)
     architecture = deep.opened().architecture
     assert removable_blocks(architecture, ("attention",), "m") == attention(2, 4)
     written = tmp_path / "space.json"

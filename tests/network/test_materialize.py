@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 import lonas_edge.network.checkpoints
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import LinearPart
 from lonas_edge.network.adapters import LoraFactors
 from lonas_edge.network.materialize import merge, merge_bias
 from lonas_edge.network.source import open_source
-from lonas_edge.space.elasticity import LinearPart
 
 EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
 

@@ -7,8 +7,9 @@ from tiny_models import CASES
 from transformers import AutoConfig
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import LinearPart
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.elasticity import Elasticity, LinearPart, bind
+from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import parse_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 

@@ -138,22 +138,6 @@ def test_the_group_of_activations_divides_all_widths(widths: list[int], weights:
     assert activation_group(widths, weights) == group
 
 
-@pytest.mark.parametrize(
-    ("options", "group"),
-    [
-        ({"weight_format": "int8_sym"}, 64),
-        ({"weight_format": "int4_sym"}, 64),
-        ({"weight_format": "int4_sym", "group_size": 32}, 32),
-        ({"weight_format": "fp16"}, 32),
-    ],
-)
-def test_clients_compile_an_ir_with_the_group_stored_in_it(options: dict[str, Any], group: int, exports: Exports) -> None:
-    """The widths are 64 and 128; 32 is the plugin's default."""
-    folder = exports("llama", "maximal", **options)
-    compiled = ov.Core().compile_model(read_ir(folder), "CPU")
-    assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == group
-
-
 @pytest.mark.parametrize(("limit", "group"), [(1.0, 64), (-1.0, 32), (math.nan, 32)])
 def test_a_group_that_changes_the_outputs_is_not_stored(
     limit: float, group: int, llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""`--head-format`: the stored head against quantization in plain numpy, bytes, records, refusals."""
+"""`--head-format`: the stored head against quantization in plain numpy, records."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,10 +10,8 @@ import openvino as ov
 import pytest
 from openvino_models import constants, ir_logits
 from safetensors.numpy import load_file
-from tiny_bert import TinyBert
 from tiny_models import HIDDEN, VOCAB, TinyModels, TinySource
 
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.manifest import Compression, Manifest
 from lonas_edge.formats import FORMATS, PER_CHANNEL
@@ -93,15 +91,6 @@ def test_the_stored_head(
     assert f"Output head: {head_format}" + (f", group size {group}." if group else ".") in (folder / "README.md").read_text()
 
 
-def test_bytes(exports: Exports) -> None:
-    """Half a byte a weight and two bytes a group of 64, instead of one byte a weight and three a row."""
-    sizes = [
-        (exports("llama", "unequal:1", weight_format="int4_sym", **head) / "openvino_model.bin").stat().st_size
-        for head in ({}, {"head_format": "int4_sym"})
-    ]
-    assert abs(sizes[0] - sizes[1] - VOCAB * (HIDDEN + 3 - HIDDEN / 2 - 2)) < 100  # alignment
-
-
 def test_a_group_size_is_the_heads_too(exports: Exports) -> None:
     options = {"weight_format": "int4_sym", "head_format": "int4_sym", "verify": False}
     for size, shape in ((16, [VOCAB, HIDDEN // 16, 16]), (PER_CHANNEL, [VOCAB, HIDDEN])):
@@ -137,33 +126,3 @@ def test_an_adapter_on_a_tied_head(tiny_models: TinyModels, tmp_path: Path, ids:
     model = read_ir(tmp_path / "out")
     kinds = [used_by(model, kind).get_element_type().get_type_name() for kind in ("MatMul", "Gather")]
     assert kinds == ["i4", "u8"] and ir_logits(tmp_path / "out", ids).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("options", "messages"),
-    [
-        (
-            "--weight-format fp32 --head-format int4",
-            ["--head-format needs --weight-format int8 or int8_sym or int4 or int4_sym"],
-        ),
-        (
-            "--stage checkpoint --weight-format fp16 --head-format int4",
-            ["--head-format needs --stage ir", "--head-format needs --weight-format", "--weight-format needs --stage ir"],
-        ),
-        ("--stage checkpoint --head-format int4", ["--head-format needs --stage ir"]),
-        ("--head-format fp16", ["'fp16' is not one of 'int8', 'int8_sym', 'int4', 'int4_sym'"]),
-    ],
-)
-def test_refused_options(options: str, messages: list[str], llama: TinySource, run_cli: Callable, tmp_path: Path) -> None:
-    ran = run_cli("export", *llama.arguments(), *options.split(), "--output", tmp_path / "out")
-    assert ran.code == 2 and not (tmp_path / "out").exists()
-    for message in messages:
-        assert message in " ".join(ran.err.split())
-
-
-def test_a_classifier_has_no_such_head(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    source = tiny_bert.source(2)
-    opened = source.opened()
-    with pytest.raises(LonasEdgeError, match="--head-format works on a causal language model; bert is a sequence classifier"):
-        export(opened, opened.select("minimal"), tmp_path / "out", ExportOptions("int4_sym", head_format="int4"))
-    assert not list(tmp_path.iterdir())

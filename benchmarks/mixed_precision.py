@@ -20,7 +20,7 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.ir.schemes import score_matrix
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
 from lonas_edge.network.source import open_source
-from lonas_edge.network.stored import StoredWeights, merged, storage
+from lonas_edge.network.stored import StoredWeights, layer_storage, merge_layer
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.training.defaults import with_defaults
@@ -56,13 +56,15 @@ def main() -> None:
     source = open_source(arguments.source, arguments.base)
     network, widths = load_super_network(source), list(source.select("maximal").widths)
     held = source.open_data(arguments.held_out).batches(load_tokenizer(source.base.folder), 400, 0)
-    layers = {name: how.widths for name, how in storage(network, widths, FORMATS[FORMAT]).items()}
+    layers = {name: how.widths for name, how in layer_storage(network, widths, FORMATS[FORMAT]).items()}
     sizes = {name: part.out_features * part.in_features for name, part in layers.items()}
     start = time.perf_counter()
     costs = rounding_costs(network, widths, all_tokens(arguments, arguments.examples), FORMAT)
     print(f"costs of {len(costs)} matrices: {time.perf_counter() - start:.0f} s")
     with torch.no_grad():
-        scores = {name: score_matrix(merged(network.base.get_submodule(name), part).numpy()) for name, part in layers.items()}
+        scores = {
+            name: score_matrix(merge_layer(network.base.get_submodule(name), part).numpy()) for name, part in layers.items()
+        }
     together = attention_inputs(source.architecture)
     scores = {name: score * sizes[name] for name, score in scores.items()}  # NNCF ranks by score, not by score per weight
 

@@ -203,7 +203,8 @@ def find_source(exported: "Exported", model: str | None, adapter: str | None) ->
 
     By default these are the recorded hub ids, and the base that the adapter names. An error lists every file that differs.
     """
-    from lonas_edge.network.source import fingerprint, open_source
+    from lonas_edge.network.location import fingerprint
+    from lonas_edge.network.source import open_source
 
     base, recorded = exported.own_manifest.base, exported.own_manifest.adapter
     if recorded and adapter is None:

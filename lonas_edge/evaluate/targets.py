@@ -22,7 +22,8 @@ from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import parse_config, read_config
-from lonas_edge.network.source import TRAINING, Source, kind_of_folder, locate, open_source
+from lonas_edge.network.location import TRAINING, locate
+from lonas_edge.network.source import Source, kind_of_folder, open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.space.subnetwork import Sizes
 from lonas_edge.versions import versions

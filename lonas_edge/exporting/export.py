@@ -21,8 +21,9 @@ from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text
 from lonas_edge.formats import DTYPES, FORMATS, dtype_of
 from lonas_edge.network.configuration import GENERATION, read_generation_config
+from lonas_edge.network.location import fingerprint
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.source import Source, check_base, fingerprint
+from lonas_edge.network.source import Source, check_base
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.network.vocabulary_record import VOCABULARY, vocabulary_of
 from lonas_edge.output import OutputDirectory

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
 from lonas_edge.network.adapters import LoraFactors, plain_name
-from lonas_edge.network.calibration import second_moments
 from lonas_edge.network.checkpoints import load_tensors
+from lonas_edge.network.modeling import Inputs, body_inputs
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
 
@@ -57,7 +57,7 @@ class ChannelOrder:
     def rows(self) -> dict[str, torch.Tensor]:
         """The permutation of a producer's output channels, by module path."""
         return {
-            producer: _rows(order, self.units.get(name, 1), self.blocks.get(producer, (len(order),)))
+            producer: _permute_rows(order, self.units.get(name, 1), self.blocks.get(producer, (len(order),)))
             for name, order in self.columns.items()
             for producer in self.producers[name]
         }
@@ -109,7 +109,7 @@ class ChannelOrder:
         partial.replace(folder / FILE)
 
 
-def _rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torch.Tensor:
+def _permute_rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torch.Tensor:
     """The same order for a producer's output channels, which has its own number of channels per unit in each part."""
     units = order[::unit] // unit
     rows, start = [], 0
@@ -146,7 +146,7 @@ def _keeps_units(order: torch.Tensor, unit: int) -> bool:
     return bool((units[:, :1] % unit == 0).all()) and torch.equal(units, units[:, :1] + torch.arange(unit))
 
 
-def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[str, torch.Tensor]]) -> ChannelOrder:
+def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Inputs]) -> ChannelOrder:
     """Order channels by activation-aware importance: RMS of the consumer's input times the norm of its column.
 
     Units of several channels are ordered by the root of their summed squares; equal ones keep their order. The
@@ -154,14 +154,41 @@ def by_importance(model: Any, elasticity: Elasticity, batches: Iterable[Mapping[
     """
     consumers = [name for name in elasticity.architecture.producers if name in elasticity.in_group]
     columns, damaged = {}, []
-    for name, moments in second_moments(model, consumers, batches).items():
-        importance = moments.squares.sqrt() * model.get_submodule(name).weight.detach().double().norm(dim=0)
-        columns[name] = _ordered(importance, elasticity.architecture.units[name]).cpu()
+    for name, squares in sum_squares(model, consumers, batches).items():
+        importance = squares.sqrt() * model.get_submodule(name).weight.detach().double().norm(dim=0)
+        columns[name] = _sort(importance, elasticity.architecture.units[name]).cpu()
         damaged += [] if importance.isfinite().all() else [f"{name}: its input or weight holds NaN or Inf"]
     raise_all("The channels cannot be ordered:", damaged, "Is the base checkpoint damaged? In fp16, try bf16 or fp32.")
     return ChannelOrder.of(elasticity.architecture, columns)
 
 
-def _ordered(importance: torch.Tensor, unit: int) -> torch.Tensor:
+def sum_squares(model: Any, layers: Iterable[str], batches: Iterable[Inputs]) -> dict[str, torch.Tensor]:
+    """Sum the squares of each channel of layers' inputs, without padding, by module path: float64 [in]; no input is stored."""
+    sums: dict[str, torch.Tensor] = {}
+    mask = torch.ones(0, dtype=torch.bool)
+
+    def hook(name: str) -> Any:
+        def add(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            exact = inputs[0].detach()[mask].to(torch.promote_types(inputs[0].dtype, torch.float32))
+            sums[name] = sums.get(name, torch.zeros(())) + exact.square().sum(0, dtype=torch.float64)
+
+        return add
+
+    training = model.training
+    model.eval()
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                mask = batch["attention_mask"].bool()
+                model.base_model(**body_inputs(batch), use_cache=False)  # without the head, which is not needed
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return sums
+
+
+def _sort(importance: torch.Tensor, unit: int) -> torch.Tensor:
     units = importance.view(-1, unit).square().sum(1).argsort(descending=True, stable=True)
     return (units[:, None] * unit + torch.arange(unit, device=units.device)).flatten()

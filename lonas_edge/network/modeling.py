@@ -30,6 +30,7 @@ from lonas_edge.space.architecture import Architecture
 Fetch = Callable[[str], torch.Tensor]
 Inputs = Mapping[str, torch.Tensor]
 Hook = Callable[..., Any]
+_BODY_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 BLOCK_ELEMENTS = 2**21  # 17 MB in float64
 _MUCH = 1.5  # times as fast
 _QUICK = 512  # rows and columns; 0.5 s where bf16 is emulated (AVX2)
@@ -209,6 +210,11 @@ def float64_logits(
     with torch.inference_mode(), Float64() as mode:
         stream_weights(model, mode.outside(fetch), wanted)
         return answers_of(model(**inputs, use_cache=False), inputs)
+
+
+def body_inputs(batch: Inputs) -> Inputs:
+    """Select the inputs of a model's body from a batch."""
+    return {name: batch[name] for name in _BODY_INPUTS if name in batch}
 
 
 def answers_of(output: Any, inputs: Inputs) -> torch.Tensor:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from lonas_edge.data.task import Batch
 from lonas_edge.families import HeadRule
 from lonas_edge.formats import FORMATS
-from lonas_edge.network.calibration import given
-from lonas_edge.network.stored import LayerStorage, merged, storage, stored
+from lonas_edge.network.modeling import body_inputs
+from lonas_edge.network.stored import LayerStorage, layer_storage, merge_layer, round_trip
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.space.architecture import Architecture
 
@@ -37,7 +37,7 @@ def rounding_costs(
         KL in nats per position by module path, each with this matrix alone rounded; for a regression, the squared distance
         up to a factor.
     """
-    layers = storage(network, chosen, FORMATS[weight_format])
+    layers = layer_storage(network, chosen, FORMATS[weight_format])
     sums, positions, generator = dict.fromkeys(layers, 0.0), 0, torch.Generator().manual_seed(0)
     network.activate(chosen)
     network.model.eval()
@@ -48,7 +48,7 @@ def rounding_costs(
             for name, how in layers.items():
                 layer = network.base.get_submodule(name)
                 stack.callback(layer.register_forward_hook(_disturbed(layer, how, factors[name])).remove)
-            hidden = network.task.select(network.family.hidden(network.base, **given(batch)), batch)
+            hidden = network.task.select(network.family.hidden(network.base, **body_inputs(batch)), batch)
             logits = network.family.logits(network.base, hidden)
             drawn = network.task.sample(logits.detach(), generator)
             gradients = torch.autograd.grad(network.task.loss(logits, drawn), list(factors.values()))
@@ -63,8 +63,8 @@ def _disturbed(layer: Any, how: LayerStorage, factor: torch.Tensor) -> Any:
 
     def hook(_layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            weight = merged(layer, how.widths)
-            error = F.linear(inputs[0].float(), stored(weight, how.weight_format, how.group).sub_(weight))
+            weight = merge_layer(layer, how.widths)
+            error = F.linear(inputs[0].float(), round_trip(weight, how.weight_format, how.group).sub_(weight))
         return output + (factor.view(-1, *[1] * (error.dim() - 1)) * error).to(output.dtype)
 
     return hook

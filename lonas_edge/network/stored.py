@@ -31,40 +31,40 @@ class LayerStorage:
     group: int | None
 
 
-def storage(
+def layer_storage(
     network: SuperNetwork, chosen: Sequence[int], weight_format: WeightFormat, kept: Collection[str] = ()
 ) -> dict[str, LayerStorage]:
     """Storage of a sub-network's decoder layers by module path; `kept` are layers in the format of the embedding."""
-    elasticity = network.elasticity
-    linears = Subnetwork(elasticity, tuple(chosen)).linears
-    architecture = elasticity.architecture
-    inner = {name: part for name, part in linears.items() if part.in_features and architecture.split(name)[0]}
-    inner = {name: part for name, part in inner.items() if architecture.linears[name].used}
-    eight = architecture.eight_bits
-    kept = {*kept, *(name for name in inner if f"{name}.weight" in eight)}
-    group = weight_format.group_size(part.in_features for name, part in inner.items() if f"{name}.weight" not in eight)
-    small, large = (weight_format.chosen(outer, group) for outer in (False, True))
-
-    def stored_as(name: str) -> LayerStorage:
-        own = large if name in kept else small
-        return LayerStorage(inner[name], own, group if own.group_sizes else None)
-
-    return {name: stored_as(name) for name in inner}
+    architecture = network.elasticity.architecture
+    parts = {
+        name: part
+        for name, part in Subnetwork(network.elasticity, tuple(chosen)).linears.items()
+        if part.in_features and architecture.split(name)[0] and architecture.linears[name].used
+    }
+    large = {*kept, *(name for name in parts if f"{name}.weight" in architecture.eight_bits)}
+    group = weight_format.group_size(
+        part.in_features for name, part in parts.items() if f"{name}.weight" not in architecture.eight_bits
+    )
+    storage = {}
+    for name, part in parts.items():
+        own = weight_format.chosen(name in large, group)
+        storage[name] = LayerStorage(part, own, group if own.group_sizes else None)
+    return storage
 
 
 class StoredWeights:
     """The weights of a super-network's sub-networks as IRs store them in a weight format."""
 
     def __init__(self, network: SuperNetwork, weight_format: str, kept: Collection[str] = ()):
-        """Compress the embeddings and the head, which all sub-networks share; `kept`: see `storage`."""
+        """Compress the embeddings and the head, which all sub-networks share; `kept`: see `layer_storage`."""
         self._network, self._format, self._kept = network, FORMATS[weight_format], kept
         family, base = network.family, network.base
-        tables = [_plain(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
+        tables = [_weight_layer(base.get_submodule(name)) for name in family.embeddings(network.elasticity.architecture.config)]
         self._head = _StoredHead(base.get_submodule(family.head), self._format) if family.head else None
         outer = self._format.chosen(outer=True, group_size=None), None
         with torch.no_grad():  # inference tensors could not stand in a parameter's place
             self._tables = [
-                (table, stored(table.weight, *(self._format_of_head(table) or outer)).to(table.weight.dtype))
+                (table, round_trip(table.weight, *(self._format_of_head(table) or outer)).to(table.weight.dtype))
                 for table in tables
             ]
 
@@ -76,7 +76,7 @@ class StoredWeights:
     def active(self, chosen: Sequence[int]) -> Iterator[None]:
         """Let the network compute with stored weights inside the block; `chosen` is the active sub-network."""
         base = self._network.base
-        layers = storage(self._network, chosen, self._format, self._kept)
+        layers = layer_storage(self._network, chosen, self._format, self._kept)
         outer = self._format.chosen(outer=True, group_size=None)
         with ExitStack() as stack:
             for name, part in Subnetwork(self._network.elasticity, tuple(chosen)).linears.items():
@@ -84,16 +84,16 @@ class StoredWeights:
                 if not part.in_features or (self._head and layer is self._head.layer):
                     continue
                 how = layers.get(name) or LayerStorage(part, outer, None)
-                stack.enter_context(_replaced(layer, _forward(layer, part, how.weight_format, how.group)))
+                stack.enter_context(_replace_forward(layer, _make_forward(layer, part, how.weight_format, how.group)))
             stack.enter_context(self.active_head())
             for table, compressed in self._tables:
-                stack.enter_context(_replaced(table, _looked_up(table, compressed)))
+                stack.enter_context(_replace_forward(table, _make_lookup(table, compressed)))
             yield
 
     @contextmanager
     def active_head(self) -> Iterator[None]:
         """Let the head alone compute with stored weights inside the block."""
-        with _replaced(self._head.layer, self._head.answer) if self._head else nullcontext():
+        with _replace_forward(self._head.layer, self._head.logits) if self._head else nullcontext():
             yield
 
 
@@ -102,38 +102,40 @@ class _StoredHead:
 
     def __init__(self, layer: Any, weight_format: WeightFormat):
         """Compress the head; one that is trained is compressed again whenever it runs."""
-        self.layer, weight = layer, _plain(layer).weight
+        self.layer, weight = layer, _weight_layer(layer).weight
         self.storage = weight_format.of_head(weight.shape[1])
-        self.shared = None if _adapters(layer) else weight  # an adapter gives a tied head a weight of its own
+        self.shared = None if _adapter_names(layer) else weight  # an adapter gives a tied head a weight of its own
         self._whole = LinearPart.first(*weight.shape)
         self._trained = any(parameter.requires_grad for parameter in layer.parameters())
         with torch.no_grad():
-            self._stored = stored(merged(layer, self._whole), *self.storage)
+            self._stored = round_trip(merge_layer(layer, self._whole), *self.storage)
 
-    def answer(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         """Compute the logits with the stored weight."""
         if self._trained:
-            return _forward(self.layer, self._whole, *self.storage)(hidden)
-        return F.linear(hidden, self._stored.to(hidden.dtype), _plain(self.layer).bias)
+            return _make_forward(self.layer, self._whole, *self.storage)(hidden)
+        return F.linear(hidden, self._stored.to(hidden.dtype), _weight_layer(self.layer).bias)
 
 
-def _rounded(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
+def _round_through(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
     """A matrix as it is stored; the gradient passes straight through."""
-    rounded = stored(matrix.detach(), weight_format, group)
+    rounded = round_trip(matrix.detach(), weight_format, group)
     return rounded + (matrix - matrix.detach()) if matrix.requires_grad else rounded  # what is added is 0
 
 
-def _forward(layer: Any, widths: LinearPart, weight_format: WeightFormat, group: int | None) -> Callable[..., torch.Tensor]:
+def _make_forward(
+    layer: Any, widths: LinearPart, weight_format: WeightFormat, group: int | None
+) -> Callable[..., torch.Tensor]:
     def forward(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):  # what is rounded is summed in fp32, as an export does
-            weight = _rounded(merged(layer, widths), weight_format, group).to(x.dtype)
+            weight = _round_through(merge_layer(layer, widths), weight_format, group).to(x.dtype)
             bias = _bias(layer, widths)
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     return forward
 
 
-def _looked_up(table: Any, compressed: torch.Tensor) -> Callable[..., torch.Tensor]:
+def _make_lookup(table: Any, compressed: torch.Tensor) -> Callable[..., torch.Tensor]:
     """Look up a stored embedding by its own rule, such as a scale; a head with the same weight does not see it."""
 
     def forward(*indices: Any) -> torch.Tensor:
@@ -148,7 +150,7 @@ def _looked_up(table: Any, compressed: torch.Tensor) -> Callable[..., torch.Tens
     return forward
 
 
-def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
+def round_trip(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None) -> torch.Tensor:
     """A matrix [out, in] after compression and decompression, in fp32; `group` columns share a scale, or whole rows."""
     matrix = matrix.float()
     if weight_format.mode is None:
@@ -172,11 +174,11 @@ def stored(matrix: torch.Tensor, weight_format: WeightFormat, group: int | None)
     return restored.reshape(matrix.shape)
 
 
-def merged(layer: Any, widths: LinearPart) -> torch.Tensor:
+def merge_layer(layer: Any, widths: LinearPart) -> torch.Tensor:
     """The active part [rows, columns] of a live layer's weight with its adapter, in fp32."""
-    base = _plain(layer)
+    base = _weight_layer(layer)
     weight: torch.Tensor = take(base.weight, widths.rows, widths.columns).float()
-    for name in _adapters(layer):
+    for name in _adapter_names(layer):
         up = take(layer.lora_B[name].weight, widths.rows)[:, : widths.rank]
         down = take(layer.lora_A[name].weight[: widths.rank], None, widths.columns)
         weight = torch.addmm(weight, up.float(), down.float(), alpha=float(layer.scaling[name]))
@@ -184,20 +186,20 @@ def merged(layer: Any, widths: LinearPart) -> torch.Tensor:
 
 
 def _bias(layer: Any, widths: LinearPart) -> torch.Tensor | None:
-    bias: torch.Tensor | None = _plain(layer).bias
+    bias: torch.Tensor | None = _weight_layer(layer).bias
     total = None if bias is None else take(bias, widths.rows).float()
-    for name in _adapters(layer):
+    for name in _adapter_names(layer):
         more = layer.lora_B[name].bias
         if more is not None and total is not None:
             total = total + float(layer.scaling[name]) * take(more, widths.rows).float()
     return total
 
 
-def _adapters(layer: Any) -> list[str]:
+def _adapter_names(layer: Any) -> list[str]:
     return [name for name in getattr(layer, "active_adapters", ()) if name in getattr(layer, "lora_A", ())]
 
 
-def _plain(layer: Any) -> Any:
+def _weight_layer(layer: Any) -> Any:
     """The layer that holds the weight: PEFT wraps it for an adapter, or for training it whole."""
     saved = getattr(layer, "modules_to_save", None)
     if saved is not None:
@@ -206,7 +208,7 @@ def _plain(layer: Any) -> Any:
 
 
 @contextmanager
-def _replaced(layer: Any, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+def _replace_forward(layer: Any, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
     layer.forward = forward
     try:
         yield

@@ -12,12 +12,12 @@ from lonas_edge.data.registry import task_of
 from lonas_edge.data.task import Batch, Task
 from lonas_edge.files import read_by
 from lonas_edge.network.adapters import load_adapter
-from lonas_edge.network.calibration import given
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
-from lonas_edge.network.modeling import empty_model, load_model, set_parameter, untouched_zeros
-from lonas_edge.network.source import Source, check_base, fingerprint
+from lonas_edge.network.location import fingerprint
+from lonas_edge.network.modeling import body_inputs, empty_model, load_model, set_parameter, untouched_zeros
+from lonas_edge.network.source import Source, check_base
 from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.subnetwork import Subnetwork
 
@@ -125,7 +125,7 @@ class SuperNetwork:
         self.model.eval()
         for batch in batches:
             with torch.inference_mode():
-                hidden = self.family.hidden(self.base, **given(batch))
+                hidden = self.family.hidden(self.base, **body_inputs(batch))
             yield _States(self.task.select(hidden, batch), self.task.labels(batch["labels"]))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

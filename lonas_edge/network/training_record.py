@@ -18,41 +18,24 @@ class TrainedBase:
 
 @dataclass(frozen=True)
 class TrainedData:
-    """A file that was learned from.
-
-    Attributes:
-        name: The file's name.
-        sha256: Its hash.
-        kind: What its records are: instruction, messages, text, glue, pair, triplet, or scored pair.
-        weight: How often an epoch had each example.
-        examples: Number of learned examples; of texts, pieces.
-        dropped: Number of the others: too long, or without an output.
-    """
+    """A file that was learned from."""
 
     name: str
     sha256: str
-    kind: str
-    weight: float
-    examples: int
-    dropped: int
+    kind: str  # of its records: instruction, messages, text, glue, pair, triplet, or scored pair
+    weight: float  # how often an epoch had each example
+    examples: int  # learned examples; of texts, pieces
+    dropped: int  # the others: too long, or without an output
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """The sub-network that an adapter was trained for, and the adapter that training started from.
+    """The sub-network that an adapter was trained for, and the adapter that training started from."""
 
-    Attributes:
-        super_adapter: Name of the super-adapter; of a plain LoRA adapter, which has the maximal network only; or of the base
-            model, for a new adapter.
-        sha256: SHA-256 of the adapter's files, by name; empty for a base.
-        subnetwork: Name of the sub-network.
-        widths: Its widths, in group order.
-    """
-
-    super_adapter: str
-    sha256: dict[str, str]
-    subnetwork: str
-    widths: tuple[int, ...]
+    super_adapter: str  # its name; that of a plain LoRA adapter, or of the base model for a new adapter
+    sha256: dict[str, str]  # of the adapter's files, by name; empty for a base
+    subnetwork: str  # name of the sub-network
+    widths: tuple[int, ...]  # in group order
 
 
 @dataclass(frozen=True)
@@ -86,84 +69,50 @@ class EvalLoss:
 
 @dataclass(frozen=True)
 class EvalData:
-    """Held-out data.
+    """Held-out data and the losses on them.
 
-    Attributes:
-        name: The file's name.
-        sha256: Its hash.
-        examples: Number of examples whose loss was computed.
-        also_trained: Number of them that occur in the training data, too.
-        losses: In nats per learned token (squared error for a regression, distance from the
-            teacher of an encoder that was not trained on GLUE).
+    Losses are in nats per learned token (squared error for a regression, distance from the teacher of an encoder that was not
+    trained on GLUE).
     """
 
     name: str
     sha256: str
-    examples: int
-    also_trained: int
+    examples: int  # examples whose loss was computed
+    also_trained: int  # those of them that occur in the training data, too
     losses: tuple[EvalLoss, ...]
 
 
 @dataclass(frozen=True)
 class TrainingRecord(Record):
-    """How an adapter was trained.
-
-    Attributes:
-        base: The base model.
-        search_space: Hash of the search space; None for plain LoRA.
-        recovered: The sub-network that was fine-tuned (`--from`).
-        teacher: The frozen teacher.
-        data: The data files.
-        task: The task of GLUE; None for others.
-        prompt: The prompt template; None for an encoder.
-        chat_template: The chat template (Jinja) behind the prompt `chat`.
-        options: The `TrainOptions` of the version that trained.
-        pipeline: The hub's name of the model's task; None in records of older versions.
-        pooling: Pooling of an embedding model, described; None for others.
-        int8_layers: Module paths of the layers that quantization-aware training kept in INT8.
-        reordered: Whether channels were sorted by importance.
-        stages: The `ScheduledStage`s.
-        warmup_steps: Steps of the linear warm-up.
-        steps: All optimizer steps.
-        resumed_from_step: The step where this run continued; None if it started at the first.
-        damaged_checkpoints: Of older versions.
-        seconds: Duration of this run.
-        device: The CUDA device's name, or cpu.
-        precision: fp32, bf16 or fp16.
-        processes: Number of parallel processes.
-        losses: The log.
-        tokens: Tokens in the examples of all steps, without padding.
-        eval_data: The held-out data and their loss; None without any.
-        versions: Versions of packages, by name.
-    """
+    """How an adapter was trained."""
 
     NAME: ClassVar = "training"
     VERSION: ClassVar = 1
     AGAIN: ClassVar = "Take the file that `lonas-edge train` wrote, or train again."
 
     base: TrainedBase
-    search_space: str | None
-    recovered: Recovered | None
+    search_space: str | None  # its hash; None for plain LoRA
+    recovered: Recovered | None  # the sub-network that was fine-tuned (`--from`)
     teacher: TeacherModel | None
     data: tuple[TrainedData, ...]
-    task: str | None
-    prompt: Template | None
-    chat_template: str | None
-    options: dict[str, Any]
-    reordered: bool
-    stages: tuple[dict[str, int | float | None], ...]
+    task: str | None  # of GLUE; None for others
+    prompt: Template | None  # None for an encoder
+    chat_template: str | None  # Jinja, behind the prompt `chat`
+    options: dict[str, Any]  # the `TrainOptions` of the version that trained
+    reordered: bool  # whether channels were sorted by importance
+    stages: tuple[dict[str, int | float | None], ...]  # the `ScheduledStage`s
     warmup_steps: int
-    steps: int
-    resumed_from_step: int | None
-    seconds: float
-    device: str
-    precision: str
-    processes: int
+    steps: int  # all optimizer steps
+    resumed_from_step: int | None  # where this run continued; None if it started at the first
+    seconds: float  # of this run
+    device: str  # the CUDA device's name, or cpu
+    precision: str  # fp32, bf16 or fp16
+    processes: int  # parallel ones
     losses: tuple[Logged, ...]
-    versions: dict[str, str]
-    tokens: int | None = None
+    versions: dict[str, str]  # of packages, by name
+    tokens: int | None = None  # in the examples of all steps, without padding
     eval_data: EvalData | None = None
-    int8_layers: tuple[str, ...] = ()
-    pipeline: str | None = None
-    pooling: str | None = None
-    damaged_checkpoints: tuple[str, ...] = ()
+    int8_layers: tuple[str, ...] = ()  # module paths of the layers that quantization-aware training kept in INT8
+    pipeline: str | None = None  # the hub's name of the model's task; None in records of older versions
+    pooling: str | None = None  # of an embedding model, described
+    damaged_checkpoints: tuple[str, ...] = ()  # of older versions

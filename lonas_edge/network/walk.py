@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lonas_edge.data.task import Batch
-from lonas_edge.network.calibration import given
+from lonas_edge.network.modeling import body_inputs
 from lonas_edge.network.super_network import SuperNetwork
 
 
@@ -55,7 +55,7 @@ class Walk:
         self._network.model.eval()
         stored, results = self._inputs[index] if self._inputs else None, self._network.family.layer_results
         with torch.inference_mode(), _only(self._layers, running, stored, results):
-            hidden: torch.Tensor = self._network.family.hidden(self._network.base, **given(batch))
+            hidden: torch.Tensor = self._network.family.hidden(self._network.base, **body_inputs(batch))
         return hidden
 
 

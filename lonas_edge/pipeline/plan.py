@@ -11,7 +11,8 @@ from typing import Any
 from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.adapters import CONFIG, adapter_file
-from lonas_edge.network.source import Source, fingerprint
+from lonas_edge.network.location import fingerprint
+from lonas_edge.network.source import Source
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.estimate import Probe
 from lonas_edge.pipeline.measure import ROUNDS

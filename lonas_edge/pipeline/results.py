@@ -7,7 +7,7 @@ from typing import Any
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir import WEIGHTS
-from lonas_edge.network.source import TRAINING
+from lonas_edge.network.location import TRAINING
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure

@@ -19,7 +19,8 @@ from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import replace_text
 from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file
 from lonas_edge.network.channel_order import FILE as ORDER
-from lonas_edge.network.source import TRAINING, Source, open_source
+from lonas_edge.network.location import TRAINING
+from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.options import AUTO, CompressOptions
 from lonas_edge.pipeline.tasks import PipelineTask

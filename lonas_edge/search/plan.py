@@ -8,7 +8,8 @@ from typing import Any
 from lonas_edge.data.task import Task
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
-from lonas_edge.network.source import Source, fingerprint
+from lonas_edge.network.location import fingerprint
+from lonas_edge.network.source import Source
 from lonas_edge.search.cost import COSTS, COUNTED, check_cost, context_faults, cost_function, default_cost
 from lonas_edge.search.dimensions import Cost, Dimensions, find_dimensions
 from lonas_edge.search.options import LEAST_EVALS, SearchOptions

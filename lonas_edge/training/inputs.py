@@ -12,7 +12,8 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CLASSIFICATION, output_names
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.checkpoints import open_tensors
-from lonas_edge.network.source import SEARCH_SPACE, Located, Source, open_source
+from lonas_edge.network.location import SEARCH_SPACE, Located
+from lonas_edge.network.source import Source, open_source
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space

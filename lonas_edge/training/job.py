@@ -25,7 +25,7 @@ from lonas_edge.network.adapters import CONFIG
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
 from lonas_edge.network.modeling import load_model
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
-from lonas_edge.network.stored import storage
+from lonas_edge.network.stored import layer_storage
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import INT8_LAYERS, STATE, step_of
 from lonas_edge.training.defaults import base_dtype, lora_config
@@ -166,7 +166,7 @@ class Job:
         network.model.to(device)
         batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in self._batches(shortened, size)]
         costs = rounding_costs(network, widths, batches, weight_format)
-        layers = {name: how.widths for name, how in storage(network, widths, FORMATS[weight_format]).items()}
+        layers = {name: how.widths for name, how in layer_storage(network, widths, FORMATS[weight_format]).items()}
         in_any_case = inputs.architecture.eight_bits
         sizes = {n: w.out_features * w.in_features for n, w in layers.items() if f"{n}.weight" not in in_any_case}
         return most_sensitive(costs, sizes, 1 - self.options.ratio, attention_inputs(inputs.architecture))

@@ -12,7 +12,7 @@ from transformers import TrainerState
 
 from lonas_edge.files import sha256
 from lonas_edge.network.channel_order import FILE as ORDER
-from lonas_edge.network.source import fingerprint
+from lonas_edge.network.location import fingerprint
 from lonas_edge.network.training_record import (
     EvalData,
     EvalLoss,

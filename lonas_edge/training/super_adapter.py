@@ -12,7 +12,7 @@ from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.files import read_json
 from lonas_edge.network import adapters
 from lonas_edge.network.channel_order import ChannelOrder
-from lonas_edge.network.source import TRAINING, Located
+from lonas_edge.network.location import TRAINING, Located
 from lonas_edge.network.training_record import Recovered, TrainingRecord
 
 _ORDER = (

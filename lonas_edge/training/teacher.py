@@ -18,9 +18,10 @@ from lonas_edge.files import check_model_folder, read_json
 from lonas_edge.ir import MODEL
 from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.location import Located
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, load_checkpoint, set_parameter
-from lonas_edge.network.source import Located, Source, open_source
+from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer, require_tokenizer, tokenizer_differences
 from lonas_edge.network.vocabulary_record import VOCABULARY, VocabularyRecord, keep_tokens, vocabulary_of
 from lonas_edge.space.architecture import Architecture

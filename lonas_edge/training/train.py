@@ -18,7 +18,8 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.source import SEARCH_SPACE, check_base
+from lonas_edge.network.location import SEARCH_SPACE
+from lonas_edge.network.source import check_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
 from lonas_edge.training.checkpoints import RUNS, clearing, explaining_memory, list_checkpoints, step_of

@@ -22,7 +22,7 @@ from lonas_edge.families import CLASSIFICATION, EMBEDDING
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.modeling import empty_model
 from lonas_edge.network.source import kind_of_folder, open_source
-from lonas_edge.network.stored import StoredWeights, stored
+from lonas_edge.network.stored import StoredWeights, round_trip
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import generate_space
@@ -263,7 +263,7 @@ def test_stored_weights(tiny_bert: TinyBert) -> None:
     plain = AutoModel.from_config(AutoConfig.for_model(**CONFIG), add_pooling_layer=False).eval()
     weights = {name.removeprefix("base_model.model."): value for name, value in merged.state_dict().items()}
     eight = FORMATS["int8_sym"]
-    rounded = {name: stored(value, eight, None) if value.dim() == 2 else value for name, value in weights.items()}
+    rounded = {name: round_trip(value, eight, None) if value.dim() == 2 else value for name, value in weights.items()}
     plain.load_state_dict({name: rounded[name] for name in plain.state_dict()}, strict=False)
     exact = embedded(network.model)
     with StoredWeights(network, "int8_sym").active(MAXIMAL):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.channel_order import FILE, ChannelOrder, by_importance, read_channel_order
+from lonas_edge.network.channel_order import FILE, ChannelOrder, by_importance, read_channel_order, sum_squares
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 
@@ -263,3 +263,48 @@ def test_all_misfits_are_listed(llama_copy: TinySource) -> None:
     assert {line.partition(":")[0] for line in listed} == set(wrong)
     assert len(listed) == len(wrong)
     assert sum("not a permutation" in line for line in listed) == 3
+
+
+def inputs_of(model: torch.nn.Module, name: str, prompts: list[torch.Tensor]) -> torch.Tensor:
+    """Every input of a layer, [tokens, in], one unpadded prompt at a time."""
+    seen: list[torch.Tensor] = []
+    handle = model.get_submodule(name).register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][0]))
+    with torch.no_grad():
+        for prompt in prompts:
+            model(input_ids=prompt[None], use_cache=False)
+    handle.remove()
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("case", ["llama", "bloom"])
+def test_moments(case: str, ids: torch.Tensor) -> None:
+    model = random_model(case).double()
+    for module in model.modules():  # moments are without dropout
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.5
+    model.train()
+    prompts = [ids[0], ids[1, :5], ids[1, 2:9]]
+    first = torch.full((2, 12), 3)
+    first[0], first[1, :5] = ids[0], ids[1, :5]
+    batches = [
+        {"input_ids": first, "attention_mask": torch.tensor([[1] * 12, [1] * 5 + [0] * 7])},
+        {"input_ids": ids[1:, 2:9], "attention_mask": torch.ones(1, 7, dtype=torch.int64)},
+    ]
+    names = mlp_consumers(case)[:2]
+    squares = sum_squares(model, names, iter(batches))
+    assert model.training
+    model.eval()
+    for name in names:
+        x = inputs_of(model, name, prompts)
+        torch.testing.assert_close(squares[name], x.square().sum(0))
+    assert set(squares) == set(names)
+
+
+def test_hooks_are_removed_after_an_error() -> None:
+    model = random_model("llama").train()
+    name = mlp_consumers("llama")[0]
+    with pytest.raises(KeyError):
+        sum_squares(model, [name], [{}])
+    assert not model.get_submodule(name)._forward_pre_hooks
+    assert sum_squares(model, [name], []) == {}
+    assert model.training

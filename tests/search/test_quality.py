@@ -14,7 +14,7 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.ir.compress import compress_matrix
 from lonas_edge.ir.schemes import Scheme
 from lonas_edge.network.source import Source
-from lonas_edge.network.stored import StoredWeights, stored
+from lonas_edge.network.stored import StoredWeights, round_trip
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 
@@ -85,5 +85,5 @@ def test_the_arithmetic_is_nncf_s(name: str, group: int | None) -> None:
     matrix[3], matrix[4], matrix[5] = matrix[3].abs(), -matrix[4].abs(), 0
     scheme = Scheme(FORMATS[name], group)
     expected = compress_matrix(matrix.numpy(), scheme)
-    restored, ours = expected.restore(matrix.numpy())[0], stored(matrix, FORMATS[name], group).numpy()
+    restored, ours = expected.restore(matrix.numpy())[0], round_trip(matrix, FORMATS[name], group).numpy()
     assert (restored != ours).mean() < 1e-3, "except ties"

@@ -32,8 +32,9 @@ from training_runs import (
 )
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.location import Located
 from lonas_edge.network.modeling import load_checkpoint
-from lonas_edge.network.source import Located, open_source
+from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.training_record import Logged
 from lonas_edge.training import super_adapter

@@ -8,17 +8,13 @@ poolings that openvino_genai's `TextEmbeddingPipeline` also has are read; others
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
-
-from pydantic import Field
-from typing_extensions import TypedDict  # pydantic takes the one of typing from Python 3.12 on only
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, raise_all
-from lonas_edge.files import decode_json, read_json, read_text, replace_text
-from lonas_edge.schema import field_faults
+from lonas_edge.files import decode_json, read_by, read_json, read_text, replace_text
 
 if TYPE_CHECKING:
     import torch
@@ -44,43 +40,7 @@ _FLAGS = {  # fields before sentence-transformers 6; several modes are concatena
     "pooling_mode_lasttoken": "lasttoken",
 }
 _PREFIX = "sentence_transformers.models."  # which versions 2 to 6 read
-_AGAIN = "Use the files that came with the model, or a model with mean, cls or lasttoken pooling."
-_TOKENIZER_LIMIT = 2**28  # bytes of tokenizer.json; XLM-RoBERTa's has 17 MB
 _SUBDIRECTORY = re.compile(r"[0-9]+_[A-Za-z]+")
-
-Prompt = Annotated[str, Field(max_length=10_000)]
-
-
-class _Module(TypedDict):
-    path: str
-    type: str
-
-
-class _ModulesFields(TypedDict):
-    modules: list[_Module]
-
-
-class _PoolingFields(TypedDict, total=False):
-    pooling_mode: str | list[str]
-    include_prompt: bool
-    pooling_mode_cls_token: bool
-    pooling_mode_mean_tokens: bool
-    pooling_mode_max_tokens: bool
-    pooling_mode_mean_sqrt_len_tokens: bool
-    pooling_mode_weightedmean_tokens: bool
-    pooling_mode_lasttoken: bool
-
-
-class _LengthFields(TypedDict, total=False):
-    max_seq_length: Annotated[int, Field(ge=1)] | None
-    do_lower_case: bool
-
-
-class _SettingsFields(TypedDict, total=False):
-    model_type: str | None
-    prompts: dict[str, Prompt | None] | None
-    default_prompt_name: str | None
-    similarity_fn_name: str | None
 
 
 @dataclass(frozen=True)
@@ -152,14 +112,9 @@ class Pooling:
         modules = [
             {"idx": index, "name": str(index), "path": path, "type": _PREFIX + kind} for index, (kind, path) in enumerate(kinds)
         ]
-        flags = {
-            name: mode == self.mode for name, mode in _FLAGS.items() if mode == self.mode or mode in ("cls", "mean", "max")
-        }
-        settings = {
-            "prompts": self.prompts,
-            "default_prompt_name": self.default_prompt,
-            "similarity_fn_name": self.similarity,
-        }
+        known = ("cls", "mean", "max", self.mode)  # the oldest versions know the first three
+        flags = {name: mode == self.mode for name, mode in _FLAGS.items() if mode in known}
+        settings = {"prompts": self.prompts, "default_prompt_name": self.default_prompt, "similarity_fn_name": self.similarity}
         (folder / _POOLING).mkdir(exist_ok=True)
         _write(folder / MODULES, modules)
         _write(folder / _POOLING / "config.json", {"word_embedding_dimension": hidden_size, **flags})
@@ -207,51 +162,56 @@ def read_pooling(folder: Path, base: Path | None = None) -> Pooling | None:
     """
     if not (folder / MODULES).exists():
         return None
-    modules = {"modules": decode_json(read_text(folder / MODULES, "the list of modules"), str(folder / MODULES))}
-    raise_all(f"{folder / MODULES}: not a list of modules:", field_faults(_ModulesFields, modules), _AGAIN)
-    kinds = [module["type"].rpartition(".")[2] for module in modules["modules"]]
-    faults, where = _module_faults(kinds, [module["path"] for module in modules["modules"]])
-    contents: list[dict[str, Any]] = []
+    kinds, path = _read_modules(folder / MODULES)
     length_file = next((name for name in LENGTHS if (folder / name).exists()), LENGTHS[0])
-    for name, kind in ((where, _PoolingFields), (length_file, _LengthFields), (SETTINGS, _SettingsFields)):
-        content = read_json(folder / name) if name and (folder / name).exists() else {}
-        wrong = field_faults(kind, content)
-        faults += [f"{name}: {fault}" for fault in wrong]
-        contents.append({} if wrong else content)
-    if where and not (folder / where).exists():
-        faults.append(f"{where}: missing")
-    pooling, length, settings = contents
-    modes, prompts = _modes(pooling), {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
-    faults += [f"{where}: {fault}" for fault in _pooling_faults(modes, pooling)] + _other_faults(settings, prompts)
-    if length.get("do_lower_case") and _keeps_case(base or folder):
-        faults.append(f"{length_file}: do_lower_case true is not supported; expected a tokenizer that does it")
-    raise_all(f"{folder}: this embedding model is not supported:", faults, _AGAIN)
-    return Pooling(
-        next(mode for mode in MODES if mode == modes[0]),
-        "Normalize" in kinds,
-        length.get("max_seq_length"),
-        prompts,
-        settings.get("default_prompt_name"),
-        settings.get("similarity_fn_name"),
-        stated=True,
+    pooling, length, settings = (
+        read_json(folder / name) if (folder / name).exists() else {} for name in (path, length_file, SETTINGS)
     )
-
-
-def _module_faults(kinds: Sequence[str], paths: Sequence[str]) -> tuple[list[str], str | None]:
-    """Faults of the modules and their directories, and the pooling's file; None where there is none to read."""
-    faults = []
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        faults.append(
-            f"{MODULES}: expected the modules Transformer, Pooling and optionally Normalize, found {', '.join(kinds)}"
+    errors = [] if (folder / path).exists() else [f"{path}: missing"]
+    modes, most = _modes(pooling), length.get("max_seq_length")
+    if len(modes) != 1 or modes[0] not in MODES:
+        found = " + ".join(map(str, modes)) or "without a mode"
+        errors.append(f"{path}: pooling {found} is not supported; expected one of {', '.join(MODES)}")
+    if not pooling.get("include_prompt", True):
+        errors.append(f"{path}: include_prompt false is not supported; openvino_genai pools all tokens")
+    if most is not None and not (isinstance(most, int) and most > 0):
+        errors.append(f"{length_file}: max_seq_length {most!r}: expected a positive number")
+    if length.get("do_lower_case") and _keeps_case(base or folder):
+        errors.append(f"{length_file}: do_lower_case true is not supported; expected a tokenizer that does it")
+    prompts = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
+    default = settings.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        errors.append(
+            f"{SETTINGS}: default_prompt_name {default!r}: expected one of {', '.join(sorted(prompts)) or 'no prompts'}"
         )
-    places = dict(zip(kinds, paths, strict=True))
-    if places.get("Transformer"):
-        faults.append(f"{MODULES}: expected the Transformer in the model's directory, found path {places['Transformer']!r}")
-    path = places.get("Pooling")
-    if path is not None and not _SUBDIRECTORY.fullmatch(path):
-        faults.append(f"{MODULES}: expected a path like {_POOLING!r} for Pooling, found {path!r}")
-        path = None
-    return faults, None if path is None else f"{path}/config.json"
+    if settings.get("model_type") not in (None, "SentenceTransformer"):
+        errors.append(f"{SETTINGS}: model_type {settings['model_type']!r}: expected 'SentenceTransformer'")
+    raise_all(
+        f"{folder}: this embedding model is not supported:",
+        errors,
+        "Use the files that came with the model, or a model with mean, cls or lasttoken pooling.",
+    )
+    mode = next(mode for mode in MODES if mode == modes[0])
+    return Pooling(mode, "Normalize" in kinds, most, prompts, default, settings.get("similarity_fn_name"), stated=True)
+
+
+def _read_modules(file: Path) -> tuple[list[str], str]:
+    """Read the kinds of the modules, and the path of the pooling's file, which does not lead out of the directory."""
+    modules = decode_json(read_text(file, "the list of modules"), str(file))
+    try:
+        paths = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
+    except (TypeError, KeyError) as error:
+        raise LonasEdgeError(f"{file}: not a list of modules: each needs a path and a type ({error!r})") from error
+    kinds = list(paths)
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise LonasEdgeError(
+            f"{file}: expected the modules Transformer, Pooling and optionally Normalize, found {', '.join(kinds)}"
+        )
+    if paths["Transformer"]:
+        raise LonasEdgeError(f"{file}: expected the Transformer in the model's directory, found path {paths['Transformer']!r}")
+    if not _SUBDIRECTORY.fullmatch(paths["Pooling"]):
+        raise LonasEdgeError(f"{file}: expected a path like {_POOLING!r} for Pooling, found {paths['Pooling']!r}")
+    return kinds, f"{paths['Pooling']}/config.json"
 
 
 def _modes(content: Mapping[str, Any]) -> list[str]:
@@ -259,44 +219,15 @@ def _modes(content: Mapping[str, Any]) -> list[str]:
     stated = content.get("pooling_mode")
     if stated is None:
         return [mode for name, mode in _FLAGS.items() if content.get(name)] or ["mean"]
-    return [stated] if isinstance(stated, str) else stated
-
-
-def _pooling_faults(modes: Sequence[str], content: Mapping[str, Any]) -> list[str]:
-    faults = []
-    if len(modes) != 1 or modes[0] not in MODES:
-        faults.append(f"pooling {' + '.join(modes) or 'without a mode'} is not supported; expected one of {', '.join(MODES)}")
-    if not content.get("include_prompt", True):
-        faults.append("include_prompt false is not supported; openvino_genai pools all tokens")
-    return faults
+    return list(stated) if isinstance(stated, list) else [stated]
 
 
 def _keeps_case(folder: Path) -> bool:
-    """Whether the files of a tokenizer do not agree that it lower-cases: which of them counts depends on its class."""
-    config, file = folder / "tokenizer_config.json", folder / "tokenizer.json"
-    lowers = [read_json(config).get("do_lower_case")] if config.exists() else []
-    lowers += [_lower_cases(read_json(file, _TOKENIZER_LIMIT).get("normalizer"))] if file.exists() else []
-    stated = [each for each in lowers if each is not None]
-    return bool(lowers) and not (stated and all(stated))
-
-
-def _lower_cases(normalizer: Any) -> bool:
-    """Whether a normalizer of `tokenizer.json` lower-cases."""
-    if not isinstance(normalizer, dict):
+    """Whether a directory has a tokenizer that does not lower-case: several of its files say something about it."""
+    if not (folder / "tokenizer_config.json").exists() and not (folder / "tokenizer.json").exists():
         return False
-    kind, parts = normalizer.get("type"), normalizer.get("normalizers")
-    if kind == "Sequence" and isinstance(parts, list):
-        return any(map(_lower_cases, parts))
-    return kind == "Lowercase" or (kind == "BertNormalizer" and normalizer.get("lowercase") is True)
+    from transformers import AutoTokenizer
 
-
-def _other_faults(settings: Mapping[str, Any], prompts: Mapping[str, str]) -> list[str]:
-    faults = []
-    default = settings.get("default_prompt_name")
-    if default is not None and default not in prompts:
-        faults.append(
-            f"{SETTINGS}: default_prompt_name {default!r}: expected one of {', '.join(sorted(prompts)) or 'no prompts'}"
-        )
-    if settings.get("model_type") not in (None, "SentenceTransformer"):
-        faults.append(f"{SETTINGS}: model_type {settings['model_type']!r}: expected 'SentenceTransformer'")
-    return faults
+    with read_by("transformers", folder / "tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return bool(tokenizer.tokenize("The GOOD Film") != tokenizer.tokenize("the good film"))

@@ -174,17 +174,15 @@ def test_written_files(pooling: Pooling, tmp_path: Path) -> None:
         ),
         (
             {"pooling": {**MEAN, "pooling_mode_cls_token": True, "include_prompt": False}, "length": {"do_lower_case": 1}},
-            ["pooling cls \\+ mean is not supported", "include_prompt false is not supported", "do_lower_case: .*, found 1"],
+            ["pooling cls \\+ mean is not supported", "include_prompt false is not supported"],
         ),
         ({"pooling": {"pooling_mode": []}}, ["pooling without a mode is not supported"]),
-        ({"pooling": {"pooling_mode": 3}}, [r"1_Pooling/config\.json: pooling_mode"]),
         ({"pooling": None}, [r"1_Pooling/config\.json: missing"]),
-        ({"length": {"max_seq_length": 0}}, [r"sentence_bert_config\.json: max_seq_length: .*, found 0"]),
+        ({"length": {"max_seq_length": 0}}, [r"sentence_bert_config\.json: max_seq_length 0"]),
         ({"settings": {"default_prompt_name": "query"}}, ["default_prompt_name 'query': expected one of no prompts"]),
-        ({"settings": {"prompts": ["query"]}}, [r"config_sentence_transformers\.json: prompts"]),
         ({"settings": {"model_type": "CrossEncoder"}}, ["model_type 'CrossEncoder': expected 'SentenceTransformer'"]),
         ({"modules": {"0": "Transformer"}}, [r"modules\.json: not a list of modules"]),
-        ({"modules": [{"path": ""}]}, [r"modules\.0\.type: Field required"]),
+        ({"modules": [{"path": ""}]}, [r"modules\.json: not a list of modules: .*type"]),
     ],
 )
 def test_refused(files: dict[str, Any], faults: list[str], tmp_path: Path) -> None:

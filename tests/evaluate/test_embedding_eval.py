@@ -291,40 +291,6 @@ def test_other_tasks_are_refused(tiny_bert: TinyBert, tiny_models: TinyModels, r
         assert ran.code == code and " ".join(message.split()) in plain and "Traceback" not in plain, ran.err
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "message"),
-    [
-        ("STS-B/dev.tsv", "\t5.0\n", "\t5.5\n", "line 2: score '5.5': expected a number from 0 to 5"),
-        ("STS-B/dev.tsv", "\t5.0\n", "\tnan\n", "line 2: score 'nan': expected a number from 0 to 5"),
-        ("STS-B/dev.tsv", "index\tsentence1\tsentence2", "index\tsentence1\tother", "sentence2 missing; expected the columns"),
-        ("STS-B/dev.tsv", "\n1\t", "\n1\ta\t\t3\n2\t", "line 3: no text in sentence2"),
-        ("STS-B/dev.tsv", "\n1\t", "\n1\ta\t3\n2\t", "line 3: 3 columns, expected 4"),
-        ("tiny/corpus.jsonl", '"d1"', '"d0"', "corpus.jsonl line 2: _id 'd0' was there before; expected unique ones"),
-        ("tiny/corpus.jsonl", '"_id": "d1"', '"id": "d1"', "corpus.jsonl line 2: _id: Field required"),
-        ("tiny/queries.jsonl", '{"_id": "q0"', '["q0"', "queries.jsonl line 1: not readable as JSON"),
-        ("tiny/queries.jsonl", '"_id": "q0"', '"_id": 0', "queries.jsonl line 1: _id: Input should be a valid string, found 0"),
-        ("tiny/qrels/test.tsv", "query-id", "query", "test.tsv line 1: expected the columns query-id, corpus-id, score, found"),
-        ("tiny/qrels/test.tsv", "score\nq0\t", "score\nq99\t", "test.tsv line 2: query-id 'q99' is not in queries.jsonl"),
-        ("tiny/qrels/test.tsv", "score\nq0\t", "score\nq0\td99\t1\nq0\t", "corpus-id 'd99' is not in corpus.jsonl"),
-        (
-            "tiny/qrels/test.tsv",
-            "score\nq0\t",
-            "score\nq0\td1\thigh\nq0\t",
-            "test.tsv line 2: score 'high': expected an integer",
-        ),
-        ("tiny/qrels/test.tsv", "score\nq0\t", f"score\nq0\td1\t{'9' * 5000}\nq0\t", "line 2: score '99999"),
-        ("tiny/qrels/test.tsv", "score\nq0\t", "score\nq0\nq0\t", "test.tsv line 2: 1 columns, expected 3"),
-    ],
-)
-def test_bad_data(file: str, old: str, new: str, message: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    write_similarity(tmp_path), write_retrieval(tmp_path)
-    text = (tmp_path / file).read_text()
-    assert old in text
-    (tmp_path / file).write_text(text.replace(old, new, 1))
-    ran = run_cli("eval", tiny_bert.body(), "--datasets", tmp_path)
-    assert ran.code == 1 and message in ran.err and "Traceback" not in ran.err and not ran.out, ran.err
-
-
 def test_a_damaged_model_is_refused(
     tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,28 +102,3 @@ def test_other_targets_are_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_p
         assert ran.code == 1 and message in " ".join(ran.err.split()), ran.err
     ran = run_cli("eval", *two, *on, "--json")  # a classifier has GLUE's tasks
     assert ran.code == 0 and json.loads(ran.out)["protocol"] == "classify", ran.err
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ({"query": "film", "positive": "good", "negative": ["bad"]}, "line 2: positive: Input should be a valid list"),
-        ({"query": "film", "positive": ["good"]}, "line 2: negative: Field required"),
-        ({"query": "film", "positive": ["good"], "negative": ["bad", "good"]}, "line 2: 'good': is positive and negative"),
-        ({"query": " ", "positive": ["good"], "negative": ["bad"]}, "line 2: query: has an empty text"),
-        ("film", "line 2: "),
-    ],
-)
-def test_bad_data(line: Any, message: str, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    fine = {"query": "film", "positive": ["good"], "negative": ["bad"]}
-    (tmp_path / "mine/reranking.jsonl").write_text(f"{json.dumps(fine)}\n{json.dumps(line)}\n")
-    ran = run_cli("eval", *tiny_bert.source(1).arguments(), "--datasets", tmp_path)
-    assert ran.code == 1 and message in ran.err and "Traceback" not in ran.err and not ran.out, ran.err
-
-
-def test_no_candidates(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/reranking.jsonl").write_text(json.dumps({"query": "film", "positive": ["good"], "negative": []}))
-    ran = run_cli("eval", *tiny_bert.source(1).arguments(), "--datasets", tmp_path)
-    assert ran.code == 1 and "no query has both positive and negative passages" in " ".join(ran.err.split())

@@ -24,7 +24,7 @@ from study import TASKS, conditions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.evaluate.openvino_lm import OpenVinoLM
-from lonas_edge.evaluate.protocols import PROTOCOLS
+from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 
@@ -71,7 +71,7 @@ def main() -> None:
     model = PeftModel.from_pretrained(model, arguments.adapter).eval()
     ours = OpenVinoLM(arguments.exported, tokenizer, 2048, properties=F32)
     results: dict[str, Any] = {}
-    ranks, generates = PROTOCOLS["option-text"], PROTOCOLS["generate"]
+    ranks, generates = PROMPT_PROTOCOLS["option-text"], PROMPT_PROTOCOLS["generate"]
     for task in TASKS:
         samples = random.Random(0).sample(ranks.read(arguments.datasets, task), arguments.samples)
         results[task] = result = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.bench.machine import describe
-from lonas_edge.evaluate.protocols import PROTOCOLS
+from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS
 from lonas_edge.versions import versions
 
 TASKS = ("ARC-Easy", "ARC-Challenge", "openbookqa", "boolq")
@@ -41,7 +41,7 @@ def split_data(datasets: Path, work: Path) -> tuple[Path, Path]:
         held: list[dict[str, str]] = []
         for task, count in TRAINING_EXAMPLES.items():
             samples = json.loads((datasets / task / "train.json").read_text())
-            examples = [_example(row) for row in PROTOCOLS["option-text"].documents(samples, task, "question")]
+            examples = [_example(row) for row in PROMPT_PROTOCOLS["option-text"].documents(samples, task, "question")]
             random.Random(f"held out/{task}").shuffle(examples)
             held += examples[:HELD_OUT]
             kept += examples[HELD_OUT:][:count]

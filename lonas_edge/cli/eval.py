@@ -19,23 +19,15 @@ from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.data.test_sets import resolve, there
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
-from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, RERANK, TASKS, Encode, Protocol, choose_protocol
+from lonas_edge.evaluate.protocols import GENERATE, PROMPT_PROTOCOLS, TASKS, choose_protocol
 from lonas_edge.options import COMMAS, Names, PathOrName, UserPath, declared, option
 
 if TYPE_CHECKING:
-    from lonas_edge.evaluate.record import EvalRecord
-    from lonas_edge.evaluate.settings import EvalSettings
+    from lonas_edge.evaluate.compare import EvalRecord
+    from lonas_edge.evaluate.options import EvalSettings
     from lonas_edge.evaluate.targets import Target
     from lonas_edge.families import ModelKind
 
-_NO_IR, _NO_TORCH, _NO_SOURCE = "no TARGET is an IR", "no TARGET runs in PyTorch", "no TARGET is an adapter or a base model"
-_USED = {  # options that only some targets use, and the message where none does
-    "properties": _NO_IR,
-    "torch_dtype": _NO_TORCH,
-    "model": _NO_SOURCE,
-    "nncf_config": _NO_SOURCE,
-    "subnet": "no TARGET has a search space",
-}
 _ROOM = 100_000_000  # bytes for the report and the sample logs
 
 
@@ -61,7 +53,7 @@ class EvalCommand(RunOptions, ModelOptions, JsonOptions):
     )
     protocol: str | None = option(
         None,
-        choices=tuple(PROTOCOLS),
+        choices=tuple(PROMPT_PROTOCOLS),
         help="Generate an answer (as the LoNAS paper does), or rank answer words or option texts.",
         unset="option-text; generate for models trained with the prompt lonas, and for math",
     )
@@ -86,7 +78,7 @@ class EvalCommand(RunOptions, ModelOptions, JsonOptions):
         panel="Data",
         minimum=1,
         help="Beams of the protocol generate; 1 is greedy.",
-        unset=str(PROTOCOLS["generate"].num_beams),
+        unset=str(GENERATE.num_beams),
     )
     overwrite: bool = option(False, panel="Output", help="Replace an existing output.")
     card: bool = option(
@@ -136,9 +128,6 @@ def run(options: EvalCommand) -> None:
         opened = open_targets(
             references, options.subnet or (None,), options.part(RunOptions), options.model, options.nncf_config
         )
-        used_by_targets = frozenset[str]().union(*(target.uses for target in opened))
-        reasons = {"device": _NO_IR if options.torch_device == "cpu" else _NO_TORCH, **_USED}
-        _refuse_idle(options, {name: reason for name, reason in reasons.items() if name not in used_by_targets})
         settings = _settings(options, opened, kind)
         if options.card:
             _check_cards(opened)
@@ -154,31 +143,19 @@ def run(options: EvalCommand) -> None:
 
 def _settings(options: EvalCommand, targets: "Sequence[Target]", kind: "ModelKind") -> "EvalSettings":
     """Tasks and protocol."""
-    from lonas_edge.evaluate import classification, embedding, reranking
-    from lonas_edge.evaluate.settings import EvalSettings
-    from lonas_edge.families import EMBEDDING
+    from lonas_edge.evaluate.encoder_sets import choose_tasks
+    from lonas_edge.evaluate.options import EvalSettings
 
     named = options.tasks or None
-    protocol: Protocol | Encode
     if kind.generates:
         present = there(TASKS, options.datasets) if named is None else resolve(TASKS, named)
         protocol = choose_protocol(options.protocol, [target.prompt for target in targets], present)
-        _refuse_idle(options, _not_asked(protocol))
-        known = protocol.tasks
-        tasks = tuple(there(known, options.datasets) if named is None else resolve(known, named))
-        if not set(tasks) & set(known):
-            reason = "the tasks are lm-evaluation-harness's own, which have their prompts"
-            _refuse_idle(options, dict.fromkeys(("protocol", "prompt", "num_beams"), reason))
-    else:
-        candidates = reranking.sets_in(options.datasets)
-        reranks = set(named) <= {*candidates} if named else candidates and all(len(each.outputs) == 1 for each in targets)
-        if kind is EMBEDDING:
-            protocol, tasks = EMBED, embedding.choose_tasks(named, options.datasets)
-        elif reranks:
-            protocol, tasks = RERANK, tuple(dict.fromkeys(named or candidates))
-        else:
-            protocol, tasks = CLASSIFY, classification.choose_tasks(named, options.datasets)
-    return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit)
+        _refuse_idle(options, {} if protocol.generates else {"num_beams": f"{protocol.name} generates nothing"})
+        _refuse_idle(options, {"prompt": f"{protocol.name} has its own"} if protocol.prompt else {})
+        tasks = tuple(there(protocol.tasks, options.datasets) if named is None else resolve(protocol.tasks, named))
+        return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit)
+    encodes, tasks = choose_tasks(kind, targets, named, options.datasets)
+    return EvalSettings(tasks, options.datasets, encodes, limit=options.limit)
 
 
 def _refuse_idle(options: EvalCommand, idle: dict[str, str]) -> None:
@@ -189,12 +166,6 @@ def _refuse_idle(options: EvalCommand, idle: dict[str, str]) -> None:
             wrong.append(f"{declared(EvalCommand)[name].shown} has no effect: {reason}")
     if wrong:
         raise click.UsageError("; ".join(wrong))
-
-
-def _not_asked(protocol: Protocol) -> dict[str, str]:
-    """Options that a protocol does not use."""
-    idle = {} if protocol.generates else {"num_beams": f"{protocol.name} generates nothing"}
-    return idle | ({"prompt": f"{protocol.name} has its own"} if protocol.prompt else {})
 
 
 def _check_cards(targets: "Iterable[Target]") -> None:

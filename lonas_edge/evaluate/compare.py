@@ -1,15 +1,16 @@
-"""Compare two models on the same questions: paired differences, McNemar's test, share of equal answers."""
+"""Compare two models on the same questions: paired differences, McNemar's test, share of equal answers. The record."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lonas_edge.bench.statistics import Z_95, bootstrap_error, sign_test, standard_error
-from lonas_edge.evaluate.glue import ACCURACY, METRICS
-from lonas_edge.exporting.evaluations import TaskResult
+from lonas_edge.evaluate.metrics import ACCURACY, METRICS
+from lonas_edge.exporting.evaluations import Conditions, TargetResult, TaskResult
+from lonas_edge.schema import Record
 
 AVERAGE = "average"
 
@@ -32,7 +33,7 @@ class Answers:
     samples: np.ndarray
     correct: np.ndarray
     given: np.ndarray
-    labels: np.ndarray | None = field(default=None)
+    labels: np.ndarray | None = None
     metric: str = ACCURACY
 
     def at(self, kept: np.ndarray) -> "Answers":
@@ -89,27 +90,43 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """One task or several: the mean difference, its variance (NaN where unknown), and counts of questions."""
+class EvalRecord(Record):
+    """An evaluation, `eval.json`. The other targets are compared with the first.
 
-    points: float
-    variance: float
-    only_target: int
-    only_against: int
-    identical: int
-    questions: int
+    Attributes:
+        protocol: Name of the protocol.
+        num_beams: Beams, where it generates.
+        limit: Samples of each task; None for complete test sets.
+        seed: Seed of their choice.
+        targets: The results of each.
+        differences: Of each from the first, by task and on average.
+        conditions: Machine, versions, date.
+    """
+
+    NAME = "eval"
+    VERSION = 1
+    AGAIN = "Run `lonas-edge eval` again."
+
+    protocol: str
+    num_beams: int | None
+    limit: int | None
+    seed: int
+    targets: tuple[TargetResult, ...]
+    differences: tuple[Difference, ...]
+    conditions: Conditions
 
 
 def compare(target: str, ours: Sequence[Answers], against: str, theirs: Sequence[Answers]) -> list[Difference]:
     """Compare the answers of a model (`ours`) with those of a reference, task by task and on average over several tasks."""
     known = {answers.task: answers for answers in theirs}
-    pairs = {answers.task: pair for answers in ours if answers.task in known and (pair := _pair(answers, known[answers.task]))}
-    if len(pairs) > 1:
-        pairs[AVERAGE] = _mean(list(pairs.values()))
-    return [_difference(target, against, scope, pair) for scope, pair in pairs.items()]
+    differences = []
+    for answers in ours:
+        if answers.task in known and (difference := _difference(target, answers, against, known[answers.task])):
+            differences.append(difference)
+    return [*differences, _average(differences)] if len(differences) > 1 else differences
 
 
-def _pair(ours: Answers, theirs: Answers) -> _Pair | None:
+def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Difference | None:
     samples, here, there = np.intersect1d(ours.samples, theirs.samples, assume_unique=True, return_indices=True)
     count = len(samples)
     if not count:
@@ -117,35 +134,40 @@ def _pair(ours: Answers, theirs: Answers) -> _Pair | None:
     ours, theirs = ours.at(here), theirs.at(there)
     differences = ours.correct - theirs.correct
     if ours.labels is None:
-        points = 100 * float(differences.mean())
-        error = standard_error(differences)
+        points, error = 100 * float(differences.mean()), standard_error(differences)
     else:
         points = 100 * (ours.score() - theirs.score())
         error = bootstrap_error(lambda drawn: ours.score(drawn) - theirs.score(drawn), count)
-    identical = int((ours.given == theirs.given).sum())
-    variance = math.nan if error is None else (100 * error) ** 2
-    return _Pair(points, variance, int((differences > 0).sum()), int((differences < 0).sum()), identical, count)
-
-
-def _mean(pairs: Sequence[_Pair]) -> _Pair:
-    """The mean over tasks, which are independent samples."""
-    counts = [sum(getattr(pair, name) for pair in pairs) for name in ("only_target", "only_against", "identical", "questions")]
-    count = len(pairs)
-    return _Pair(sum(pair.points for pair in pairs) / count, sum(pair.variance for pair in pairs) / count**2, *counts)
-
-
-def _difference(target: str, against: str, scope: str, pair: _Pair) -> Difference:
-    differing = pair.only_target + pair.only_against
-    known = differing and not math.isnan(pair.variance)
+    only_target, only_against = int((differences > 0).sum()), int((differences < 0).sum())
     return Difference(
         target=target,
         against=against,
-        scope=scope,
-        points=pair.points,
-        half_width_95=Z_95 * math.sqrt(pair.variance) if known else None,
-        only_target=pair.only_target,
-        only_against=pair.only_against,
-        mcnemar_p=sign_test(pair.only_target, pair.only_against),
-        identical=pair.identical / pair.questions,
-        questions=pair.questions,
+        scope=ours.task,
+        points=points,
+        half_width_95=None if error is None or only_target + only_against == 0 else 100 * Z_95 * error,
+        only_target=only_target,
+        only_against=only_against,
+        mcnemar_p=sign_test(only_target, only_against),
+        identical=int((ours.given == theirs.given).sum()) / count,
+        questions=count,
+    )
+
+
+def _average(tasks: Sequence[Difference]) -> Difference:
+    """The mean over tasks, which are independent samples."""
+    only_target, only_against = sum(task.only_target for task in tasks), sum(task.only_against for task in tasks)
+    questions = sum(task.questions for task in tasks)
+    half = math.sqrt(sum((task.half_width_95 or 0.0) ** 2 for task in tasks)) / len(tasks)
+    known = only_target + only_against > 0 and all(task.questions > 1 for task in tasks)
+    return Difference(
+        target=tasks[0].target,
+        against=tasks[0].against,
+        scope=AVERAGE,
+        points=sum(task.points for task in tasks) / len(tasks),
+        half_width_95=half if known else None,
+        only_target=only_target,
+        only_against=only_against,
+        mcnemar_p=sign_test(only_target, only_against),
+        identical=sum(round(task.identical * task.questions) for task in tasks) / questions,
+        questions=questions,
     )

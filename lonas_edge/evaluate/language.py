@@ -20,10 +20,10 @@ from lonas_edge.data.templates import CHAT, Template
 from lonas_edge.data.test_sets import resolve, unknown_task
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
-from lonas_edge.evaluate.answer_log import LoggedTarget
+from lonas_edge.evaluate.answers import LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
-from lonas_edge.evaluate.protocols import GENERATE, TASKS, Encode
-from lonas_edge.evaluate.settings import EvalSettings
+from lonas_edge.evaluate.options import EvalSettings
+from lonas_edge.evaluate.protocols import GENERATE, TASKS, PromptProtocol
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.exporting.evaluations import SHARES, Metric, SkippedSample, TaskResult
 from lonas_edge.progress import Progress
@@ -41,7 +41,7 @@ class Language:
 
     def __init__(self, settings: EvalSettings, progress: Progress):
         """Check tasks and data."""
-        assert not isinstance(settings.protocol, Encode)
+        assert isinstance(settings.protocol, PromptProtocol)
         self.settings, self.protocol = settings, settings.protocol
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         hf_datasets.disable_progress_bars()
@@ -65,7 +65,7 @@ class Language:
         target = logged.target
         ours = self._load_tasks(target)
         tasks = ours | self._harness
-        samples = {name: self.settings.chosen(self._label(name), len(task.eval_docs)) for name, task in tasks.items()}
+        samples = {name: self.settings.choose(self._label(name), len(task.eval_docs)) for name, task in tasks.items()}
         skipped = self._skip_too_long(target, ours, samples)
         for task in tasks.values():
             task.set_fewshot_seed(seed=self.settings.seed)
@@ -83,8 +83,8 @@ class Language:
     def _check_tasks(self) -> None:
         """Refuse our own tasks without this protocol: the harness may have other tasks of that name."""
         names = [name for name in resolve(TASKS, self.settings.tasks) if name in TASKS and name not in self.protocol.tasks]
-        problems = [f"{name}: a task of the protocol {GENERATE}" for name in names]
-        hint = f"Pass --protocol {GENERATE}; harness:NAME is lm-evaluation-harness's own task of that name."
+        problems = [f"{name}: a task of the protocol {GENERATE.name}" for name in names]
+        hint = f"Pass --protocol {GENERATE.name}; harness:NAME is lm-evaluation-harness's own task of that name."
         raise_all(f"Not available with the protocol {self.protocol.name}:", problems, hint)
 
     def _check_data(self) -> None:
@@ -157,15 +157,18 @@ class Language:
         return skipped
 
     def _tokens(self, target: Target, document: Mapping[str, Any]) -> int:
-        """Count the tokens of a prompt with its longest answer; an upper bound where that suffices."""
-        bound = _most_tokens(document["prompt"]) + self.protocol.longest_answer(document, _most_tokens)
-        if bound <= target.max_length:
-            return bound
+        """Count the tokens of a prompt with its longest answer; an upper bound, the number of bytes, where that suffices."""
 
-        def tokens(text: str) -> int:
+        def most(text: str) -> int:
+            return len(text.encode()) + 2  # the tokenizer may add a token at either end
+
+        def exact(text: str) -> int:
             return len(target.tokenizer(text)["input_ids"])
 
-        return tokens(document["prompt"]) + self.protocol.longest_answer(document, tokens)
+        bound = most(document["prompt"]) + self.protocol.longest_answer(document, most)
+        if bound <= target.max_length:
+            return bound
+        return exact(document["prompt"]) + self.protocol.longest_answer(document, exact)
 
     def _label(self, name: str) -> str:
         """Return a task's name in reports; the harness's are marked where ours have the same name."""
@@ -194,11 +197,6 @@ class Language:
 
 def _rate(logged: LoggedTarget) -> str:
     return f"  {logged.answered / logged.seconds:.1f} prompts/s" if logged.answered else ""
-
-
-def _most_tokens(text: str) -> int:
-    """Bound the number of tokens: each has at least one byte, and the tokenizer may add one at either end."""
-    return len(text.encode()) + 2
 
 
 def _metrics(values: Mapping[str, Any], counted: str) -> dict[str, Metric]:
@@ -237,7 +235,7 @@ class BatchedLM(LM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
         """See `LM`."""
-        return [(value, greedy) for value, greedy in self._answers("loglikelihood", requests)]
+        return [tuple(answer) for answer in self._answers("loglikelihood", requests)]  # saved ones are lists
 
     def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
         """See `LM`."""

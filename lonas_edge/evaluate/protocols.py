@@ -1,4 +1,6 @@
-"""Evaluation protocols, one object each: the prompt of a sample, and the metric that is its accuracy. Imports nothing heavy.
+"""Evaluation protocols, one object each, and their registry. Imports nothing heavy.
+
+A protocol of language models has the prompt of a sample, and the metric that is its accuracy.
 
 `generate` is the LoNAS reference's (run_commonsense.py, run_math.py): beam search, then the answer as the task reads it in the
 response, the first answer word or the last number. The others are for commonsense tasks only: `answer-word` ranks "the correct
@@ -6,6 +8,7 @@ answer is WORD" after the same prompt; `option-text` ranks " OPTION" after "Ques
 harness's own ARC tasks do. `harness_tasks/_NAME.yaml` tells lm-evaluation-harness how to run a protocol.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,27 +27,40 @@ Document = dict[str, Any]  # a question for the harness's definitions
 Ask = Callable[[Any, Sample, Template], Document]  # the first is the task, of the protocol's own kind
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How a sample becomes a prompt, and how answers are judged.
+@dataclass(frozen=True, kw_only=True)
+class Protocol(ABC):
+    """A way to evaluate models.
 
     Attributes:
         name: Its name on the command line, in records and in the harness's definitions.
-        reported: A phrase for reports, with {beams} and {answers}.
-        tasks: Its tasks.
-        metric: The metric that is a task's accuracy, unless the task has another.
-        ask: Makes a document of a valid sample, or raises ValueError with the reason.
-        prompt: Its own prompt, as reports show it; None where a template makes the prompt.
-        num_beams: Beams by default; None where choices are ranked.
+        reported: A phrase for reports; of language models with {beams} and {answers}.
+        num_beams: Beams by default; None where nothing is generated.
     """
 
     name: str
     reported: str
+    num_beams: int | None = None
+
+    @abstractmethod
+    def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
+        """Describe the protocol in one line, for the evaluated tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptProtocol(Protocol):
+    """How a sample becomes a prompt of a language model, and how answers are judged.
+
+    Attributes:
+        tasks: Its tasks.
+        metric: The metric that is a task's accuracy, unless the task has another.
+        ask: Makes a document of a valid sample, or raises ValueError with the reason.
+        prompt: Its own prompt, as reports show it; None where a template makes the prompt.
+    """
+
     tasks: Mapping[str, TestSet]
     metric: str
     ask: Ask
     prompt: str | None = None
-    num_beams: int | None = None
 
     @property
     def generates(self) -> bool:
@@ -56,7 +72,6 @@ class Protocol:
         return self.tasks[task].metric or self.metric
 
     def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
-        """Describe the protocol in one line, for the evaluated tasks."""
         beams = "greedy" if num_beams == 1 else f"{num_beams} beams"
         read: dict[str, list[str]] = {}
         for task in map(self.tasks.__getitem__, tasks):
@@ -125,41 +140,25 @@ def _document(prompt: str, answer: str, words: Sequence[str], choices: Sequence[
     return {"prompt": prompt, "answer": answer, "words": list(words), "choices": list(choices), "label": label}
 
 
-GENERATE, ANSWER_WORD, OPTION_TEXT = "generate", "answer-word", "option-text"
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            GENERATE,
-            reported="{beams}, {answers}",
-            tasks=TASKS,
-            metric="acc",
-            ask=_generate,
-            num_beams=4,
-        ),
-        Protocol(
-            ANSWER_WORD,
-            reported='ranks "the correct answer is WORD"',
-            tasks=commonsense.TASKS,
-            metric="acc",
-            ask=_answer_word,
-        ),
-        Protocol(
-            OPTION_TEXT,
-            reported='ranks " OPTION" after the question, length-normalized (BoolQ: plain)',
-            tasks=commonsense.TASKS,
-            metric="acc_norm",
-            ask=_option_text,
-            prompt="Question: …, Answer:",
-        ),
-    )
-}
+@dataclass(frozen=True, kw_only=True)
+class EncoderProtocol(Protocol):
+    """How encoders are evaluated: texts without a prompt template, judged by metrics of the task.
 
+    Attributes:
+        metrics: Metrics by task, as reports name it; the first one is its accuracy.
+        others: Metrics of other tasks.
+    """
 
-def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterable[str]) -> Protocol:
-    """Choose the protocol: `option-text`, but `generate` for models trained with the reference's prompt, and for math."""
-    math_only = set(tasks) <= {*math_tasks.TASKS}
-    return PROTOCOLS[explicit or (GENERATE if math_only or REFERENCE in prompts else OPTION_TEXT)]
+    metrics: Mapping[str, Sequence[str]]
+    others: Sequence[str] = ()
+
+    def metrics_of(self, task: str) -> Sequence[str]:
+        """The metrics of a task."""
+        return self.metrics.get(task, self.others)
+
+    def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
+        judged = [f"{name}: {', '.join(_TITLES[metric] for metric in self.metrics_of(name))}" for name in tasks]
+        return f"{self.name}: {self.reported}; {'; '.join(judged)}"
 
 
 _TITLES = {
@@ -171,48 +170,43 @@ _TITLES = {
     "ndcg_at_10": "nDCG@10",
     "mrr_at_10": "MRR@10",
 }
+_ORDER = ("ndcg_at_10", "mrr_at_10")
 
-
-@dataclass(frozen=True)
-class Encode:
-    """How encoders are evaluated: texts without a prompt template, judged by metrics of the task.
-
-    Attributes:
-        name: Its name in records.
-        reported: A phrase for reports.
-        metrics: Metrics by task, as reports name it.
-        others: Metrics of other tasks.
-    """
-
-    name: str
-    reported: str
-    metrics: Mapping[str, Sequence[str]]
-    others: Sequence[str] = ()
-    num_beams: None = None
-
-    def metrics_of(self, task: str) -> Sequence[str]:
-        """The metrics of a task; the first one is its accuracy."""
-        return self.metrics.get(task, self.others)
-
-    def describe(self, _num_beams: int | None, tasks: Iterable[str]) -> str:
-        """Describe it in one line; see `Protocol`."""
-        judged = [f"{name}: {', '.join(_TITLES[metric] for metric in self.metrics_of(name))}" for name in tasks]
-        return f"{self.name}: {self.reported}; {'; '.join(judged)}"
-
-
-CLASSIFY = Encode(
-    "classify",
-    "GLUE's development sets",
-    {
+GENERATE = PromptProtocol(name="generate", reported="{beams}, {answers}", tasks=TASKS, metric="acc", ask=_generate, num_beams=4)
+ANSWER_WORD = PromptProtocol(
+    name="answer-word",
+    reported='ranks "the correct answer is WORD"',
+    tasks=commonsense.TASKS,
+    metric="acc",
+    ask=_answer_word,
+)
+OPTION_TEXT = PromptProtocol(
+    name="option-text",
+    reported='ranks " OPTION" after the question, length-normalized (BoolQ: plain)',
+    tasks=commonsense.TASKS,
+    metric="acc_norm",
+    ask=_option_text,
+    prompt="Question: …, Answer:",
+)
+CLASSIFY = EncoderProtocol(
+    name="classify",
+    reported="GLUE's development sets",
+    metrics={
         f"{task.name}-mm" if number else task.name: task.metrics
         for task in glue.TASKS.values()
         for number, _ in enumerate(task.splits)
     },
 )
-_ORDER = ("ndcg_at_10", "mrr_at_10")
-EMBED = Encode("embed", "cosines of embeddings", {SIMILARITY: ("spearman", "pearson")}, others=_ORDER)
-RERANK = Encode("rerank", "candidates in the order of their scores", {}, others=_ORDER)
-KNOWN: Mapping[str, Protocol | Encode] = {
-    **PROTOCOLS,
-    **{each.name: each for each in (CLASSIFY, EMBED, RERANK)},
-}  # by name in records
+EMBED = EncoderProtocol(
+    name="embed", reported="cosines of embeddings", metrics={SIMILARITY: ("spearman", "pearson")}, others=_ORDER
+)
+RERANK = EncoderProtocol(name="rerank", reported="candidates in the order of their scores", metrics={}, others=_ORDER)
+PROMPT_PROTOCOLS = {protocol.name: protocol for protocol in (GENERATE, ANSWER_WORD, OPTION_TEXT)}
+PROTOCOLS: Mapping[str, Protocol] = {**PROMPT_PROTOCOLS, **{each.name: each for each in (CLASSIFY, EMBED, RERANK)}}
+
+
+def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterable[str]) -> PromptProtocol:
+    """Choose the protocol: `option-text`, but `generate` for models trained with the reference's prompt, and for math."""
+    if explicit:
+        return PROMPT_PROTOCOLS[explicit]
+    return GENERATE if set(tasks) <= {*math_tasks.TASKS} or REFERENCE in prompts else OPTION_TEXT

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.evaluate.compare import AVERAGE
-from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, KNOWN, RERANK, TASKS
-from lonas_edge.evaluate.record import EvalRecord
+from lonas_edge.evaluate.compare import AVERAGE, EvalRecord
+from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, RERANK, TASKS
 from lonas_edge.exporting.evaluations import Evaluation, TargetResult
 from lonas_edge.tables import Table
 
@@ -43,7 +42,7 @@ def describe(record: EvalRecord) -> str:
     own = [task.task for task in tasks if not task.harness]
     parts = []
     if own:
-        protocol = KNOWN[record.protocol]
+        protocol = PROTOCOLS[record.protocol]
         prompts = " or ".join(sorted({target.prompt for target in record.targets} - {""}))
         parts.append(protocol.describe(record.num_beams, own) + (f"; prompt {prompts}" if prompts else ""))
     parts += [f"{task.task}: {task.metric}, as lm-evaluation-harness defines it" for task in tasks if task.harness]

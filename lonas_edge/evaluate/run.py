@@ -2,20 +2,15 @@
 
 import time
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from lonas_edge.evaluate.answer_log import FILE, AnswerLog, LoggedTarget
-from lonas_edge.evaluate.classification import Classification
-from lonas_edge.evaluate.compare import Difference, TaskAnswers, compare
-from lonas_edge.evaluate.embedding import Embedding
+from lonas_edge.evaluate.answers import FILE, AnswerLog, LoggedTarget
+from lonas_edge.evaluate.compare import Difference, EvalRecord, TaskAnswers, compare
+from lonas_edge.evaluate.encoder_sets import EncoderEvaluation
 from lonas_edge.evaluate.language import Language
-from lonas_edge.evaluate.protocols import RERANK
-from lonas_edge.evaluate.record import EvalRecord
+from lonas_edge.evaluate.options import EvalSettings
+from lonas_edge.evaluate.protocols import EncoderProtocol
 from lonas_edge.evaluate.report import SampleLogs, write
-from lonas_edge.evaluate.reranking import Reranking
-from lonas_edge.evaluate.settings import EvalSettings
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.exporting.evaluations import Conditions, TargetResult, averaged
 from lonas_edge.ir.core import openvino_core
@@ -35,7 +30,8 @@ def evaluate_into(
     """
     if directory is None:
         return evaluate(targets, settings, progress)[0]
-    with directory.resume("eval", _identity(targets, settings)):
+    identity = {**settings.identity, "targets": {target.name: dict(target.identity) for target in targets}}
+    with directory.resume("eval", identity):
         record, samples = evaluate(targets, settings, progress, directory.partial / FILE)
         with directory.publish() as folder:
             write(record, samples, folder)
@@ -49,46 +45,36 @@ def evaluate(
 
     Finished answers are saved in the file `log`, or only in memory. Returns the record, and the sample logs by target and task.
     """
-    evaluation = _evaluation(targets[0], settings, progress)
+    encodes = isinstance(settings.protocol, EncoderProtocol)
+    evaluation = EncoderEvaluation(settings) if encodes else Language(settings, progress)
     evaluation.check(targets)
-    saved = AnswerLog(log)
-    results: list[TargetResult] = []
-    answers: list[list[TaskAnswers]] = []
+    saved, results, answers = AnswerLog(log), list[TargetResult](), dict[str, list[TaskAnswers]]()
     for target in targets:
         logged = LoggedTarget(target, saved)
-        answers.append(evaluation.run(logged, progress))
-        results.append(_result(logged, evaluation.prompt_of(target), answers[-1]))
+        answers[target.name] = evaluation.run(logged, progress)
+        results.append(_result(logged, evaluation.prompt_of(target), answers[target.name]))
         target.close()
-    names = [target.name for target in targets]
+    processor = openvino_core().get_property("CPU", "FULL_DEVICE_NAME").strip()
     record = EvalRecord(
         protocol=settings.protocol.name,
         num_beams=settings.beams,
         limit=settings.limit,
         seed=settings.seed,
         targets=tuple(results),
-        differences=_differences(names, answers),
-        conditions=conditions(),
+        differences=_differences(answers),
+        conditions=Conditions(processor, versions(PACKAGES), time.strftime("%Y-%m-%d")),
     )
-    return record, {
-        name: {task.result.task: task.samples for task in tasks} for name, tasks in zip(names, answers, strict=True)
-    }
+    return record, {name: {task.result.task: task.samples for task in tasks} for name, tasks in answers.items()}
 
 
-def _evaluation(
-    target: Target, settings: EvalSettings, progress: Progress
-) -> Language | Classification | Embedding | Reranking:
-    if target.pooling:
-        return Embedding(settings)
-    if settings.protocol is RERANK:
-        return Reranking(settings)
-    return Classification(settings) if target.outputs else Language(settings, progress)
-
-
-def _differences(names: Sequence[str], answers: Sequence[Sequence[TaskAnswers]]) -> tuple[Difference, ...]:
+def _differences(answers: dict[str, list[TaskAnswers]]) -> tuple[Difference, ...]:
     """Compare each target with the first."""
-    first, *others = [[task.answers for task in tasks if task.answers] for tasks in answers]
-    compared = (compare(name, other, names[0], first) for name, other in zip(names[1:], others, strict=True))
-    return tuple(chain.from_iterable(compared))
+    differences: list[Difference] = []
+    comparable = {name: [task.answers for task in tasks if task.answers] for name, tasks in answers.items()}
+    first, *others = comparable
+    for name in others:
+        differences += compare(name, comparable[name], first, comparable[first])
+    return tuple(differences)
 
 
 def _result(logged: LoggedTarget, prompt: str, tasks: Sequence[TaskAnswers]) -> TargetResult:
@@ -107,14 +93,3 @@ def _result(logged: LoggedTarget, prompt: str, tasks: Sequence[TaskAnswers]) -> 
         seconds=logged.seconds,
         identity=dict(target.identity),
     )
-
-
-def _identity(targets: Sequence[Target], settings: EvalSettings) -> dict[str, Any]:
-    """What an evaluation must share with the one that it continues."""
-    return {**settings.identity, "targets": {target.name: dict(target.identity) for target in targets}}
-
-
-def conditions() -> Conditions:
-    """Machine, versions, date."""
-    processor = openvino_core().get_property("CPU", "FULL_DEVICE_NAME").strip()
-    return Conditions(processor, versions(PACKAGES), time.strftime("%Y-%m-%d"))

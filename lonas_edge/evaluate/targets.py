@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,32 +10,39 @@ import torch
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.evaluate.encoders import Encoder, ir_encoder, torch_encoder
+from lonas_edge.evaluate.encoders import ir_encoder, torch_encoder
 from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import changed_files, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, MODEL_KINDS, ModelKind, context_of, family_of_config, output_names
+from lonas_edge.families import (
+    CAUSAL_LM,
+    CLASSIFICATION,
+    MODEL_KINDS,
+    ModelKind,
+    context_of,
+    family_of_config,
+    output_names,
+)
 from lonas_edge.files import check_model_folder, read_json, sha256
 from lonas_edge.formats import DTYPES
-from lonas_edge.ir import MODEL
+from lonas_edge.ir import MODEL, WEIGHTS
 from lonas_edge.network import adapters
 from lonas_edge.network.configuration import parse_config, read_config
 from lonas_edge.network.location import TRAINING, locate
 from lonas_edge.network.source import Source, kind_of_folder, open_source
-from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.space.subnetwork import Sizes
 from lonas_edge.versions import versions
 
 if TYPE_CHECKING:
-    from lm_eval.api.model import LM
-
     from lonas_edge.network.super_network import SuperNetwork
 
 _FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # that a model is loaded from
 _RECORDS = (MANIFEST, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
 _LARGE_BYTES = 1_000_000_000  # of weights: batches of larger models are smaller, because a kill loses one
+_CONTEXT = 2048  # tokens, where config.json states none
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,8 @@ class Target:
         sizes: Its sizes, where they are known.
         identity: Everything that its answers depend on: hashes of files, sub-network, properties, versions.
         batch_size: Prompts of a batch.
+        load: Loads a model of lm-evaluation-harness, or an encoder.
         folder: The directory, where `lonas-edge export` wrote it and so has a model card.
-        load: Loads a model of lm-evaluation-harness, or an encoder as a function from batches to logits or embeddings.
-        uses: Arguments of `open_targets` and fields of `RunOptions` that can change it.
         base: The base model's directory, where it is not the target itself.
         outputs: Names of a classifier's outputs; none of other models.
         pooling: Pooling of an embedding model, with the longest text; None for other models.
@@ -72,14 +77,19 @@ class Target:
     sizes: Sizes | None
     identity: Mapping[str, Any]
     batch_size: int
-    folder: Path | None
     load: Callable[[], Any]
-    uses: frozenset[str]
+    folder: Path | None = None
     base: Path | None = None
     outputs: tuple[str, ...] = ()
     pooling: Pooling | None = None
     template: Template | None = None
     close: Callable[[], None] = lambda: None
+
+    @property
+    def embedding(self) -> Pooling:
+        """The pooling of an embedding model."""
+        assert self.pooling
+        return self.pooling
 
 
 def open_targets(
@@ -98,15 +108,19 @@ def open_targets(
         model: The base model of adapters.
         nncf_config: The search space of adapters.
     """
-    opened: list[Target] = []
-    opener = _Opener(run)
+    opened, elastic = list[Target](), False
     for reference in references:
         folder = Path(reference)
-        if (folder / MODEL).exists() or (folder / MANIFEST).exists():
-            opened.append(opener.checkpoint(folder) if _is_checkpoint(folder) else opener.exported(folder))
+        if (folder / MANIFEST).exists() and Manifest.read(folder / MANIFEST).stage == "checkpoint":
+            opened.append(_checkpoint(folder, run))
+        elif (folder / MODEL).exists() or (folder / MANIFEST).exists():
+            opened.append(_exported(folder, run))
         else:
             source = open_source(reference, model if reference != model else None, nncf_config)
-            opened += opener.subnetworks(source, subnets if source.space.groups else [None])
+            elastic |= bool(source.space.groups)
+            opened += _subnetworks(source, subnets if source.space.groups else [None], run)
+    if any(subnets) and not elastic:
+        raise LonasEdgeError("--subnet has no effect: no TARGET has a search space")
     names = [target.name for target in opened]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -134,6 +148,84 @@ def _kind_of(reference: str, model: str | None) -> ModelKind:
     return kind_of_folder(folder) or CAUSAL_LM
 
 
+def _exported(folder: Path, run: RunOptions) -> Target:
+    """An IR."""
+    if run.openvino_device.startswith("NPU"):
+        raise LonasEdgeError(f"{folder}: an NPU computes one prompt at a time. Pass --device CPU or GPU.")
+    exported, properties = open_exported(folder, ours=(folder / MANIFEST).exists()), dict(run.properties)
+    tokenizer, max_length = _tokenizer(folder), exported.context or _CONTEXT
+    classifies, pooling = exported.kind == CLASSIFICATION, _limit(exported.pooling, tokenizer, max_length)
+
+    def load() -> Any:
+        if pooling or classifies:
+            return ir_encoder(folder, run.openvino_device, properties, pooling)
+        from lonas_edge.evaluate.openvino_lm import OpenVinoLM
+
+        return OpenVinoLM(folder, tokenizer, max_length, run.openvino_device, properties)
+
+    batch_size = _batch_size((folder / WEIGHTS).stat().st_size, run)
+    packages = (*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")
+    conditions = {"device": run.openvino_device, "properties": properties, "batch_size": batch_size}
+    return Target(
+        name=folder.resolve().name,
+        kind="ir",
+        precision=exported.weight_format,
+        prompt=_prompt_in(exported.manifest) if exported.manifest else choose_prompt(),
+        max_length=max_length,
+        tokenizer=tokenizer,
+        sizes=exported.manifest.sizes.subnetwork if exported.manifest else None,
+        identity={"files": _hash_files(folder), **_stated(pooling), **conditions, "versions": versions(packages)},
+        batch_size=batch_size,
+        load=load,
+        folder=folder if exported.manifest else None,
+        outputs=output_names(parse_config(exported.config, "config.json")) if classifies else (),
+        pooling=pooling,
+    )
+
+
+def _checkpoint(folder: Path, run: RunOptions) -> Target:
+    """A checkpoint of `export --stage checkpoint`."""
+    from lonas_edge.network.modeling import load_checkpoint
+
+    check_model_folder(folder)
+    manifest = Manifest.read(folder / MANIFEST)
+    raise_all(f"{folder}: the exported checkpoint is damaged:", changed_files(folder, manifest), "Export it again.")
+
+    def load() -> Any:
+        return load_checkpoint(folder, DTYPES[run.torch_dtype].torch)
+
+    name, files = folder.resolve().name, {"checkpoint": _hash_files(folder)}
+    prompt, sizes = _prompt_in(manifest), manifest.sizes.subnetwork
+    target = _in_torch(name, folder, load, files, sizes, prompt, read_config(folder), manifest.pooling, run)
+    return replace(target, folder=folder)
+
+
+def _subnetworks(source: Source, subnets: Sequence[str | None], run: RunOptions) -> list[Target]:
+    """Sub-networks of one SOURCE, which share its network."""
+    network, elastic = _SharedNetwork(source, run, len(subnets)), bool(source.space.groups)
+    source_name = (source.adapter or source.base).name.rsplit("/", 1)[-1]
+    files: dict[str, Any] = {"base": _hash_files(source.base.folder)}
+    files |= {"search_space": source.space.hash} if elastic else {}
+    files |= {"adapter": _hash_files(source.adapter.folder)} if source.adapter else {}
+    trained = source.training.prompt if source.training else None
+    recorded = trained.name if trained else None
+    prompt = choose_prompt(recorded=recorded, search_space=source.space.hash if source.adapter else None)
+    config = {**read_config(source.base.folder), **(source.head or {})}
+    targets = []
+    for subnet in subnets:
+        chosen = source.select(subnet)
+        name = f"{source_name}:{chosen.name}" if elastic else source_name
+
+        def load(widths: Sequence[int] = chosen.widths) -> Any:
+            return network.activate(widths)
+
+        own = {**files, "widths": list(chosen.widths)}
+        target = _in_torch(name, source.base.folder, load, own, source.sizes(chosen), prompt, config, source.pooling, run)
+        template = trained if recorded == CHAT else None
+        targets.append(replace(target, base=source.base.folder, template=template, close=network.close))
+    return targets
+
+
 class _SharedNetwork:
     """A super-network for all its sub-networks: loaded for the first, released after the last."""
 
@@ -141,7 +233,7 @@ class _SharedNetwork:
         self._source, self._run, self._users = source, run, users
         self._network: SuperNetwork | None = None
 
-    def activated(self, widths: Sequence[int]) -> Any:
+    def activate(self, widths: Sequence[int]) -> Any:
         """The model with a sub-network activated."""
         from lonas_edge.network.super_network import load_super_network
 
@@ -157,149 +249,56 @@ class _SharedNetwork:
             self._network = None
 
 
-class _Opener:
-    """Opens targets; hashes the files of a directory once."""
+def _in_torch(
+    name: str,
+    folder: Path,
+    load_model: Callable[[], Any],
+    files: Mapping[str, Any],
+    sizes: Sizes,
+    prompt: str,
+    config: Mapping[str, Any],
+    pooling: Pooling | None,
+    run: RunOptions,
+) -> Target:
+    family = family_of_config(config)
+    classifies = family is not None and family.kind == CLASSIFICATION
+    if run.torch_device == "cuda" and not torch.cuda.is_available():
+        raise LonasEdgeError(f"{name}: --device cuda: PyTorch finds no CUDA device here")
+    tokenizer = _tokenizer(folder)
+    batch_size, max_length = _batch_size(sizes.bytes["fp16"], run), context_of(config) or _CONTEXT
+    pooling = _limit(pooling, tokenizer, max_length)
 
-    def __init__(self, run: RunOptions):
-        self.run = run
-        self._hashed: dict[Path, dict[str, str]] = {}
+    def load() -> Any:
+        model = load_model().to(run.torch_device)
+        if pooling or classifies:
+            return torch_encoder(model, pooling)
+        from lonas_edge.evaluate.torch_lm import TorchLM
 
-    def exported(self, folder: Path) -> Target:
-        """An IR."""
-        run = self.run
-        if run.openvino_device.startswith("NPU"):
-            raise LonasEdgeError(f"{folder}: an NPU computes one prompt at a time. Pass --device CPU or GPU.")
-        exported = open_exported(folder, ours=(folder / MANIFEST).exists())
-        properties = dict(run.properties)
-        tokenizer, max_length = _tokenizer(folder), exported.context or 2048
+        return TorchLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
 
-        def load() -> "LM":
-            from lonas_edge.evaluate.openvino_lm import OpenVinoLM
-
-            return OpenVinoLM(folder, tokenizer, max_length, run.openvino_device, properties)
-
-        def load_encoder() -> Encoder:
-            return ir_encoder(folder, run.openvino_device, properties, pooling)
-
-        classifies, pooling = exported.kind == CLASSIFICATION, _limited(exported.pooling, tokenizer, max_length)
-        batch_size = _batch_size((folder / MODEL).with_suffix(".bin").stat().st_size, run)
-        packages = (*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")
-        conditions = {"device": run.openvino_device, "properties": properties, "batch_size": batch_size}
-        return Target(
-            name=folder.resolve().name,
-            kind="ir",
-            precision=exported.weight_format,
-            prompt=_prompt_in(exported.manifest),
-            max_length=max_length,
-            tokenizer=tokenizer,
-            sizes=exported.manifest.sizes.subnetwork if exported.manifest else None,
-            identity={"files": self._hashes(folder), **_stated(pooling), **conditions, "versions": versions(packages)},
-            batch_size=batch_size,
-            folder=folder if exported.manifest else None,
-            load=load_encoder if pooling or classifies else load,
-            uses=frozenset({"properties", *(["device"] if run.torch_device == "cpu" else [])}),
-            outputs=output_names(parse_config(exported.config, "config.json")) if classifies else (),
-            pooling=pooling,
-        )
-
-    def checkpoint(self, folder: Path) -> Target:
-        """A checkpoint of `export --stage checkpoint`."""
-        from lonas_edge.network.modeling import load_checkpoint
-
-        check_model_folder(folder)
-        manifest = Manifest.read(folder / MANIFEST)
-        raise_all(f"{folder}: the exported checkpoint is damaged:", changed_files(folder, manifest), "Export it again.")
-        load = partial(load_checkpoint, folder, DTYPES[self.run.torch_dtype].torch)
-        files = {"checkpoint": self._hashes(folder)}
-        name, sizes = folder.resolve().name, manifest.sizes.subnetwork
-        target = self._torch(name, folder, load, files, sizes, _prompt_in(manifest), pooling=manifest.pooling)
-        return replace(target, folder=folder)
-
-    def subnetworks(self, source: Source, subnets: Sequence[str | None]) -> list[Target]:
-        """Sub-networks of one SOURCE."""
-        shared = _SharedNetwork(source, self.run, len(subnets))
-        return [self._subnetwork(source, name, shared) for name in subnets]
-
-    def _subnetwork(self, source: Source, subnet: str | None, shared: _SharedNetwork) -> Target:
-        chosen, elastic = source.select(subnet), bool(source.space.groups)
-        name = (source.adapter or source.base).name.rsplit("/", 1)[-1]
-        files: dict[str, Any] = {"base": self._hashes(source.base.folder), "widths": list(chosen.widths)}
-        if elastic:
-            files["search_space"] = source.space.hash
-        if source.adapter:
-            files["adapter"] = self._hashes(source.adapter.folder)
-        trained = source.training.prompt if source.training else None
-        recorded = trained.name if trained else None
-        own = trained if recorded == CHAT else None
-        target = self._torch(
-            f"{name}:{chosen.name}" if elastic else name,
-            source.base.folder,
-            partial(shared.activated, chosen.widths),
-            files,
-            source.sizes(chosen),
-            choose_prompt(recorded=recorded, search_space=source.space.hash if source.adapter else None),
-            source.head,
-            source.pooling,
-        )
-        uses = {"model", "nncf_config"} | ({"subnet"} if elastic else set())
-        return replace(target, uses=target.uses | uses, base=source.base.folder, template=own, close=shared.close)
-
-    def _torch(
-        self,
-        name: str,
-        folder: Path,
-        load_model: Callable[[], Any],
-        files: Mapping[str, Any],
-        sizes: Sizes,
-        prompt: str,
-        head: Mapping[str, Any] | None = None,
-        pooling: Pooling | None = None,
-    ) -> Target:
-        run = self.run
-        config = {**read_config(folder), **(head or {})}
-        family = family_of_config(config)
-        classifies = family is not None and family.kind == CLASSIFICATION
-        if run.torch_device == "cuda" and not torch.cuda.is_available():
-            raise LonasEdgeError(f"{name}: --device cuda: PyTorch finds no CUDA device here")
-        tokenizer = _tokenizer(folder)
-        batch_size, max_length = _batch_size(sizes.bytes["fp16"], run), context_of(config) or 2048
-        pooling = _limited(pooling, tokenizer, max_length)
-
-        def load() -> "LM":
-            from lonas_edge.evaluate.torch_lm import TorchLM
-
-            model = load_model().to(run.torch_device)
-            return TorchLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
-
-        def load_encoder() -> Encoder:
-            return torch_encoder(load_model().to(run.torch_device), pooling)
-
-        conditions = {"device": run.torch_device, "dtype": run.torch_dtype, "batch_size": batch_size}
-        return Target(
-            name=name,
-            kind="torch",
-            precision=run.torch_dtype,
-            prompt=prompt,
-            max_length=max_length,
-            tokenizer=tokenizer,
-            sizes=sizes,
-            identity={"files": files, **_stated(pooling), **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},
-            batch_size=batch_size,
-            folder=None,
-            load=load_encoder if pooling or classifies else load,
-            uses=frozenset({"torch_dtype", *(["device"] if run.torch_device == "cuda" else [])}),
-            outputs=output_names(parse_config(config, "config.json")) if classifies else (),
-            pooling=pooling,
-        )
-
-    def _hashes(self, folder: Path) -> dict[str, str]:
-        if folder not in self._hashed:
-            kept = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES and path.name not in _RECORDS]
-            self._hashed[folder] = {path.name: sha256(path) for path in kept}
-        return self._hashed[folder]
+    conditions = {"device": run.torch_device, "dtype": run.torch_dtype, "batch_size": batch_size}
+    return Target(
+        name=name,
+        kind="torch",
+        precision=run.torch_dtype,
+        prompt=prompt,
+        max_length=max_length,
+        tokenizer=tokenizer,
+        sizes=sizes,
+        identity={"files": files, **_stated(pooling), **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},
+        batch_size=batch_size,
+        load=load,
+        outputs=output_names(parse_config(config, "config.json")) if classifies else (),
+        pooling=pooling,
+    )
 
 
-def _limited(pooling: Pooling | None, tokenizer: Any, context: int) -> Pooling | None:
+def _hash_files(folder: Path) -> dict[str, str]:
+    kept = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES and path.name not in _RECORDS]
+    return {path.name: sha256(path) for path in kept}
+
+
+def _limit(pooling: Pooling | None, tokenizer: Any, context: int) -> Pooling | None:
     return pooling.limited(tokenizer.model_max_length, context) if pooling else None
 
 
@@ -308,14 +307,8 @@ def _stated(pooling: Pooling | None) -> dict[str, Any]:
     return {"pooling": asdict(pooling)} if pooling else {}
 
 
-def _is_checkpoint(folder: Path) -> bool:
-    return (folder / MANIFEST).exists() and Manifest.read(folder / MANIFEST).stage == "checkpoint"
-
-
 def _tokenizer(folder: Path) -> Any:
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise LonasEdgeError(f"{folder}: no tokenizer, which an evaluation needs")
+    tokenizer = require_tokenizer(folder, "an evaluation")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -325,7 +318,5 @@ def _batch_size(weight_bytes: int, run: RunOptions) -> int:
     return run.batch_size or (64 if weight_bytes < _LARGE_BYTES else 16)
 
 
-def _prompt_in(manifest: Manifest | None) -> str:
-    return (
-        choose_prompt(recorded=manifest.prompt, search_space=manifest.subnetwork.search_space) if manifest else choose_prompt()
-    )
+def _prompt_in(manifest: Manifest) -> str:
+    return choose_prompt(recorded=manifest.prompt, search_space=manifest.subnetwork.search_space)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lonas_edge.data.templates import Template
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate.protocols import PROTOCOLS, TASKS, Document
+from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS, TASKS, Document
 
 
 def load(
@@ -28,7 +28,7 @@ def load(
 
     if not datasets:
         raise LonasEdgeError('no test sets: lm_eval takes their directory as --metadata \'{"datasets": "DIR"}\'')
-    known, chosen = PROTOCOLS[protocol], Template(**template) if template else prompt
+    known, chosen = PROMPT_PROTOCOLS[protocol], Template(**template) if template else prompt
     return {"test": Dataset.from_list(known.documents(known.read(Path(datasets), task), task, chosen))}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from lonas_edge.bench.statistics import Interval, difference_of_means, difference_of_statistics
 from lonas_edge.errors import raise_all
 from lonas_edge.evaluate.encoders import ir_outputs
-from lonas_edge.evaluate.glue import METRICS
+from lonas_edge.evaluate.metrics import METRICS
 from lonas_edge.pipeline.record import Quality
 from lonas_edge.progress import Progress
 

@@ -8,7 +8,7 @@ import pytest
 
 from lonas_edge.data.math_tasks import TASKS
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate.protocols import PROTOCOLS
+from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_faulty_samples_are_named_with_their_file(task: str, sample: Any, messag
     good = {**SAMPLE, "answer": "B"} if task == "AQuA" else SAMPLE
     path.write_text(json.dumps([good, sample, good]))
     with pytest.raises(LonasEdgeError) as raised:
-        PROTOCOLS["generate"].read(tmp_path, task)
+        PROMPT_PROTOCOLS["generate"].read(tmp_path, task)
     assert str(path) in str(raised.value)
     assert message in str(raised.value)
     assert "sample 0" not in str(raised.value)
@@ -91,6 +91,6 @@ def test_faulty_samples_are_named_with_their_file(task: str, sample: Any, messag
 def test_an_answer_is_a_text_or_a_number(answer: object, expected: str, tmp_path: Path) -> None:
     (tmp_path / "SVAMP").mkdir()
     (tmp_path / "SVAMP/test.json").write_text(json.dumps([{**SAMPLE, "answer": answer}]))
-    generate = PROTOCOLS["generate"]
+    generate = PROMPT_PROTOCOLS["generate"]
     (document,) = generate.documents(generate.read(tmp_path, "SVAMP"), "SVAMP", "question")
     assert document == {"task": "SVAMP", "prompt": "Question: What is 1 + 1?\nAnswer:", "answer": expected}

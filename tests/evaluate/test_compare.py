@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lonas_edge.evaluate.compare import AVERAGE, Answers, compare
-from lonas_edge.evaluate.glue import metrics_of
+from lonas_edge.evaluate.metrics import metrics_of
 
 
 def answers(task: str, correct: str, given: str | None = None) -> Answers:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from lonas_edge.evaluate.compare import Difference
-from lonas_edge.evaluate.record import EvalRecord
+from lonas_edge.evaluate.compare import Difference, EvalRecord
 from lonas_edge.evaluate.report import for_card, markdown, to_csv
 from lonas_edge.exporting.evaluations import Conditions, Metric, SkippedSample, TargetResult, TaskResult, averaged
 from lonas_edge.space.subnetwork import Sizes

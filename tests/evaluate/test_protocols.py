@@ -11,8 +11,8 @@ import yaml
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate import HARNESS_TASKS
-from lonas_edge.evaluate.protocols import PROTOCOLS, TASKS, choose_protocol
-from lonas_edge.evaluate.settings import EvalSettings
+from lonas_edge.evaluate.options import EvalSettings
+from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS, TASKS, choose_protocol
 
 DATA = Path(__file__).parent / "data"
 INSTRUCTION = (
@@ -22,20 +22,20 @@ INSTRUCTION = (
 GOOD = {"instruction": INSTRUCTION, "input": "", "output": "", "answer": "answer1"}
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROMPT_PROTOCOLS)
 def test_every_task_has_valid_samples_for_every_protocol(protocol: str):
     assert sorted(path.name for path in DATA.iterdir()) == sorted(TASKS)
-    for task in PROTOCOLS[protocol].tasks:
+    for task in PROMPT_PROTOCOLS[protocol].tasks:
         stored = json.loads((DATA / task / "test.json").read_text())
         assert len(stored) >= 5
-        assert PROTOCOLS[protocol].read(DATA, task) == stored
+        assert PROMPT_PROTOCOLS[protocol].read(DATA, task) == stored
 
 
 def test_documents_of_each_protocol():
     sample = GOOD | {"answer": "answer2"}
 
     def document(protocol: str, prompt: str) -> dict[str, Any]:
-        (made,) = PROTOCOLS[protocol].documents([sample], "ARC-Easy", prompt)
+        (made,) = PROMPT_PROTOCOLS[protocol].documents([sample], "ARC-Easy", prompt)
         return made
 
     generate, word = document("generate", "question"), document("answer-word", "question")
@@ -68,14 +68,14 @@ def test_documents_of_each_protocol():
     ],
 )
 def test_a_protocol_in_one_line(protocol: str, beams: int | None, tasks: list[str], message: str):
-    assert PROTOCOLS[protocol].describe(beams, tasks) == message
+    assert PROMPT_PROTOCOLS[protocol].describe(beams, tasks) == message
 
 
 def test_room_for_the_answer():
     document = {"task": "boolq", "choices": ["no", "not at all"]}
-    assert PROTOCOLS["option-text"].longest_answer(document, len) == len(" not at all")
-    assert PROTOCOLS["generate"].longest_answer(document, len) == 32
-    assert PROTOCOLS["generate"].longest_answer({"task": "AQuA"}, len) == 256
+    assert PROMPT_PROTOCOLS["option-text"].longest_answer(document, len) == len(" not at all")
+    assert PROMPT_PROTOCOLS["generate"].longest_answer(document, len) == 32
+    assert PROMPT_PROTOCOLS["generate"].longest_answer({"task": "AQuA"}, len) == 256
 
 
 class Loader(yaml.SafeLoader):
@@ -91,7 +91,7 @@ def definition(name: str) -> dict[str, Any]:
     return definition(own["include"].removesuffix(".yaml")) | own if "include" in own else own
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROMPT_PROTOCOLS.values(), ids=PROMPT_PROTOCOLS)
 def test_the_definitions_of_stock_lm_eval_agree(protocol: Any):
     common = definition(f"_{protocol.name}")
     assert common["metadata"]["protocol"] == protocol.name
@@ -151,7 +151,7 @@ RANKING_FAULTS = [
 
 def refused(protocol: str, content: object, tmp_path: Path) -> str:
     with pytest.raises(LonasEdgeError) as error:
-        PROTOCOLS[protocol].read(damaged(tmp_path, content), "ARC-Easy")
+        PROMPT_PROTOCOLS[protocol].read(damaged(tmp_path, content), "ARC-Easy")
     assert str(tmp_path / "ARC-Easy/test.json") in str(error.value)
     return str(error.value)
 
@@ -168,14 +168,14 @@ def test_ranking_needs_options(content: list[dict[str, str]], message: list[str]
     error = refused("option-text", content, tmp_path)
     for fault in message:
         assert fault in error
-    assert PROTOCOLS["generate"].read(tmp_path, "ARC-Easy") == content
+    assert PROMPT_PROTOCOLS["generate"].read(tmp_path, "ARC-Easy") == content
 
 
 def test_missing_data_names_what_is_there(tmp_path: Path):
     with pytest.raises(LonasEdgeError, match="no such directory"):
-        PROTOCOLS["generate"].read(tmp_path / "nowhere", "boolq")
+        PROMPT_PROTOCOLS["generate"].read(tmp_path / "nowhere", "boolq")
     with pytest.raises(LonasEdgeError, match=r"missing\. Test sets in .*: ARC-Easy"):
-        PROTOCOLS["generate"].read(damaged(tmp_path, [GOOD]), "boolq")
+        PROMPT_PROTOCOLS["generate"].read(damaged(tmp_path, [GOOD]), "boolq")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_the_default_protocol(explicit: str | None, prompts: list[str], tasks: l
 
 
 def test_limit_is_a_seeded_choice():
-    chosen = [EvalSettings((), None, limit=3, seed=seed).chosen("boolq", 6) for seed in (0, 0, 1, 2, 3)]
+    chosen = [EvalSettings((), None, limit=3, seed=seed).choose("boolq", 6) for seed in (0, 0, 1, 2, 3)]
     assert chosen[0] == chosen[1] == sorted(chosen[0]) and all(len(set(indices)) == 3 for indices in chosen)
     assert len(set(map(tuple, chosen))) > 2
-    assert EvalSettings((), None, limit=6).chosen("boolq", 6) == EvalSettings((), None).chosen("boolq", 6) == [*range(6)]
+    assert EvalSettings((), None, limit=6).choose("boolq", 6) == EvalSettings((), None).choose("boolq", 6) == [*range(6)]

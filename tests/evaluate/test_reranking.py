@@ -94,7 +94,7 @@ def test_other_targets_are_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_p
     (tmp_path / "RTE/dev.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\tgood\tbad\tentailment\n")
     on, one, two = ("--datasets", tmp_path), tiny_bert.source(1).arguments(), tiny_bert.source(2).arguments()
     for arguments, message in (
-        ((*two, *on, "--tasks", "mine"), "2 outputs; expected 1 Pass rerankers (cross-encoders)."),
+        ((*two, *on, "--tasks", "mine"), "2 outputs; expected 1, a score of a query and a passage"),
         ((*one, *on, "--tasks", "mine,RTE"), "mine: not a task of GLUE"),
         ((*one, *on, "--tasks", "other"), "other: not a task of GLUE"),
     ):

@@ -11,7 +11,7 @@ from pathlib import Path
 from lonas_edge.data.records import LIMIT
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import casefolded
+from lonas_edge.families import casefold
 from lonas_edge.files import read_text
 
 _DEV = "dev"
@@ -95,7 +95,7 @@ class GlueTask:
 
     def numbers_in(self, outputs: Sequence[str]) -> list[int]:
         """Number of each class among a head's outputs: by name in any case, or else in the task's order."""
-        theirs, ours = casefolded(outputs), casefolded(self.classes)
+        theirs, ours = casefold(outputs), casefold(self.classes)
         return [theirs.index(name) for name in ours] if sorted(theirs) == sorted(ours) else list(range(len(ours)))
 
     def renumber(self, texts: Sequence[Texts], outputs: Sequence[str]) -> list[Texts]:

@@ -3,11 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lonas_edge.families.base import (
+from lonas_edge.families.base import Family
+from lonas_edge.families.bert import Bert, BertEmbedder
+from lonas_edge.families.bloom import Bloom
+from lonas_edge.families.distilbert import DistilBert, DistilBertEmbedder
+from lonas_edge.families.gemma3n import Gemma3n
+from lonas_edge.families.gpt_neox import GPTNeoX
+from lonas_edge.families.granite import Granite, Granite4
+from lonas_edge.families.kinds import CAUSAL_LM, CLASSIFICATION, EMBEDDING, MODEL_KINDS, ModelKind, casefold, output_names
+from lonas_edge.families.layers import (
     BLOCK_KINDS,
     NOTHING,
     Block,
-    Family,
     GroupKind,
     HeadRule,
     Linear,
@@ -17,14 +24,6 @@ from lonas_edge.families.base import (
     head_dim,
     key_value_heads,
 )
-from lonas_edge.families.bert import Bert, BertEmbedder
-from lonas_edge.families.bloom import Bloom
-from lonas_edge.families.distilbert import DistilBert, DistilBertEmbedder
-from lonas_edge.families.gemma3n import Gemma3n
-from lonas_edge.families.gpt_neox import GPTNeoX
-from lonas_edge.families.granite import Granite
-from lonas_edge.families.granite4 import Granite4
-from lonas_edge.families.kinds import CAUSAL_LM, CLASSIFICATION, EMBEDDING, MODEL_KINDS, ModelKind, casefolded, output_names
 from lonas_edge.families.llama import Llama
 from lonas_edge.families.mpnet import MPNetEmbedder
 from lonas_edge.families.olmo2 import Olmo2
@@ -71,7 +70,7 @@ __all__ = [
     "ModelKind",
     "Ranges",
     "WidthRule",
-    "casefolded",
+    "casefold",
     "context_of",
     "family_of",
     "family_of_config",

@@ -15,8 +15,8 @@ Source: the configuration and modeling files of transformers 5.5.
 from dataclasses import dataclass
 from typing import Any
 
-from lonas_edge.families.base import Block, Family, GroupKind, Linear, WidthRule, head_dim
-from lonas_edge.families.llama import HIDDEN_STATE
+from lonas_edge.families.base import Family
+from lonas_edge.families.layers import HIDDEN_STATE, Block, GroupKind, Linear, WidthRule, head_dim
 
 _ALIBI = "the slopes of ALiBi depend on the number of heads"
 

@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import Block, GroupKind, Linear, WidthRule, head_dim
+from lonas_edge.families.layers import Block, GroupKind, Linear, WidthRule, head_dim
 from lonas_edge.families.llama import Llama, class_names
 
 _SHARED = "layers share keys and values, so they would have to lose the same heads"
@@ -90,9 +90,9 @@ class Gemma3n(Llama):
 
         AltUp's scale is called as a module, so that its parameter can be streamed.
         """
-        model.base_model.register_forward_pre_hook(_with_shared, with_kwargs=True)
+        model.base_model.register_forward_pre_hook(_share_in_body, with_kwargs=True)
         for layer in model.base_model.layers:
-            layer.self_attn.register_forward_pre_hook(_sharing, with_kwargs=True)
+            layer.self_attn.register_forward_pre_hook(_share_in_attention, with_kwargs=True)
             layer.altup.scale_corrected_output = layer.altup.__call__
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
@@ -165,12 +165,15 @@ class _Shared:
         return keys, values
 
 
-def _with_shared(_body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a hooked module
+
+
+def _share_in_body(_body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
     """Let the layers share without a cache, of which gradient checkpointing deprives them, too."""
     return args, kwargs if kwargs.get("past_key_values") is not None else {**kwargs, "shared": _Shared()}
 
 
-def _sharing(_attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _share_in_attention(_attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments:
     own = dict(kwargs)
     shared = own.pop("shared", None)
     if own.get("past_key_values") is None:

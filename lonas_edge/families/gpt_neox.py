@@ -9,8 +9,8 @@ Source: the configuration and modeling files of transformers 5.5.
 
 from typing import Any
 
-from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim
-from lonas_edge.families.llama import HIDDEN_STATE
+from lonas_edge.families.base import Family
+from lonas_edge.families.layers import HIDDEN_STATE, Block, GroupKind, HeadRule, Linear, WidthRule, head_dim
 
 
 class GPTNeoX(Family):

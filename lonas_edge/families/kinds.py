@@ -56,7 +56,7 @@ class ModelKind:
 
 
 @dataclass(frozen=True)
-class Classification(ModelKind):
+class _Classifier(ModelKind):
     """Sequence classification; one output is a regression."""
 
     def head_fields(self, config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Classification(ModelKind):
             return {}
         names = [f"LABEL_{index}" for index in range(outputs)] if isinstance(outputs, int) else list(outputs)
         base = output_names(config)
-        names = list(base) if sorted(casefolded(base)) == sorted(casefolded(names)) else names
+        names = list(base) if sorted(casefold(base)) == sorted(casefold(names)) else names
         return {
             "problem_type": "regression" if len(names) == 1 else "single_label_classification",
             "id2label": {str(index): name for index, name in enumerate(names)},
@@ -78,7 +78,7 @@ def output_names(config: Any) -> tuple[str, ...]:
     return tuple(str(name) for _, name in sorted(config.id2label.items()))
 
 
-def casefolded(names: Iterable[str]) -> list[str]:
+def casefold(names: Iterable[str]) -> list[str]:
     """Names of classes without their case, in which models differ."""
     return [name.casefold() for name in names]
 
@@ -93,7 +93,7 @@ CAUSAL_LM = ModelKind(
     inputs=("input_ids", "attention_mask"),
     sequence_length=256,
 )
-CLASSIFICATION = Classification(
+CLASSIFICATION = _Classifier(
     "sequence classifier",
     "AutoModelForSequenceClassification",
     "SEQ_CLS",

@@ -11,9 +11,9 @@ Sources: the configuration and modeling files of transformers 5.5 for each model
 
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
+from lonas_edge.families.base import Family
+from lonas_edge.families.layers import HIDDEN_STATE, Block, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
 
-HIDDEN_STATE = "its output is the hidden state, which every layer shares"
 _NORMS_AFTER = ("gemma2", "gemma3_text")
 _MLP_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 

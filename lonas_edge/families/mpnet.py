@@ -9,9 +9,8 @@ Source: the configuration and modeling files of transformers 5.5; Song et al., a
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import Block, GroupKind, Linear, WidthRule
 from lonas_edge.families.bert import BertEmbedder
-from lonas_edge.families.llama import HIDDEN_STATE
+from lonas_edge.families.layers import HIDDEN_STATE, Block, GroupKind, Linear, WidthRule
 
 _HEADS = "all layers share one table of relative positions, with a column for each head"
 _QUERY, _KEY, _VALUE, _OUT = (f"attention.attn.{name}" for name in ("q", "k", "v", "o"))

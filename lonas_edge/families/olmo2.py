@@ -11,7 +11,7 @@ Source: the configuration and modeling files of transformers 5.5.
 
 from typing import Any
 
-from lonas_edge.families.base import Block
+from lonas_edge.families.layers import Block
 from lonas_edge.families.llama import Llama, class_names, key_value_channels
 
 _NORMED = "queries and keys are normalized over all heads, so the remaining heads would get another scale"

@@ -11,8 +11,9 @@ Source: the configuration and modeling files of transformers 5.5.
 from collections.abc import Mapping
 from typing import Any
 
-from lonas_edge.families.base import Block, Family, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
-from lonas_edge.families.llama import HIDDEN_STATE, class_names, key_value_channels
+from lonas_edge.families.base import Family
+from lonas_edge.families.layers import HIDDEN_STATE, Block, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
+from lonas_edge.families.llama import class_names, key_value_channels
 
 
 class Phi3(Family):

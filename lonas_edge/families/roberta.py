@@ -8,8 +8,9 @@ Source: the configuration and modeling files of transformers 5.5; Liu et al., ar
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lonas_edge.families.base import Family, Linear
+from lonas_edge.families.base import Family
 from lonas_edge.families.bert import Bert, BertEmbedder
+from lonas_edge.families.layers import Linear
 
 _NAMES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
 
@@ -24,7 +25,7 @@ class _Roberta(Family):
         return positions - (1 if padding is None else padding) - 1 if positions else positions
 
 
-def _named(classes: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
+def _rename(classes: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
     return {
         model_type: {part: name.replace("Bert", prefix) for part, name in classes.items()}
         for model_type, prefix in _NAMES.items()
@@ -34,7 +35,7 @@ def _named(classes: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
 class Roberta(_Roberta, Bert):
     """RoBERTa, XLM-RoBERTa and models of their architecture, such as BGE's rerankers, with a classification head."""
 
-    class_names: ClassVar[Mapping[str, Mapping[str, str]]] = _named(Bert.class_names["bert"])
+    class_names: ClassVar[Mapping[str, Mapping[str, str]]] = _rename(Bert.class_names["bert"])
     layers = "roberta.encoder.layer"
     embedding = "roberta.embeddings.word_embeddings"
     head = "classifier.out_proj"
@@ -61,6 +62,6 @@ class Roberta(_Roberta, Bert):
 class RobertaEmbedder(_Roberta, BertEmbedder):
     """RoBERTa, XLM-RoBERTa and models of their architecture, such as multilingual E5 and BGE-M3."""
 
-    class_names: ClassVar[Mapping[str, Mapping[str, str]]] = _named(BertEmbedder.class_names["bert"])
+    class_names: ClassVar[Mapping[str, Mapping[str, str]]] = _rename(BertEmbedder.class_names["bert"])
     other_heads = ("lm_head.", "classifier.", "pooler.")
     other_prefixes = ("roberta.",)

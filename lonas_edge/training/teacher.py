@@ -13,7 +13,7 @@ from lonas_edge.data.pooling import EMBEDS, Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import changed_files
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.families import EMBEDDING, casefolded, family_of_config, size_of
+from lonas_edge.families import EMBEDDING, casefold, family_of_config, size_of
 from lonas_edge.files import check_model_folder, read_json
 from lonas_edge.ir import MODEL
 from lonas_edge.network.adapters import CONFIG, adapter_file
@@ -82,7 +82,7 @@ def _check_head(teacher: Teacher, student: Architecture) -> None:
     theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
     named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))
     problems = []
-    if len(theirs) != len(ours) or (named and casefolded(theirs) != casefolded(ours)):
+    if len(theirs) != len(ours) or (named and casefold(theirs) != casefold(ours)):
         problems.append(f"outputs {', '.join(theirs)}, and those of the training are {', '.join(ours)}")
     segments = teacher.config.get("type_vocab_size", 2), getattr(student.config, "type_vocab_size", 1)
     if segments[0] < segments[1]:

@@ -19,9 +19,9 @@ from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.tables import Table
 
 if TYPE_CHECKING:
-    from lonas_edge.pipeline.estimate import Estimate
     from lonas_edge.pipeline.record import CompressRecord
-    from lonas_edge.pipeline.steps import PlannedStep
+    from lonas_edge.pipeline.run import Estimate
+    from lonas_edge.pipeline.steps import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def run(options: CompressCommand) -> None:
         disable_progress_bar()
         reference = Reference(options.source, options.model, options.nncf_config)
 
-        def announce(steps: "Sequence[PlannedStep]", estimated: "Estimate") -> None:
+        def announce(steps: "Sequence[Step]", estimated: "Estimate") -> None:
             if steps and (options.dry_run or not options.json):
                 _announce(steps, estimated, options.json)
 
@@ -61,7 +61,7 @@ def run(options: CompressCommand) -> None:
         _print(record, options.output)
 
 
-def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bool) -> None:
+def _announce(steps: "Sequence[Step]", estimated: "Estimate", as_json: bool) -> None:
     if as_json:
         commands = {step.name: step.command.splitlines() for step in steps}
         total = {"memory_bytes": estimated.memory_bytes, "disk_bytes": estimated.disk_bytes}
@@ -71,7 +71,6 @@ def _announce(steps: "Sequence[PlannedStep]", estimated: "Estimate", as_json: bo
 
     terminal = console(stderr=True)
     rows = [(name, duration(seconds)) for name, seconds in estimated.seconds.items()]
-    rows.append(("all", duration(sum(estimated.seconds.values()))))
     Table(("step", "estimated time"), rows).print(terminal)
     terminal.print(f"memory {estimated.memory_bytes / 1e9:.1f} GB, disk {estimated.disk_bytes / 1e9:.1f} GB")
 

@@ -2,12 +2,12 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any
 
 from lonas_edge.bench.statistics import Interval
-from lonas_edge.pipeline.display import COSTS, Column, Display
+from lonas_edge.pipeline.display import Display
 from lonas_edge.pipeline.record import CompressRecord, Curve, Network
+from lonas_edge.search.cost import COSTS
 
 # after Okabe and Ito, darkened to a contrast of 3 or more on white
 COLORS = ("#0072b2", "#c84e00", "#007a5a", "#a8468a", "#6b6b6b", "#8a6a00", "#4b4bc3", "#8c2045")
@@ -68,7 +68,7 @@ def candidates(record: CompressRecord, display: Display) -> Any:
         look = _look(next((targets.index(target) for target in each.picks if target in targets), len(targets)))
         axis.plot([each.cost], [each.kl], **look, markersize=8, linestyle="none", label=label)
     axis.set_yscale("symlog", linthresh=min((each.kl for each in points if each.kl > 0), default=1.0))
-    axis.set(xlabel=f"{COSTS.get(record.cost, record.cost)} / unpruned", ylabel=f"{display.distance} (lower is better)")
+    axis.set(xlabel=f"{COSTS[record.cost].title} / unpruned", ylabel=f"{display.distance} (lower is better)")
     figure.legend(loc="outside lower left", frameon=False, fontsize=8.5)
     return figure
 
@@ -103,19 +103,6 @@ def losses(curve: Curve, display: Display) -> Any:
     return figure
 
 
-def latencies(networks: Sequence[Network], timed: Column) -> Any:
-    """Draw all samples of a latency, and the medians with their 95 % intervals."""
-    figure, [axis] = _figure(4.0, 0.6 + 0.5 * len(networks))
-    for index, network in enumerate(networks):
-        latency = network.latency[timed.name]
-        axis.plot(latency.samples, [index] * len(latency.samples), **_look(index), markersize=3.5, alpha=0.5, linestyle="none")
-        median = {"xerr": _error_bar(latency.median), "color": "black", "capsize": 4, "marker": "|", "markersize": 13}
-        axis.errorbar([latency.median.value], [index], **median)
-        axis.text(0.01, index - 0.28, network.name, transform=axis.get_yaxis_transform(), va="bottom")
-    axis.set(xlabel=f"{timed.title} in ms", yticks=[], ylim=(len(networks) - 0.6, -0.75))
-    return figure
-
-
 def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, list[Any]]:
     """Make a figure and its axes, one below the other."""
     import matplotlib
@@ -138,4 +125,4 @@ def _look(index: int) -> dict[str, str]:
 
 def _error_bar(interval: Interval) -> list[list[float]]:
     """Lengths of an error bar downwards and upwards."""
-    return [[max(interval.value - interval.low, 0.0)], [max(interval.high - interval.value, 0.0)]]
+    return [[interval.value - interval.low], [interval.high - interval.value]]

@@ -1,6 +1,5 @@
 """How the networks of each task are reported: titles, decimals and explanations, one object per task."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,34 +10,25 @@ MISSING = "–"
 
 
 class Column(NamedTuple):
-    """A figure of each network: its name in records, title, decimals, meaning, and the unit of its differences."""
+    """A figure of each network."""
 
-    name: str
+    name: str  # in records
     title: str
     digits: int
     meaning: str
-    unit: str = ""
+    unit: str = ""  # of differences
 
 
 @dataclass(frozen=True)
 class Display:
-    """How a task is reported.
+    """How a task is reported."""
 
-    Attributes:
-        qualities: Qualities in the order of tables; plots show the first one.
-        latencies: Latencies in the order of tables; plots and sentences have the last one.
-        distance: The distance that the search bounds.
-        loss: The loss of trainings.
-        lengths: The lengths of the latencies, with two places for numbers.
-        usage: How to use the model in the directory `{}`.
-    """
-
-    qualities: tuple[Column, ...]
-    latencies: tuple[Column, ...]
-    distance: str
-    loss: str
-    lengths: str
-    usage: str
+    qualities: tuple[Column, ...]  # in the order of tables; plots show the first one
+    latencies: tuple[Column, ...]  # in the order of tables; plots and sentences have the last one
+    distance: str  # that the search bounds
+    loss: str  # of trainings
+    lengths: str  # of the latencies, with two places for numbers
+    usage: str  # of the model in the directory `{}`
 
 
 _SPEARMAN = Column("spearman", "Spearman", 1, "rank correlation with the labels, percent", ", points")
@@ -49,8 +39,8 @@ LANGUAGE_MODEL = Display(
         Column("accuracy", "token accuracy", 2, "learned tokens that are the most likely ones, percent", ", points"),
     ),
     latencies=(
-        Column("ttft", "TTFT", 1, "TTFT (time to first token)"),
-        Column("tpot", "TPOT", 2, "TPOT (time per output token)"),
+        Column("ttft", "TTFT", 1, "time to first token"),
+        Column("tpot", "TPOT", 2, "time per output token"),
     ),
     distance="KL divergence",
     loss="loss in nats per learned token",
@@ -60,7 +50,7 @@ LANGUAGE_MODEL = Display(
 EMBEDDING_MODEL = replace(
     LANGUAGE_MODEL,
     qualities=(Column("distance", "cosine distance", 4, _FROM_FP32), _SPEARMAN),
-    latencies=(Column("latency", "latency", 2, "Latency of a text"),),
+    latencies=(Column("latency", "latency", 2, "of a text"),),
     distance="cosine distance",
     loss="cosine distance",
     lengths="texts of {} tokens, one at a time",
@@ -81,13 +71,8 @@ RERANKER = replace(
     distance="squared distance of scores",
     loss="squared distance",
 )
-DISPLAYS = {
-    CAUSAL_LM.name: LANGUAGE_MODEL,
-    EMBEDDING.name: EMBEDDING_MODEL,
-    CLASSIFICATION.name: CLASSIFIER,
-    "reranker": RERANKER,
-}
-COSTS = {"tpot": "TPOT", "ttft": "TTFT", "macs": "MACs", "end-to-end": "end-to-end time"}
+DISPLAYS = {CAUSAL_LM.name: LANGUAGE_MODEL, EMBEDDING.name: EMBEDDING_MODEL, CLASSIFICATION.name: CLASSIFIER}
+DISPLAYS["reranker"] = RERANKER
 
 
 def interval(value: Interval | None, digits: int, sign: str = "", unit: str = "") -> str:
@@ -111,5 +96,5 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
-    minutes = math.floor(seconds / 60 + 0.5)
+    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

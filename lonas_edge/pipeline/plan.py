@@ -1,143 +1,110 @@
-"""Plan the steps of a run: their settings, what they depend on, and the commands that do the same."""
+"""Plan a run: its steps with the options of their commands, and what they will take."""
 
 import math
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from hashlib import sha256 as digest
+from pathlib import Path
 from typing import Any
 
+from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
-from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source
-from lonas_edge.pipeline import stages
-from lonas_edge.pipeline.estimate import Probe
+from lonas_edge.pipeline.defaults import Defaults, cost_of
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.options import EPOCHS, CompressOptions
-from lonas_edge.pipeline.stages import Places, command_line
-from lonas_edge.pipeline.steps import PlannedStep
-from lonas_edge.pipeline.tasks import PipelineTask
+from lonas_edge.pipeline.probe import Probe
+from lonas_edge.pipeline.stages import NEW_RANK, Paths, Stages, optimum_options
+from lonas_edge.pipeline.steps import Command, Step
 from lonas_edge.progress import Progress
 from lonas_edge.search.cost import COSTS, CostSettings
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.vocabulary.model_vocabulary import trim
 
-LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = (
-    "fine-tune", "trim", "space", "search", "baselines", "measure",
-)  # fmt: skip
+LORA, TRIM, SPACE, SEARCH, BASELINES, MEASURE = "fine-tune", "trim", "space", "search", "baselines", "measure"
 RECOVER, EXPORT = "recover ", "export "  # and the target
-BASELINES_BY_NAME = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}
+COMPARED = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}  # formats by name in reports
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
+_SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 _TOKENIZER = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
 )  # fmt: skip
-_SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run.
+    """A run."""
 
-    Attributes:
-        source: The opened source.
-        task: Its task.
-        hashes: Hashes of its files, see `source_hashes`.
-        inputs: Hashes of all inputs: those, and `data`, `eval_data`, `nncf_config`.
-        options: The options.
-        places: Files of the steps.
-        counts: Examples by part.
-        fitting: Held-out examples that the search can use.
-        probe: Timed training steps.
-        picks: The picks by target.
-        vocabulary: Number of tokens to keep, where the vocabulary is trimmed; None for those of the data alone.
-    """
-
-    source: Source
-    task: PipelineTask
-    hashes: Mapping[str, str]
-    inputs: Mapping[str, str]
+    stages: Stages
     options: CompressOptions
-    places: Places
-    counts: Mapping[str, int]
-    fitting: int
+    picks: Mapping[str, Pick]  # by target
+    hashes: Mapping[str, str]  # of the source's files, see `source_hashes`
+    inputs: Mapping[str, str]  # hashes of all inputs by name: those, and `data`, `eval_data`, `nncf_config`
+    counts: Mapping[str, int]  # examples by part: train, held_out
+    fitting: int  # held-out examples that the search can use
     probe: Probe
-    picks: Mapping[str, Pick]
-    vocabulary: int | None = None
+    vocabulary: int | None = None  # tokens to keep, where the vocabulary is trimmed; None for those of the data alone
 
     @property
-    def trains_lora(self) -> bool:
-        """Whether a LoRA adapter is trained first."""
-        return self.places.adapter is None and self.places.adapts
+    def paths(self) -> Paths:
+        """Files of the steps."""
+        return self.stages.paths
 
     @property
-    def trims(self) -> bool:
-        """Whether the vocabulary is trimmed."""
-        return self.places.trims
+    def defaults(self) -> Defaults:
+        """Defaults of the model's task."""
+        return self.stages.defaults
 
-    @property
-    def epochs(self) -> float:
-        """Passes over the data of the fine-tuning."""
-        return self.options.epochs or EPOCHS
-
-    @property
-    def lora_steps(self) -> int:
-        """Steps of the fine-tuning."""
-        return max(1, round(self.epochs * -(-self.counts["train"] // self.task.batch)))
-
-    @property
-    def recovery_steps(self) -> int:
-        """Steps of the recovery, by default those of the task's tokens."""
-        return self.options.recovery_steps or math.ceil(self.task.recovery_tokens / self.task.batch / self.probe.tokens)
+    @cached_property
+    def cost_settings(self) -> CostSettings:
+        """The weight format, and how latencies are measured."""
+        return self.defaults.cost_settings(self.options)
 
     @property
     def lora_options(self) -> TrainOptions:
         """Options of the fine-tuning."""
-        return self._train_options(self.lora_steps, self.probe.lora_step)
+        steps = (self.options.epochs or EPOCHS) * math.ceil(self.counts["train"] / self.defaults.batch)
+        return self._train_options(max(1, round(steps)), self.probe.lora_step, None)
 
     @property
     def recovery_options(self) -> TrainOptions:
-        """Options of the recovery."""
+        """Options of the recovery, with quantization-aware training for formats of less than 8 bits."""
+        steps = math.ceil(self.defaults.recovery_tokens / self.defaults.batch / self.probe.tokens)
         qat = trained_for(self.cost_settings.weight_format)
-        return self._train_options(self.recovery_steps, self.probe.recovery_step, qat)
+        return self._train_options(self.options.recovery_steps or steps, self.probe.recovery_step, qat)
 
-    def _train_options(self, steps: int, seconds: float, weight_format: str | None = None) -> TrainOptions:
-        options = self.options
-        interval = min(10, max(1, steps // 10))  # of the log: a checkpoint splits none
-        save = interval * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / interval))
+    def _train_options(self, steps: int, seconds: float, weight_format: str | None) -> TrainOptions:
+        log = min(10, max(1, steps // 10))  # steps of the log: a checkpoint splits none
         return TrainOptions(
             steps=steps,
-            prompt=options.prompt,
-            seed=options.seed,
+            prompt=self.options.prompt,
+            seed=self.options.seed,
             precision=self.probe.precision,
-            save_steps=min(save, 200),
+            save_steps=min(200, log * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / log))),
             eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
-            batch_size=self.task.batch,
-            micro_batch_size=self.task.micro_batch,
+            batch_size=self.defaults.batch,
+            micro_batch_size=self.defaults.micro_batch,
             weight_format=weight_format,
         )
 
-    @cached_property
-    def cost_settings(self) -> CostSettings:
-        """The weight format, and how the search measures latency."""
-        return self.task.settings(self.options)
-
     @property
     def search_options(self) -> SearchOptions:
-        """Options of the search."""
+        """Options of the search but for the picks."""
+        blocks = self.stages.source.architecture.blocks.values()
+        removable = sum(block.kind == self.defaults.block for block in blocks)
+        least, most = self.defaults.prompts
+        prompts = max(least, min(most, round(self.defaults.search_tokens / self.probe.tokens)))
         return SearchOptions(
-            data=self.places.held_out,
-            output=self.places.work / "search",
-            cost=stages.cost_of(self.picks, self.task),
-            evals=self.evals,
-            picks=tuple(pick.expression for pick in self.picks.values()),
-            num_prompts=self.prompts,
+            data=self.paths.held_out,
+            output=self.paths.work / "search",
+            cost=cost_of(self.picks, self.defaults),
+            evals=max(_LEAST_EVALS, _EVALS_PER_BLOCK * removable),
+            num_prompts=min(self.fitting, prompts),
             prompt=self.options.prompt,
             measure=False,
             seed=self.options.seed,
@@ -145,162 +112,140 @@ class Plan:
         )
 
     @property
-    def prompts(self) -> int:
-        """Prompts that the search evaluates networks on."""
-        least, most = self.task.prompts
-        return min(self.fitting, max(least, min(most, round(self.task.search_tokens / self.probe.tokens))))
+    def resolved_options(self) -> dict[str, Any]:
+        """All options with their values, as JSON."""
+        options, settings = vars(self.options), self.cost_settings
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        return plain | {
+            "target": list(self.picks),
+            "weight_format": settings.weight_format,
+            "prompt_len": settings.prompt_len,
+            "new_tokens": settings.new_tokens or None,
+            "precision": self.probe.precision,
+            "epochs": (self.options.epochs or EPOCHS) if self.paths.trains_lora else None,
+            "lora_steps": self.lora_options.steps if self.paths.trains_lora else None,
+            "recovery_steps": self.recovery_options.steps,
+            "evals": self.search_options.evals,
+        }
 
-    @property
-    def evals(self) -> int:
-        """Networks that the search evaluates."""
-        blocks = sum(block.kind == self.task.block for block in self.source.architecture.blocks.values())
-        return max(_LEAST_EVALS, _EVALS_PER_BLOCK * blocks)
+    def estimate(self) -> dict[str, float]:
+        """Estimate the seconds of trainings and search; exports and measurements take minutes."""
+        seconds = {}
+        lora, recovery, search = self.lora_options, self.recovery_options, self.search_options
+        trainings = {RECOVER + target: (recovery, self.probe.recovery_step) for target in self.picks}
+        for name, (options, step) in {LORA: (lora, self.probe.lora_step), **trainings}.items():
+            assert options.steps and options.eval_steps
+            evaluations = 1 + math.ceil(options.steps / options.eval_steps)  # also before the first step
+            held_out = evaluations * self.counts["held_out"] * self.probe.evaluation
+            seconds[name] = round(options.steps * step + held_out, 1)
+        seconds[SEARCH] = round(search.evals * search.num_prompts * self.probe.evaluation, 1)
+        return seconds
 
-    def steps(self, measure: Callable[[Progress], None], machine: str) -> list[PlannedStep]:
-        """List all steps in order; the last calls `measure`. `machine` is the processor whose latency is measured."""
-        steps = [self._fine_tune()] if self.trains_lora else []
-        steps += [self._trim()] if self.trims else []
-        steps += [] if self.places.has_space else [self._space()]
-        steps.append(self._search(machine))
-        for index, (target, pick) in enumerate(self.picks.items()):
-            earlier = list(self.picks.values())[:index]
-            steps += [self._recover(target, pick, earlier), self._export(target, pick)]
-        exports = tuple(step.name for step in steps if step.name.startswith(EXPORT))
-        settings = self.cost_settings
-        models = [self.places.model(pick) for pick in self.picks.values()]
-        baselines = [self.places.baseline(name) for name in BASELINES_BY_NAME.values()]
-        arms = ",".join(map(str, ["subnet", *baselines, *models[1:]]))
-        shown = command_line("bench", models[0], "--arms", arms, "--prompt-len", settings.prompt_len,
-                             "--new-tokens", settings.new_tokens or None, "--rounds", ROUNDS)  # fmt: skip
-        last = PlannedStep(MEASURE, shown, self._lengths, (*exports, BASELINES), ("compress.json",), measure, machine,
-                           short=True)  # fmt: skip
-        return [*steps, self._baselines(), last]
+    # --- the steps
+
+    def steps(self, measure: Callable[[Step, Progress], None], processor: str) -> list[Step]:
+        """List all steps in order; the last calls `measure`. `processor` is the one whose latency is measured."""
+        paths = self.paths
+        steps = [self._fine_tune()] if paths.trains_lora else []
+        steps += [self._trim()] if paths.trims else []
+        steps += [self._space()] if paths.writes_space else []
+        before_search = tuple(step.name for step in steps)
+        steps.append(self._search(before_search))
+        for target, pick in self.picks.items():
+            steps += [self._recover(target, pick), self._export(target, pick)]
+        steps.append(self._baselines())
+        exports = tuple(EXPORT + target for target in self.picks)
+        steps.append(self._measure(exports, measure, processor))
+        return steps
 
     @cached_property
-    def _inputs(self) -> dict[str, Any]:
+    def _hashes(self) -> dict[str, str]:
         """Hashes of what the first steps read, by option or file."""
-        options = {"--data": self.inputs["data"], "--eval-data": self.inputs.get("eval_data")}
-        split = [sha256(path) for path in (self.places.train, self.places.held_out)]
-        return {**self.hashes, **options, "split": digest("".join(split).encode()).hexdigest()}
-
-    @property
-    def _lengths(self) -> dict[str, int]:
-        return {"--prompt-len": self.cost_settings.prompt_len, "--new-tokens": self.cost_settings.new_tokens}
+        split = {path.name: sha256(path) for path in (self.paths.train, self.paths.held_out)}
+        named = {"data": "--data", "eval_data": "--eval-data", "nncf_config": "--nncf-config"}
+        return {**{named.get(name, name): value for name, value in self.inputs.items()}, "split": json_sha256(split)}
 
     @property
     def _adapter(self) -> tuple[str, ...]:
-        return (LORA,) if self.trains_lora else ()
+        return (LORA,) if self.paths.trains_lora else ()
 
-    @property
-    def _student(self) -> tuple[str, ...]:
-        return (TRIM,) if self.trims else ()
+    def _fine_tune(self) -> Step:
+        paths = self.paths
+        files = {"model": paths.base, "data": paths.train, "eval-data": paths.held_out, "output": paths.unpruned}
+        command = Command("lonas-edge train --no-elastic", self.lora_options, files)
+        return Step(LORA, [command], self.stages.fine_tune, ("lora",), inputs=self._hashes)
 
-    def _fine_tune(self) -> PlannedStep:
-        options, places = self.lora_options, self.places
-        command = command_line(
-            "train", "--model", places.base, "--data", places.train, "--eval-data", places.held_out, "--no-elastic",
-            *_training(options), "--output", places.lora,
-        )  # fmt: skip
-        settings = {**self._inputs, **_settings(options, "--epochs (steps)")}
-        return PlannedStep(LORA, command, settings, (), ("lora",), lambda progress: stages.fine_tune(places, options, progress))
+    def _trim(self) -> Step:
+        files = {"": self.paths.base, "data": self.paths.train, "output": self.paths.student}
+        values = {"size": self.vocabulary, "prompt": self.options.prompt}
+        return Step(TRIM, [Command("lonas-edge trim", None, files, values)], self.stages.trim, ("base",), inputs=self._hashes)
 
-    def _trim(self) -> PlannedStep:
-        options, places = self.options, self.places
-        command = command_line(
-            "trim", places.base, "--data", places.train, "--size", self.vocabulary, "--prompt", options.prompt,
-            "--output", places.trimmed,
-        )  # fmt: skip
-        settings = {**self._inputs, "--vocabulary": options.vocabulary, "--prompt": options.prompt}
+    def _space(self) -> Step:
+        paths = self.paths
+        files: dict[str, Any] = {"model": paths.base, "output": paths.space}
+        if paths.unpruned_base:
+            files["adapter"] = paths.unpruned
+        else:
+            files["ranks"] = NEW_RANK
+        if not (paths.unpruned_base and self.defaults.adapts):
+            files |= {"depth": self.defaults.block, "ratios": 1}
+        command = Command("lonas-edge space", None, files)
+        return Step(SPACE, [command], self.stages.write_space, ("space.json",), self._adapter, self._hashes)
 
-        def run(progress: Progress) -> None:
-            trim(places.base, places.train, self.vocabulary, options.prompt, places.trimmed, progress)
-
-        return PlannedStep(TRIM, command, settings, (), ("base",), run)
-
-    def _space(self) -> PlannedStep:
-        places = self.places
-        blocks = () if places.adapted and self.task.adapts else ("--depth", self.task.block, "--ratios", 1)
-        ranks = ("--adapter", places.unpruned) if places.adapted else ("--ranks", stages.NEW_RANK)
-        command = command_line("space", *ranks, *blocks, "--model", places.base, "--output", places.space)
-        step = (SPACE, command, self._inputs, self._adapter, ("space.json",))
-        return PlannedStep(*step, lambda _: stages.write_space(places, self.task))
-
-    def _search(self, machine: str) -> PlannedStep:
-        options, places, settings = self.search_options, self.places, self.cost_settings
-        picked = [part for pick in self.picks.values() for part in ("--pick", pick.expression)]
-        timed = COSTS[str(options.cost)].timed
-        lengths = ["--prompt-len", settings.prompt_len, "--new-tokens", settings.new_tokens or None] if timed else []
-        command = command_line(
-            "search", places.start, "--model", places.start_base, "--nncf-config", places.space, "--data", options.data,
-            "--cost", options.cost, "--evals", options.evals, "--num-prompts", options.num_prompts,
-            "--prompt", options.prompt, "--weight-format", settings.weight_format, *lengths, "--seed", options.seed, *picked,
-            "--no-measure", "--output", options.output,
-        )  # fmt: skip
-        known = {"--target (cost)": options.cost, "evaluations": options.evals, "prompts": options.num_prompts}
-        known |= {"--seed": options.seed, "--weight-format": settings.weight_format, "--prompt": options.prompt}
-        known |= self._lengths if timed else {}
-        known |= {"--nncf-config": self.source.space.hash if places.has_space else None}
-        needs = (*self._adapter, *self._student, *(() if places.has_space else (SPACE,)))
+    def _search(self, needs: tuple[str, ...]) -> Step:
+        paths, settings, options = self.paths, self.cost_settings, self.search_options
+        values: dict[str, Any] = {"weight-format": settings.weight_format}
+        if COSTS[str(options.cost)].timed:
+            values |= {"prompt-len": settings.prompt_len, "new-tokens": settings.new_tokens or None}
+        files = {
+            "": paths.start,
+            "model": paths.start_base,
+            "nncf-config": paths.space,
+            "pick": [pick.expression for pick in self.picks.values()],
+        }
         outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in self.picks.values())
-        return PlannedStep(
-            SEARCH,
-            command,
-            {**self._inputs, **known},
-            needs,
-            outputs,
-            lambda progress: stages.find_networks(places, options, progress),
-            machine if timed else "",
-            folder="search",
-        )
+        command = Command("lonas-edge search", options, files, values)
+        return Step(SEARCH, [command], self.stages.search, outputs, needs, self._hashes, folder="search")
 
-    def _recover(self, target: str, pick: Pick, earlier: Sequence[Pick]) -> PlannedStep:
-        options, places = self.recovery_options, self.places
-        command = command_line(
-            "train", "--from", places.start, "--model", places.start_base, "--nncf-config", places.space,
-            "--subnet", places.subnetwork(pick), "--teacher", places.unpruned,
-            "--data", places.train, "--eval-data", places.held_out, *_training(options), "--output", places.recovered(pick),
-        )  # fmt: skip
-        return PlannedStep(
-            f"{RECOVER}{target}",
-            command,
-            _settings(options, "--recovery-steps"),
-            (SEARCH,),
-            (f"recovered/{pick.file}",),
-            lambda progress: stages.recover(places, pick, options, progress, earlier),
-        )
+    def _recover(self, target: str, pick: Pick) -> Step:
+        paths = self.paths
+        files = {
+            "from": paths.start,
+            "model": paths.start_base,
+            "nncf-config": paths.space,
+            "subnet": paths.subnetwork(pick),
+            "teacher": paths.unpruned,
+            "data": paths.train,
+            "eval-data": paths.held_out,
+            "output": paths.recovered(pick),
+        }
+        command = Command("lonas-edge train", self.recovery_options, files)
+        return Step(RECOVER + target, [command], self.stages.recover, (f"recovered/{pick.file}",), (SEARCH,))
 
-    def _export(self, target: str, pick: Pick) -> PlannedStep:
-        places, weight_format = self.places, self.cost_settings.weight_format
-        command = command_line(
-            "export", places.recovered(pick), "--model", places.student, "--weight-format", weight_format,
-            "--output", places.model(pick),
-        )  # fmt: skip
-        return PlannedStep(
-            f"{EXPORT}{target}",
-            command,
-            {"--weight-format": weight_format},
-            (f"{RECOVER}{target}",),
-            (f"models/{pick.file}",),
-            lambda progress: stages.export_network(places, pick, weight_format, progress),
-        )
+    def _export(self, target: str, pick: Pick) -> Step:
+        paths, options = self.paths, ExportOptions(weight_format=self.cost_settings.weight_format)
+        files = {"": paths.recovered(pick), "model": paths.student, "output": paths.model(pick)}
+        command = Command("lonas-edge export", options, files)
+        return Step(EXPORT + target, [command], self.stages.export, (f"models/{pick.file}",), (RECOVER + target,))
 
-    def _baselines(self) -> PlannedStep:
-        places, merged = self.places, self.places.baseline("merged")
-        merge = ("--subnet", "maximal", "--stage", "checkpoint", "--output", merged)
-        commands = [command_line("export", places.unpruned, "--model", places.unpruned_base, *merge)]
-        formats, shapes = (*BASELINES_BY_NAME.values(), *self.task.references), self.source.architecture
-        stored = [stages.optimum_export(merged, places.baseline(name), name, self.task, shapes) for name in formats]
-        commands += [shlex.join(["optimum-cli", *words]) for words in stored]
-        outputs = tuple(f"baselines/{name}" for name in formats)
-        return PlannedStep(
-            BASELINES,
-            "\n".join(commands),
-            self._inputs,
-            self._adapter,
-            outputs,
-            lambda progress: stages.export_baselines(places, self.task, formats, progress),
-            folder="baselines",
-        )
+    def _baselines(self) -> Step:
+        paths, merged = self.paths, self.paths.baseline("merged")
+        files = {"": paths.unpruned, "model": paths.unpruned_base, "subnet": "maximal", "output": merged}
+        commands = [Command("lonas-edge export", ExportOptions(stage="checkpoint", verify=False), files)]
+        for name in self.defaults.baselines:
+            options = optimum_options(self.stages.source.architecture, self.defaults.library, name)
+            commands.append(Command("optimum-cli export openvino", options, {"model": merged, "": paths.baseline(name)}))
+        outputs = tuple(f"baselines/{name}" for name in self.defaults.baselines)
+        return Step(BASELINES, commands, self.stages.export_baselines, outputs, self._adapter, self._hashes, folder="baselines")
+
+    def _measure(self, exports: tuple[str, ...], function: Callable[[Step, Progress], None], processor: str) -> Step:
+        first, *others = [self.paths.model(pick) for pick in self.picks.values()]
+        arms = ("subnet", *(self.paths.baseline(name) for name in COMPARED.values()), *others)
+        settings = self.cost_settings
+        values = {"prompt-len": settings.prompt_len, "new-tokens": settings.new_tokens or None, "rounds": ROUNDS}
+        command = Command("lonas-edge bench", None, {"": first, "arms": ",".join(map(str, arms))}, values)
+        inputs = {"processor": processor}
+        return Step(MEASURE, [command], function, ("compress.json",), (*exports, BASELINES), inputs, quick=True)
 
 
 def trained_for(weight_format: str) -> str | None:
@@ -312,36 +257,18 @@ def source_hashes(source: Source) -> dict[str, str]:
     """Hashes that identify what is compressed."""
     folder = source.base.folder
     tokenizer = {name: sha256(folder / name) for name in _TOKENIZER if (folder / name).is_file()}
-    base = json_sha256(fingerprint(folder) | tokenizer)
-    adapter = source.adapter and {
-        "adapter": sha256(adapter_file(source.adapter.folder)),
-        "adapter_config": sha256(source.adapter.folder / CONFIG),
-    }
-    pooling = source.pooling and {"pooling": json_sha256(asdict(source.pooling))}
-    return {"base": base, **(adapter or {}), **(pooling or {})}
+    hashes = {"base": json_sha256(fingerprint(folder) | tokenizer)}
+    if source.adapter:
+        hashes["adapter"] = json_sha256(fingerprint(source.adapter.folder))
+    if source.pooling:
+        hashes["pooling"] = json_sha256(asdict(source.pooling))
+    return hashes
 
 
-def _settings(options: TrainOptions, steps: str) -> dict[str, Any]:
-    """What a training's result depends on, beyond its inputs, by the options that set it; `steps` sets the number of steps."""
-    return {
-        steps: options.steps,
-        "--prompt": options.prompt,
-        "--seed": options.seed,
-        "--precision": options.precision,
-        "quantization-aware training": options.weight_format,
-        "ratio": options.ratio,
-        "micro-batch": options.micro_batch_size,
-    }
-
-
-def _training(options: TrainOptions) -> list[str]:
-    """Options of `train`."""
-    given = {
-        "--steps": options.steps,
-        "--batch-size": options.batch_size,
-        "--prompt": options.prompt,
-        "--seed": options.seed,
-        "--precision": options.precision,
-    }
-    given |= {"--weight-format": options.weight_format, "--micro-batch-size": options.micro_batch_size}
-    return [part for name, value in given.items() if value is not None for part in (name, str(value))]
+def disk_bytes(source: Source, defaults: Defaults, weight_format: str, networks: int) -> int:
+    """Estimate the bytes of a run: networks, and adapters with their checkpoints."""
+    sizes = source.sizes(source.unpruned).bytes
+    linears = source.architecture.linears.values()
+    adapter = 10 * 4 * NEW_RANK * sum(linear.in_features + linear.out_features for linear in linears)
+    baselines = sizes["fp32"] + sum(sizes[name] for name in defaults.baselines)  # also the merged model
+    return round(adapter + 2 * sizes[weight_format] + networks * (adapter + sizes[weight_format]) + baselines)

@@ -11,20 +11,13 @@ COMPRESS = "compress.json"
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step of the pipeline.
+class StepTime:
+    """A finished step."""
 
-    Attributes:
-        name: Its name, such as `recover tpot<=0.7x`.
-        command: The command that does the same.
-        seconds: Its duration, summed over interruptions.
-        estimated_seconds: Its duration as it was estimated before the start; None where it was not.
-    """
-
-    name: str
-    command: str
-    seconds: float
-    estimated_seconds: float | None
+    name: str  # such as `recover tpot<=0.7x`
+    command: str  # that does the same
+    seconds: float  # summed over interruptions
+    estimated_seconds: float | None  # before the start; None for steps that take minutes
 
 
 @dataclass(frozen=True)
@@ -46,66 +39,37 @@ class Latency:
 
 @dataclass(frozen=True)
 class Network:
-    """A measured network.
+    """A measured network. `pipeline.display` explains its qualities."""
 
-    Attributes:
-        name: Its name in tables: `unpruned INT8 (optimum-cli)`, `compressed INT4`, `compressed INT4 (tpot<=0.7x)`.
-        folder: Its directory in the output; None for baselines, which are not kept.
-        weight_format: The format of its weights.
-        file_bytes: Size of the IR's weights on the disk.
-        parameters: Number of parameters.
-        quality: By name. `loss`: mean loss in nats per learned token; `accuracy`: learned tokens that are the most likely ones,
-            percent. Of encoders `distance`: mean cosine distance of embeddings, squared distance of scores or KL divergence
-            of classes from the unpruned model in fp32; with labels `spearman`: rank correlation of cosines or scores with
-            them, percent, or `accuracy`: examples whose most likely class is the label, percent.
-        latency: By name: `ttft` and `tpot`, of encoders `latency`.
-        removed: The kept parts of each layer; empty for unpruned networks.
-        target: The target that it was searched for; None for baselines.
-    """
-
-    name: str
-    folder: str | None
+    name: str  # in tables: `unpruned INT8 (optimum-cli)`, `compressed INT4`, `compressed INT4 (tpot<=0.7x)`
+    folder: str | None  # in the output; None for baselines, which are not kept
     weight_format: str
-    file_bytes: int
+    file_bytes: int  # of the IR's weights
     parameters: int
-    quality: dict[str, Quality]
-    latency: dict[str, Latency]
-    removed: tuple[Layer, ...]
-    target: str | None = None
+    quality: dict[str, Quality]  # `loss` and `accuracy`; of encoders `distance`, and with labels `spearman` or `accuracy`
+    latency: dict[str, Latency]  # `ttft` and `tpot`; of encoders `latency`
+    removed: tuple[Layer, ...]  # the kept parts of each layer; empty for unpruned networks
+    target: str | None = None  # that it was searched for; None for baselines
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of a training: pairs of a step and a loss, in nats per learned token; of encoders their distance.
+    """The losses of a training: pairs of a step and a loss, in nats per learned token; of encoders their distance."""
 
-    Attributes:
-        name: The training's step.
-        losses: The training loss; of a recovery the distance from the teacher.
-        held_out: The held-out loss.
-        distilled: Whether `losses` are KL divergences, and `held_out` a cross-entropy.
-    """
-
-    name: str
-    losses: tuple[tuple[int, float], ...]
+    name: str  # of the step
+    losses: tuple[tuple[int, float], ...]  # of a recovery the distance from the teacher
     held_out: tuple[tuple[int, float], ...]
-    distilled: bool = False
+    distilled: bool = False  # whether `losses` are KL divergences, and `held_out` a cross-entropy
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A sub-network that the search evaluated, before recovery.
+    """A sub-network that the search evaluated, before recovery."""
 
-    Attributes:
-        cost: Its cost as a fraction of the unpruned network's.
-        kl: KL divergence from the unpruned network, nats per learned token; of encoders their distance.
-        optimal: Whether it is in the Pareto front.
-        picks: The targets that it was picked for.
-    """
-
-    cost: float
-    kl: float
-    optimal: bool
-    picks: tuple[str, ...] = ()
+    cost: float  # as a fraction of the unpruned network's
+    kl: float  # from the unpruned network, nats per learned token; of encoders their distance
+    optimal: bool  # in the Pareto front
+    picks: tuple[str, ...] = ()  # the targets that it was picked for
 
 
 @dataclass(frozen=True)
@@ -119,50 +83,28 @@ class Sample:
 
 @dataclass(frozen=True)
 class CompressRecord(Record):
-    """How a model was compressed.
-
-    Attributes:
-        task: Name of the model's task, a key of `PIPELINE_TASKS`.
-        source: Name of the compressed model or adapter.
-        base: Name of the base model.
-        data: The data file's name.
-        examples: Number of examples by part: train, held_out.
-        options: All options with their values.
-        sha256: Hashes of the inputs, by name.
-        machine: Processor, cores, operating system.
-        versions: Versions of packages, by name.
-        cost: The cost that the search minimized: tpot, ttft, latency, …
-        steps: The steps, in their order.
-        networks: The measured networks, the baseline first.
-        curves: The losses of all trainings.
-        candidates: The networks that the search evaluated.
-        samples: Answers to held-out prompts.
-        prompt_len: Prompt or text tokens of the latencies.
-        new_tokens: Generated tokens of the latencies; 0 where none are generated.
-        tokens_per_text: Tokens per text of the compressed networks, relative to the baselines. Ratios of latencies include it.
-        warnings: Limits of the latencies.
-    """
+    """How a model was compressed."""
 
     NAME: ClassVar = "compress"
     VERSION: ClassVar = 1
     AGAIN: ClassVar = "Run `lonas-edge compress` again."
 
-    task: str
-    source: str
+    task: str  # a key of `DISPLAYS`
+    source: str  # names of the compressed model or adapter, the base model and the data file
     base: str
     data: str
-    examples: dict[str, int]
-    options: dict[str, Any]
-    sha256: dict[str, str]
-    machine: dict[str, Any]
-    versions: dict[str, str]
-    cost: str
-    steps: tuple[Step, ...]
-    networks: tuple[Network, ...]
-    curves: tuple[Curve, ...]
+    examples: dict[str, int]  # by part: train, held_out
+    options: dict[str, Any]  # with defaults resolved
+    sha256: dict[str, str]  # of the source's files
+    machine: dict[str, Any]  # processor, cores, operating system
+    versions: dict[str, str]  # of packages
+    cost: str  # that the search minimized: tpot, ttft, latency, …
+    steps: tuple[StepTime, ...]
+    networks: tuple[Network, ...]  # the baseline first
+    curves: tuple[Curve, ...]  # of all trainings
     candidates: tuple[Candidate, ...]
     samples: tuple[Sample, ...]
-    prompt_len: int
-    new_tokens: int
-    tokens_per_text: float = 1.0
-    warnings: tuple[str, ...] = ()
+    prompt_len: int  # prompt or text tokens of the latencies
+    new_tokens: int  # generated tokens of the latencies; 0 where none are generated
+    tokens_per_text: float = 1.0  # of the compressed networks, relative to the baselines; ratios of latencies include it
+    warnings: tuple[str, ...] = ()  # limits of the latencies

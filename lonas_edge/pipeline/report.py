@@ -1,12 +1,14 @@
 """The report of a compression: Markdown, a plot, and one HTML file that loads nothing from elsewhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.files import replace_text
 from lonas_edge.pipeline import charts
-from lonas_edge.pipeline.display import COSTS, DISPLAYS, Column, duration, interval, megabytes
+from lonas_edge.pipeline.display import DISPLAYS, Column, duration, interval, megabytes
 from lonas_edge.pipeline.record import CompressRecord, Network
+from lonas_edge.search.cost import COSTS
 from lonas_edge.tables import Table, in_markdown
 
 MARKDOWN, PLOT, HTML = "report.md", "report.png", "report.html"
@@ -42,7 +44,7 @@ def to_markdown(record: CompressRecord) -> str:
     lines += [f"- {in_markdown(sentence)}" for sentence in results]
     lines += ["", "## Networks", "", *network_table(record).to_markdown(), "", in_markdown(explain(record)), ""]
     lines += [f"![Latency and quality of the networks with 95 % intervals]({PLOT})", ""]
-    lines += [f"[{HTML}]({HTML}) also has the searched sub-networks, training curves and all latency samples.", ""]
+    lines += [f"[{HTML}]({HTML}) also has the searched sub-networks, training curves and commands.", ""]
     lines += ["## Steps", "", *step_table(record).to_markdown(), "", *(f"    {line}" for line in commands), ""]
     lines += ["## Conditions", ""]
     for title, part in conditions(record).items():
@@ -86,13 +88,15 @@ def step_table(record: CompressRecord) -> Table:
 
 def explain(record: CompressRecord) -> str:
     """Explain the table."""
-    sentences = [f"{column.title.capitalize()}: {column.meaning}." for column in _qualities(record)]
-    sentences.append(f"{record.examples['held_out']:,} held-out examples.")
-    sentences.append(f"Δ and ratios: compared with {record.networks[0].name}, paired.")
-    sentences.append(f"Latency: medians, {DISPLAYS[record.task].lengths.format(record.prompt_len, record.new_tokens)}.")
+    display = DISPLAYS[record.task]
+    columns = [*_qualities(record), *display.latencies]
+    sentences = [f"{column.title[:1].upper()}{column.title[1:]}: {column.meaning}." for column in columns]
+    sentences.append(f"Quality: {record.examples['held_out']:,} held-out examples.")
+    sentences.append(f"Times: medians, {display.lengths.format(record.prompt_len, record.new_tokens)}.")
+    sentences.append(f"Δ and ratios: compared with {record.networks[0].name}, paired. In brackets: 95 % intervals.")
     if record.tokens_per_text != 1:
         sentences.append(f"Ratios are for equal texts: the smaller vocabulary takes {record.tokens_per_text:.3f}x the tokens.")
-    return " ".join([*sentences, "In brackets: 95 % intervals.", *record.warnings])
+    return " ".join([*sentences, *record.warnings])
 
 
 def summary(record: CompressRecord) -> list[str]:
@@ -110,7 +114,7 @@ def _result(record: CompressRecord, network: Network) -> str:
     predicted = ""
     if found:
         predicted = (
-            f" For {network.target}, the search predicted {found.cost:.2f}x the {COSTS.get(record.cost, record.cost)} of the "
+            f" For {network.target}, the search predicted {found.cost:.2f}x the {COSTS[record.cost].title} of the "
             f"unpruned network in the same format, at a {display.distance} of {found.kl:.3f} before the recovery."
         )
     timed = display.latencies[-1]
@@ -138,15 +142,19 @@ def _removed(record: CompressRecord, network: Network) -> str:
     return ", ".join(stated) or "nothing was removed"
 
 
-def conditions(record: CompressRecord) -> dict[str, dict[str, Any]]:
+def conditions(record: CompressRecord) -> dict[str, dict[str, str]]:
     """Return the conditions by heading."""
     lengths = DISPLAYS[record.task].lengths.format(record.prompt_len, record.new_tokens)
-    return {
+    parts: dict[str, Mapping[str, Any]] = {
         "Machine": record.machine,
         "Versions": record.versions,
         "Data": {"file": record.data, **record.examples, "latencies": lengths},
         "SHA-256 of the inputs": record.sha256,
         "Options": record.options,
+    }
+    return {
+        title: {name: ", ".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in part.items()}
+        for title, part in parts.items()
     }
 
 
@@ -162,7 +170,6 @@ def _sections(record: CompressRecord) -> dict[str, list[tuple[str, str]]]:
             network.name: charts.kept_parts(network, index) for index, network in enumerate(record.networks) if network.removed
         },
         "Training": {curve.name: charts.losses(curve, display) for curve in record.curves},
-        "Latency": {column.meaning: charts.latencies(record.networks, column) for column in display.latencies},
     }
     return {
         heading: [(title, charts.as_svg(figure)) for title, figure in figures.items()] for heading, figures in drawn.items()

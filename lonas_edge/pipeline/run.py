@@ -7,12 +7,10 @@ The output DIR holds an exported directory for each target (`model` where there 
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from lonas_edge.bench import machine
 from lonas_edge.data.task import MAX_LENGTH
@@ -22,27 +20,24 @@ from lonas_edge.exporting.model_card import COMPARISON
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
+from lonas_edge.options import RECIPE as SECTION
 from lonas_edge.output import OutputDirectory
-from lonas_edge.pipeline import stages
-from lonas_edge.pipeline.data import split
-from lonas_edge.pipeline.estimate import PROBE, Estimate, Probe, estimate, least_disk_bytes, probe
+from lonas_edge.pipeline.defaults import Defaults, check_options, cost_of, defaults_of, parse_targets
 from lonas_edge.pipeline.options import KEEP, CompressOptions
-from lonas_edge.pipeline.plan import RECOVER, Plan, source_hashes, trained_for
-from lonas_edge.pipeline.recipe import RECIPE, recipe_text
-from lonas_edge.pipeline.record import COMPRESS, CompressRecord, Step
+from lonas_edge.pipeline.plan import Plan, disk_bytes, source_hashes, trained_for
+from lonas_edge.pipeline.probe import PROBE, Probe, time_steps
+from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
-from lonas_edge.pipeline.results import measured
-from lonas_edge.pipeline.stages import Places
-from lonas_edge.pipeline.steps import STEPS as STATES
-from lonas_edge.pipeline.steps import PlannedStep, Steps, StepsRecord
-from lonas_edge.pipeline.tasks import PipelineTask, options_of, task_of
+from lonas_edge.pipeline.results import make_record
+from lonas_edge.pipeline.stages import Paths, Stages
+from lonas_edge.pipeline.steps import Step, Steps
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.picks import Pick
+from lonas_edge.training.checks import check_conversations
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
-STEPS = "steps"
+STEPS, RECIPE = "steps", "recipe.yaml"
 LEAST_FITTING = 8  # held-out examples
-Announce = Callable[[list[PlannedStep], Estimate], None]
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,18 @@ class Reference:
     source: str
     model: str | None = None
     nncf_config: Path | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of the pending steps (None for those that take minutes), and bytes of memory and disk."""
+
+    seconds: dict[str, float | None]
+    memory_bytes: int
+    disk_bytes: int
+
+
+Announce = Callable[[list[Step], Estimate], None]
 
 
 def compress_model(
@@ -83,25 +90,16 @@ def compress_model(
             f"{source.base.folder}: its layers are unequal, and optimum-cli, which compress compares with, cannot export such "
             "models. Use `space`, `train`, `search` and `export`."
         )
-    task = task_of(source)
-    task.check(options, source)
-    picks = stages.picks_of(options, task, _earlier_targets(options.output))
-    stages.cost_of(picks, task)
-    run = _Run(reference, source, task, options, picks, progress, recorded or {})
+    defaults = defaults_of(source)
+    check_options(defaults, options, source)
+    picks = parse_targets(options.target, defaults)
+    cost_of(picks, defaults)
+    run = _Run(reference, source, defaults, options, picks, progress, recorded or {})
     if options.dry_run:
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
-            run.planned(Path(folder), announce)
+            run.prepare(Path(folder), announce)
         return None
     return run.lead(announce)
-
-
-def _earlier_targets(output: Path) -> list[str]:
-    """The targets of earlier runs with this output, from the names of their steps."""
-    files = [folder / STEPS / STATES for folder in (OutputDirectory(output).partial, output)]
-    with suppress(LonasEdgeError):  # it is read again where a run continues
-        names = next((StepsRecord.read(file).states for file in files if file.is_file()), {})
-        return [name.removeprefix(RECOVER) for name in names if name.startswith(RECOVER)]
-    return []
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class _Run:
 
     reference: Reference
     source: Source
-    task: PipelineTask
+    defaults: Defaults
     options: CompressOptions
     picks: Mapping[str, Pick]
     progress: Progress
@@ -127,125 +125,122 @@ class _Run:
         files = {"data": self.options.data, "eval_data": self.options.eval_data, "nncf_config": self.reference.nncf_config}
         return self.hashes | {name: sha256(path) for name, path in files.items() if path and path.is_file()}
 
-    def _compare_with_recipe(self) -> None:
-        """Name the inputs that are not those of a recipe."""
-        for name, value in self.inputs.items():
-            if self.recorded.get(name, value) != value:
-                self.progress(f"{name}: not the one that the recipe was written for (SHA-256)\nPlanning", None)
+    @property
+    def folders(self) -> dict[str, str]:
+        """The directory in the output of each target."""
+        return {target: "model" if len(self.picks) == 1 else pick.file for target, pick in self.picks.items()}
 
     def lead(self, announce: Announce) -> CompressRecord:
         """Run the pending steps, and publish the results."""
-        output, options, hashes = self.options.output, self.options, self.hashes
+        output, options, reference = self.options.output, self.options, self.reference
         finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
-        if finished and finished.sha256 != hashes and not options.overwrite:
+        same = finished is not None and finished.sha256 == self.hashes
+        if finished and not same and not options.overwrite:
             raise LonasEdgeError(
                 f"{output}: holds {finished.source}, compressed; the files of this SOURCE are others (SHA-256). Choose another "
                 "--output, or pass --overwrite."
             )
-        kept = finished if finished and finished.sha256 == hashes else None
-        reference = self.reference
-        inputs = [self.source.base.folder, options.data, options.eval_data, reference.source, reference.nncf_config]
-        directory = OutputDirectory(output, options.overwrite or finished is not None, inputs)
+        used = [self.source.base.folder, options.data, options.eval_data, reference.source, reference.nncf_config]
+        directory = OutputDirectory(output, options.overwrite or finished is not None, used)
         directory.check(0, resumable=True)
-        identity = {"source": hashes}
+        identity = {"source": self.hashes}
         restart = options.overwrite and directory.identity() not in ({}, identity)
         with directory.resume("compress", identity, restart=restart) as resumed:
-            if kept and (output / STEPS).is_dir() and not (directory.partial / STEPS).exists():
-                self._restore(directory.partial, kept)
+            folder = directory.partial / STEPS
+            if finished and same and (output / STEPS).is_dir() and not folder.exists():
+                self._restore(directory.partial, finished)
             try:
-                steps = self.planned(directory.partial / STEPS, announce)
+                steps = self.prepare(folder, announce)
             except LonasEdgeError:
                 if not resumed:  # nothing to continue from
-                    shutil.rmtree(directory.partial / STEPS, ignore_errors=True)
+                    shutil.rmtree(folder, ignore_errors=True)
                 raise
             steps.run(self.progress)
             return self._publish(directory, steps, finished)
 
-    def planned(self, folder: Path, announce: Announce) -> Steps:
+    def prepare(self, folder: Path, announce: Announce) -> Steps:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
-        options, places = self.options, self._places(folder)
-        data = self.source.open_data(options.data, labels=True)
-        eval_data = self.source.open_data(options.eval_data, labels=True) if options.eval_data else None
-        counts = split(data, eval_data, self.task.most, options.seed, folder / "data")
-        self._compare_with_recipe()
-        if options.eval_data and self.source.architecture.family.kind.generates:
-            stages.check_held_out(places, self.source, options.eval_data, options.prompt)
-        if places.adapter:
-            stages.check_adapter(places)
-        if not places.trims:  # a trimmed vocabulary changes the sizes
-            stages.check_sizes(self.source, self.task, self.picks, self.task.settings(options))
-        fitting = self._fitting(places)
-        trim = (places.base, places.train, options.vocabulary, options.prompt)
-        size = choose_size(*trim) if places.trims else None
-        timed = self._probe(places)
-        plan = Plan(self.source, self.task, self.hashes, self.inputs, options, places, counts, fitting, timed, self.picks, size)
+        options, reference, defaults = self.options, self.reference, self.defaults
+        adapter = reference.source if self.source.adapter else None
+        trims = options.vocabulary != KEEP
+        paths = Paths(folder, self.source, adapter, reference.nncf_config, defaults.adapts, trims)
+        stages = Stages(paths, defaults, self.source, tuple(self.picks.values()))
+        counts = self._split(paths)
+        for name, value in self.inputs.items():
+            if self.recorded.get(name, value) != value:
+                self.progress(f"{name}: not the one that the recipe was written for (SHA-256)\nPlanning", None)
+        if adapter:
+            stages.check_adapter()
+        if not trims:  # a trimmed vocabulary changes the sizes
+            stages.check_sizes(defaults.cost_settings(options))
+        fitting = self._count_fitting(paths)
+        size = choose_size(paths.base, paths.train, options.vocabulary, options.prompt) if trims else None
+        probe = self._probe(stages)
+        plan = Plan(stages, options, self.picks, self.hashes, self.inputs, counts, fitting, probe, size)
         here = machine.describe("CPU")
-        processor = f"{here['processor']}, {here['processors']} processors"
 
-        def measure(progress: Progress) -> None:
-            measured(plan, self._names, here, progress).write(folder / COMPRESS)
+        def measure(_step: Step, progress: Progress) -> None:
+            make_record(plan, self.folders, here, progress).write(folder / COMPRESS)
 
-        steps = Steps(folder, plan.steps(measure, processor))
-        steps.prepare(options.overwrite, lambda line: self.progress(f"{line}\nPlanning", None))
-        timed.write(folder / PROBE)
-        pending = {name: name.split()[0] for name in steps.pending()}
-        estimated = estimate(plan, pending)
-        steps.expect(estimated.seconds)
-        announce([steps.planned[name] for name in pending], estimated)
-        if pending:
-            OutputDirectory(options.output).check_space(estimated.disk_bytes)
+        steps = Steps(folder, plan.steps(measure, f"{here['processor']}, {here['processors']} processors"))
+        steps.prepare(options.overwrite)
+        probe.write(folder / PROBE)
+        pending, seconds = steps.pending(), plan.estimate()
+        steps.expect({name: seconds[name] for name in pending if name in seconds})
+        needed = disk_bytes(self.source, defaults, plan.cost_settings.weight_format, len(self.picks))
+        estimate = Estimate({name: seconds.get(name) for name in pending}, probe.peak_bytes, needed)
+        announce([steps.planned[name] for name in pending], estimate)
         return steps
 
-    def _places(self, folder: Path) -> Places:
-        reference = self.reference
-        located = self.source.base
-        base = f"{located.name}@{located.revision}" if located.revision else str(located.folder)
-        adapter = reference.source if self.source.adapter else None
-        own_space = bool(self.source.space.groups)
-        trims = self.options.vocabulary != KEEP
-        return Places(folder, base, adapter, reference.nncf_config, own_space, trims, self.task.adapts)
+    def _split(self, paths: Paths) -> dict[str, int]:
+        """Write the training and the held-out examples; return their numbers by part."""
+        options = self.options
+        data = self.source.open_data(options.data, options.prompt, labels=True)
+        held_out = self.source.open_data(options.eval_data, options.prompt, labels=True) if options.eval_data else None
+        if held_out and data.kind.generates:
+            check_conversations(held_out, held_out.path, data.described)
+        train, held_out = data.split(self.defaults.held_out, options.seed, held_out)
+        paths.train.parent.mkdir(parents=True, exist_ok=True)
+        train.write(paths.train)
+        held_out.write(paths.held_out)
+        return {"train": len(train.examples), "held_out": len(held_out.examples)}
 
-    def _fitting(self, places: Places) -> int:
+    def _count_fitting(self, paths: Paths) -> int:
         """Number of held-out examples that the search can use.
 
         Raises:
             LonasEdgeError: If they are too few.
         """
-        held = self.source.open_data(places.held_out, self.options.prompt)
-        fitting = held.fitting(require_tokenizer(self.source.base.folder, "compress"))
+        held_out = self.source.open_data(paths.held_out, self.options.prompt)
+        fitting = held_out.fitting(require_tokenizer(self.source.base.folder, "compress"))
         if fitting < LEAST_FITTING:
             raise LonasEdgeError(
-                f"{self.options.eval_data or self.options.data}: {fitting} of {len(held.inputs)} held-out examples have an "
+                f"{self.options.eval_data or self.options.data}: {fitting} of {len(held_out.inputs)} held-out examples have an "
                 f"answer within {MAX_LENGTH} tokens; expected at least {LEAST_FITTING}. Shorten the examples, or add others."
             )
         return fitting
 
-    def _probe(self, places: Places) -> Probe:
+    def _probe(self, stages: Stages) -> Probe:
         """Time training steps, or read what an earlier run with the same data timed; its choice of the precision stays."""
-        file, options, weight_format = places.work / PROBE, self.options, self.task.settings(self.options).weight_format
+        paths, options, defaults = stages.paths, self.options, self.defaults
+        weight_format = defaults.cost_settings(options).weight_format
         qat = trained_for(weight_format)
-        inputs = {"train": sha256(places.train), "prompt": str(options.prompt), "qat": str(qat)}
-        earlier = Probe.read(file) if file.exists() else None
+        inputs = {"train": sha256(paths.train), "prompt": str(options.prompt), "qat": str(qat)}
+        earlier = Probe.read(paths.work / PROBE) if (paths.work / PROBE).exists() else None
         kept = earlier if earlier and options.precision in (earlier.requested, earlier.precision) else None
         if kept and kept.inputs == inputs:
             return kept
         requested, precision = (kept.requested, kept.precision) if kept else (options.precision, options.precision)
         if not earlier and not options.dry_run:
-            OutputDirectory(options.output).check_space(
-                least_disk_bytes(self.task, self.source, weight_format, len(self.picks))
-            )
+            needed = disk_bytes(self.source, defaults, weight_format, len(self.picks))
+            OutputDirectory(options.output).check_space(needed)
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
-            base = places.base
-            if places.adapter and not self.task.adapts:  # an encoder's base may have another task, or lack the head
+            base = paths.base
+            if self.source.adapter and not defaults.adapts:  # an encoder's base may have another task, or lack the head
                 base = str(Path(folder) / "merged")
-                stages.merge(places, Path(base), self.progress)
-            timed = probe(self.task, base, places.train, options.prompt, qat, precision, self.progress)
+                stages.merge(Path(base), self.progress)
+            timed = time_steps(defaults, base, paths.train, options.prompt, qat, precision, self.progress)
         return replace(timed, inputs=inputs, requested=requested)
-
-    @property
-    def _names(self) -> dict[str, str]:
-        """The directory in the output of each target."""
-        return {target: "model" if len(self.picks) == 1 else pick.file for target, pick in self.picks.items()}
 
     def _restore(self, work: Path, finished: CompressRecord) -> None:
         """Link the results of a finished run into the working directory."""
@@ -259,16 +254,16 @@ class _Run:
 
     def _publish(self, directory: OutputDirectory, steps: Steps, earlier: CompressRecord | None) -> CompressRecord:
         folder = directory.partial / STEPS
-        record = replace(CompressRecord.read(folder / COMPRESS), steps=self._steps(steps, folder))
+        record = replace(CompressRecord.read(folder / COMPRESS), steps=self._step_times(steps, folder))
         with directory.publish() as new:
             ignored = shutil.ignore_patterns("baselines", "models")
             shutil.copytree(folder, new / STEPS, copy_function=_link, ignore=ignored)
             for target, pick in self.picks.items():
-                model = new / self._names[target]
+                model = new / self.folders[target]
                 shutil.copytree(folder / "models" / pick.file, model, copy_function=_link)
                 update_card(model, COMPARISON, comparison(record))
             record.write(new / COMPRESS)
-            replace_text(new / RECIPE, recipe_text(self._recipe(record), self.inputs, record.versions))
+            replace_text(new / RECIPE, self._recipe(record))
             write_report(record, new)
             if earlier:
                 self._carry_over(new, earlier)
@@ -284,30 +279,35 @@ class _Run:
                 else:
                     shutil.copy2(path, new / path.name, follow_symlinks=False)
 
-    def _steps(self, steps: Steps, folder: Path) -> tuple[Step, ...]:
+    def _step_times(self, steps: Steps, folder: Path) -> tuple[StepTime, ...]:
         """The finished steps, with commands on the published files."""
-        output, models = self.options.output, folder / "models"
-        moved = {str(models / pick.file): str(output / self._names[target]) for target, pick in self.picks.items()}
-        moved[str(folder)] = str(output / STEPS)
+        output = self.options.output
+        moved = {str(folder / "models" / pick.file): output / self.folders[target] for target, pick in self.picks.items()}
+        moved[str(folder)] = output / STEPS
+        times = []
+        for name, step in steps.planned.items():
+            if name in steps.states:
+                command = step.command
+                for before in sorted(moved, key=len, reverse=True):  # kl-0.15 before kl-0.1
+                    command = command.replace(before, str(moved[before]))
+                times.append(StepTime(name, command, steps.states[name].seconds, steps.estimates.get(name)))
+        return tuple(times)
 
-        def published(command: str) -> str:
-            for before in sorted(moved, key=len, reverse=True):  # kl-0.15 before kl-0.1
-                command = command.replace(before, moved[before])
-            return command
+    def _recipe(self, record: CompressRecord) -> str:
+        """The options of the run with all defaults resolved, for `--config`; and what they were used with."""
+        import yaml
 
-        return tuple(
-            Step(name, published(step.command), steps.states[name].seconds, steps.estimates.get(name))
-            for name, step in steps.planned.items()
-            if name in steps.states
-        )
-
-    def _recipe(self, record: CompressRecord) -> dict[str, Any]:
-        """All options as YAML has them."""
-        names = ("epochs", "recovery_steps", "precision", *options_of(self.task.settings(self.options)))
-        resolved = {name: record.options[name] for name in names}
-        values = {**vars(self.reference), **vars(self.options), **resolved}
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-        return {**plain, "target": list(self.options.target), "dry_run": None, "overwrite": None}
+        resolved = ("epochs", "recovery_steps", "precision", "weight_format", "prompt_len", "new_tokens")
+        values = {**vars(self.reference), **vars(self.options), **{name: record.options[name] for name in resolved}}
+        values |= {"target": list(self.options.target), "dry_run": None, "overwrite": None}
+        plain = {
+            name.replace("_", "-"): str(value) if isinstance(value, Path) else value
+            for name, value in values.items()
+            if value is not None
+        }
+        used = {"versions": record.versions, "sha256": self.inputs}
+        content: str = yaml.safe_dump({**plain, SECTION: used}, sort_keys=False, allow_unicode=True)
+        return f"# lonas-edge compress --config {RECIPE} repeats this run.\n{content}"
 
 
 def _link(source: str, target: str) -> str:

@@ -1,7 +1,11 @@
-"""Bookkeeping of the steps: which are finished, with what settings, and which a change of options affects."""
+"""Steps as data: what each one runs with, what it needs, and which of them are finished.
+
+A step holds the options of the command that does the same. `to_argv` writes that command from them, and the step's key is a
+hash of them. A changed option therefore repeats exactly the steps that it affects.
+"""
 
 import json
-import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,58 +15,88 @@ from typing import Any, ClassVar
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import json_sha256
+from lonas_edge.options import Option, declared
 from lonas_edge.pipeline.display import duration
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record, differences
 
 STEPS = "steps.json"
-_OPTION = re.compile(r"(?<!\S)--[a-z]")
 
 
 @dataclass(frozen=True)
-class PlannedStep:
-    """A step before it runs.
+class Command:
+    """A command line as data."""
 
-    Attributes:
-        name: Its name.
-        command: The command that does the same.
-        settings: What its result depends on besides earlier steps, as JSON.
-        needs: Names of the steps whose results it uses.
-        outputs: Files and directories that it writes, relative to the working directory. They appear whole.
-        run: Does the work; called again after an interruption.
-        machine: The processor whose latency it measures; empty for steps that measure none.
-        folder: A directory that holds more than the outputs and is deleted with them, if any.
-        short: Whether it is repeated without asking when what it needs has changed.
-    """
+    words: str  # the program and its command
+    options: Any = None  # the `Options` that decide the result
+    paths: Mapping[str, Any] = field(default_factory=dict)  # files, and what only selects from a result; "" is positional
+    values: Mapping[str, Any] = field(default_factory=dict)  # options that decide the result and are not in `options`
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, by the name on the command line: all options but paths."""
+        options = {option.shown: value for option, value in _declared(self.options) if option.kind is not Path}
+        return options | {f"--{name}": value for name, value in self.values.items()}
+
+
+def to_argv(command: Command) -> list[str]:
+    """Write a command line."""
+    argv = command.words.split()
+    named = {f"--{name}" if name else "": value for name, value in (*command.paths.items(), *command.values.items())}
+    named |= {option.shown: value for option, value in _declared(command.options) if value != option.default}
+    for name, value in named.items():
+        if value is False:
+            argv.append(f"--no-{name.removeprefix('--')}")
+        elif value is True:
+            argv.append(name)
+        elif value is not None:
+            for each in value if isinstance(value, list) else [value]:
+                written = ",".join(map(str, each)) if isinstance(each, tuple) else str(each)
+                argv += [name, written] if name else [written]
+    return argv
+
+
+def _declared(options: Any) -> list[tuple[Option, Any]]:
+    """The options of an options object with their values."""
+    known = declared(type(options)) if options else {}
+    return [(option, getattr(options, name)) for name, option in known.items()]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run."""
 
     name: str
-    command: str
-    settings: Mapping[str, Any]
-    needs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    run: Callable[[Progress], None]
-    machine: str = ""
-    folder: str = ""
-    short: bool = False
+    commands: Sequence[Command]  # that do the same
+    function: Callable[["Step", Progress], None]  # does the work from these commands; called again after an interruption
+    outputs: tuple[str, ...]  # files and directories that it writes in the working directory; they appear whole
+    needs: tuple[str, ...] = ()  # names of the steps whose results it uses
+    inputs: Mapping[str, str] = field(default_factory=dict)  # hashes of its other inputs, by name
+    folder: str = ""  # a directory that holds more than the outputs and is deleted with them, if any
+    quick: bool = False  # whether it is repeated without asking
+
+    @property
+    def command(self) -> str:
+        """The commands, for a shell."""
+        return "\n".join(shlex.join(to_argv(command)) for command in self.commands)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its result depends on, as JSON gives it back."""
+        settings: dict[str, Any] = {**self.inputs, "steps before": list(self.needs)}
+        for command in self.commands:
+            settings |= command.settings
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        return plain
 
 
 @dataclass(frozen=True)
 class StepState:
-    """A step that was started.
+    """A step that was started."""
 
-    Attributes:
-        settings: Its settings.
-        key: A hash of them and of those of the steps that it depends on.
-        machine: The processor whose latency it measured, if any.
-        seconds: Its duration so far, over interruptions.
-        needs: Names of the steps whose results it uses.
-    """
-
-    settings: dict[str, Any]
-    key: str
-    machine: str
-    seconds: float
-    needs: tuple[str, ...]
+    settings: dict[str, Any]  # what its result depends on
+    key: str  # a hash of them and of those of the steps that it needs
+    seconds: float  # so far, over interruptions
 
 
 @dataclass(frozen=True)
@@ -80,11 +114,10 @@ class StepsRecord(Record):
 class Steps:
     """The steps of a run in its working directory. States are written before and after each step."""
 
-    def __init__(self, folder: Path, planned: Sequence[PlannedStep], clock: Callable[[], float] = time.monotonic):
+    def __init__(self, folder: Path, steps: Sequence[Step], clock: Callable[[], float] = time.monotonic):
         """Read the states of an earlier run."""
-        self.folder, self.planned, self._clock = folder, {step.name: step for step in planned}, clock
-        file = folder / STEPS
-        record = StepsRecord.read(file) if file.exists() else StepsRecord()
+        self.folder, self.planned, self._clock = folder, {step.name: step for step in steps}, clock
+        record = StepsRecord.read(folder / STEPS) if (folder / STEPS).exists() else StepsRecord()
         self.states, self.estimates = dict(record.states), dict(record.estimates)
 
     def expect(self, seconds: Mapping[str, float]) -> None:
@@ -93,124 +126,87 @@ class Steps:
         self._write()
 
     def key(self, name: str) -> str:
-        """A hash of a step's settings and of those of all steps that it depends on."""
+        """A hash of a step's settings and of those of all steps that it needs."""
         step = self.planned[name]
-        content = [dict(step.settings), [self.key(needed) for needed in step.needs]]
-        return json_sha256(content)[:16]
+        return json_sha256([step.settings, [self.key(needed) for needed in step.needs]])[:16]
 
     def done(self, name: str) -> bool:
-        """Whether a step ran with the planned settings, and its outputs exist."""
-        state, step = self.states.get(name), self.planned[name]
-        outputs = all((self.folder / output).exists() for output in step.outputs)
-        return state is not None and state.key == self.key(name) and outputs
+        """Whether a step ran with these settings, and its outputs exist."""
+        state = self.states.get(name)
+        complete = all((self.folder / output).exists() for output in self.planned[name].outputs)
+        return state is not None and state.key == self.key(name) and complete
 
-    def prepare(self, overwrite: bool, notify: Callable[[str], None]) -> None:
+    def prepare(self, overwrite: bool) -> None:
         """Compare the settings of earlier steps, and discard results that no longer apply.
 
         Raises:
             LonasEdgeError: If options of started steps have changed and `overwrite` is False; all are named.
         """
         changed: dict[str, list[str]] = {}
-        for name in self.planned:
-            for line in self._changed(name):
-                changed.setdefault(line, []).append(name)
+        for name, step in self.planned.items():
+            if name in self.states and not step.quick:
+                for line in differences(self.states[name].settings, step.settings):
+                    changed.setdefault(line, []).append(name)
         if not overwrite:
             raise_all(
                 "Options of started steps have changed:",
                 [f"{line} ({', '.join(names)})" for line, names in changed.items()],
                 "Restore them, or pass --overwrite to repeat these steps and those that depend on them.",
             )
-        for name in [name for name, state in self.states.items() if name in self.planned and state.key != self.key(name)]:
-            self._discard(name)
-        for name in self._of_other_machines(notify):
-            self._discard(name)
+        for name, step in self.planned.items():
+            if name in self.states and self.states[name].key != self.key(name):
+                self._discard(step)
         self._write()
 
-    def _of_other_machines(self, notify: Callable[[str], None]) -> list[str]:
-        """Steps whose latencies are those of another machine, and which nothing was built on; others are only stated."""
-        repeated = []
-        for name, step in self.planned.items():
-            before = self.states[name].machine if name in self.states else step.machine
-            if before == step.machine or not step.machine:
-                continue
-            if any(name in other.needs and other.name in self.states for other in self.planned.values()):
-                notify(f"{name}: keeps the latencies of another machine ({before}); its network is already being trained")
-            else:
-                notify(f"{name}: repeated; its latencies are those of another machine ({before})")
-                repeated.append(name)
-        return repeated
-
-    def _changed(self, name: str) -> list[str]:
-        state, step = self.states.get(name), self.planned[name]
-        if state is None:
-            return []
-        changed = differences(state.settings, _plain(step.settings))
-        same = step.short or set(state.needs) == set(step.needs)
-        return changed if same else [*changed, f"uses {', '.join(step.needs)}; it used {', '.join(state.needs)}"]
-
-    def _discard(self, name: str) -> None:
-        del self.states[name]
-        self.estimates.pop(name, None)
-        step = self.planned[name]
+    def _discard(self, step: Step) -> None:
+        del self.states[step.name]
+        self.estimates.pop(step.name, None)
         for output in filter(None, (*step.outputs, step.folder)):
-            path = self.folder / output
-            for each in (path, path.with_name(f"{path.name}.partial")):
-                shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
+            for path in (self.folder / output, self.folder / f"{output}.partial"):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
     def pending(self) -> list[str]:
         """The steps to run, in order: those that are not done and whose results something still needs."""
         needed = {need for step in self.planned.values() for need in step.needs}
-        order: list[str] = []
-
-        def require(name: str) -> None:
-            if name not in order and not self.done(name):
-                for need in self.planned[name].needs:
-                    require(need)
-                order.append(name)
-
-        for name in self.planned:
-            if name not in needed:
-                require(name)
-        return sorted(order, key=list(self.planned).index)
+        pending: set[str] = set()
+        for name in reversed(self.planned):
+            wanted = name not in needed or any(name in self.planned[later].needs for later in pending)
+            if wanted and not self.done(name):
+                pending.add(name)
+        return [name for name in self.planned if name in pending]
 
     def run(self, progress: Progress) -> None:
         """Run the pending steps."""
         pending = self.pending()
         for number, name in enumerate(pending, 1):
-            step, before = self.planned[name], self.states.get(name)
-            seconds, start = before.seconds if before else 0.0, self._clock()
-            self._store(name, seconds)
+            step, start = self.planned[name], self._clock()
+            before = self.states[name].seconds if name in self.states else 0.0
+            self._store(step, before)
             try:
-                step.run(_prefixed(progress, name, f"{number}/{len(pending)} "))
+                step.function(step, _with_name(progress, name, f"{number}/{len(pending)} "))
             except LonasEdgeError as error:
                 if isinstance(error.__cause__, KeyboardInterrupt):
                     raise KeyboardInterrupt from error
-                raise LonasEdgeError(f"{name}: {error}{_options_of(step, str(error))}") from error
+                hint = (
+                    f"\nOptions in this message are those of the step's command:\n{step.command}" if "--" in str(error) else ""
+                )
+                raise LonasEdgeError(f"{name}: {error}{hint}") from error
             finally:
-                self._store(name, seconds + self._clock() - start)
+                self._store(step, before + self._clock() - start)
             progress(f"{number}/{len(pending)} {name}: {duration(self.states[name].seconds)}\n{name}", None)
 
-    def _store(self, name: str, seconds: float) -> None:
-        step = self.planned[name]
-        self.states[name] = StepState(_plain(step.settings), self.key(name), step.machine, round(seconds, 2), step.needs)
+    def _store(self, step: Step, seconds: float) -> None:
+        self.states[step.name] = StepState(step.settings, self.key(step.name), round(seconds, 2))
         self._write()
 
     def _write(self) -> None:
         StepsRecord(self.states, self.estimates).write(self.folder / STEPS)
 
 
-def _options_of(step: PlannedStep, message: str) -> str:
-    """Say whose options an error names: `compress` has fewer than the command of the step."""
-    return f"\nOptions in this message are those of the step's command:\n{step.command}" if _OPTION.search(message) else ""
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    content: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-    return content
-
-
-def _prefixed(progress: Progress, name: str, number: str) -> Progress:
+def _with_name(progress: Progress, name: str, number: str) -> Progress:
     """Put the step before what is being done, and before the lines that stay on the terminal."""
 
     def report(what: str, done: float | None) -> None:

@@ -30,8 +30,8 @@ from lonas_edge.network.rounding import rounding_costs
 from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.pipeline import stages
-from lonas_edge.pipeline.tasks import task_of
+from lonas_edge.pipeline.stages import optimum_options, run_optimum
+from lonas_edge.pipeline.steps import Command
 from lonas_edge.search.uniform import find_kinds, uniform_networks
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import removable_blocks
@@ -237,11 +237,11 @@ def test_baselines_of_compress(case: str, ignores: bool, ids: torch.Tensor, tiny
     """optimum-cli 2.2 refuses Gemma with transformers 5.5, and INT4 where a group size does not divide AltUp's matrices."""
     base = tiny_models.base(case)
     source = open_source(str(base))
-    task = task_of(source)
-    arguments = stages.optimum_export(base, tmp_path / "int4", "int4", task, source.architecture)
-    assert ("--group-size-fallback" in arguments) == ignores and arguments[arguments.index("--group-size") + 1] in ("32", "64")
+    options = {name: optimum_options(source.architecture, None, name) for name in ("int8", "int4")}
+    assert (options["int4"].group_size_fallback is not None) == ignores and options["int4"].group_size in (32, 64)
     for name in ("int8", "int4") if ignores else ("int8",):
-        stages._optimum(base, tmp_path / name, name, task, source.architecture)
+        command = Command("optimum-cli export openvino", options[name], {"model": base, "": tmp_path / name})
+        run_optimum(command, source.architecture.family.raised_guards)
     network = load_super_network(source)
     with StoredWeights(network, "int8").active(()), torch.inference_mode():
         stored = network.model(input_ids=ids, use_cache=False).logits

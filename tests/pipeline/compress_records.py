@@ -5,7 +5,7 @@ from typing import Any
 
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.families import CAUSAL_LM
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network, Quality, Sample, Step
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network, Quality, Sample, StepTime
 from lonas_edge.space.picture import Part
 
 HOSTILE = "<script>alert(1)</script><img src=https://example.com/x> {{ 7 * 7 }} </style> \"a\" 'b' c|d `e` $x_1$ &amp;"
@@ -52,8 +52,8 @@ def record(*networks: Network, **changes: Any) -> CompressRecord:
         "versions": {"openvino": "2026.4.0"},
         "cost": "tpot",
         "steps": (
-            Step("search", "lonas-edge search lora --evals 60", 3000, 2000),
-            Step("baselines", "lonas-edge export lora\noptimum-cli export openvino", 4000, None),
+            StepTime("search", "lonas-edge search lora --evals 60", 3000, 2000),
+            StepTime("baselines", "lonas-edge export lora\noptimum-cli export openvino", 4000, None),
         ),
         "networks": networks,
         "curves": (

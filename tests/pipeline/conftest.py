@@ -45,7 +45,7 @@ def refused(tmp_path: Path, data: Path, llama: TinySource, monkeypatch: pytest.M
 
     def refuse(source: Path | None = None, **options: Any) -> str:
         before = sorted(tmp_path.rglob("*"))
-        monkeypatch.setattr(run, "probe", forbidden)
+        monkeypatch.setattr(run, "time_steps", forbidden)
         with pytest.raises(LonasEdgeError) as caught:
             compress(source or llama.base, **{"data": data, "output": tmp_path / "out", "prompt_len": 8, **options})
         assert sorted(tmp_path.rglob("*")) == before

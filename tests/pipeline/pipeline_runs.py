@@ -12,11 +12,16 @@ import pytest
 from tiny_models import TinySource
 
 from lonas_edge.bench.statistics import Interval
+from lonas_edge.bench.variants import Case
+from lonas_edge.data.task import Task
+from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import measure, run, stages
-from lonas_edge.pipeline.estimate import Probe
+from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.probe import Probe
 from lonas_edge.pipeline.record import CompressRecord, Latency
+from lonas_edge.pipeline.steps import Command, Step
 
-PROBE = Probe("fp32", 0.1, 0.2, 12.0, 10**9)
+PROBE = Probe("fp32", 0.1, 0.2, 0.01, 12.0, 10**9)
 QUICK: dict[str, Any] = {
     "target": "weights<=0.95x", "weight_format": "int8_sym", "prompt": "question", "recovery_steps": 4,
     "prompt_len": 8, "new_tokens": 4,
@@ -36,26 +41,28 @@ def make_quick(monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> None:
 
     A `whole` run measures latencies once, generates whole answers and writes the report; others do none of these.
     """
-    monkeypatch.setattr(run, "probe", lambda *_given: PROBE)
+    monkeypatch.setattr(run, "time_steps", lambda *_given: PROBE)
     monkeypatch.setattr(measure, "ROUNDS", 1)
     if not whole:
         monkeypatch.setattr(measure, "latencies", equal_latencies)
         monkeypatch.setattr(measure, "ANSWER_TOKENS", 2)
         monkeypatch.setattr(run, "write_report", lambda *_given: None)
-    monkeypatch.setattr(stages, "_optimum", own_baseline)
+    monkeypatch.setattr(stages, "run_optimum", own_baseline)
 
 
-def equal_latencies(folders: Mapping[str, Path], _case: Any, timed: Any, _progress: Any) -> tuple[dict[str, Any], Any]:
+def equal_latencies(folders: Mapping[str, Path], case: Case, _progress: Any) -> tuple[dict[str, Any], Any]:
     one = Interval(1.0, 1.0, 1.0)
-    times = {name: {each.name: Latency(one, one, (1.0,)) for each in timed} for name in folders}
+    names = ("ttft", "tpot") if case.new_tokens else ("latency",)
+    times = {name: {each: Latency(one, one, (1.0,)) for each in names} for name in folders}
     return times, SimpleNamespace(conditions={"versions": {"lonas-edge": "0"}}, warnings=["Noisy."])
 
 
-def own_baseline(merged: Path, output: Path, weight_format: str, *_given: Any) -> None:
+def own_baseline(command: Command, _guards: Any) -> None:
     """Export a baseline; the files of equal weights are made once."""
+    merged, output, weight_format = command.paths["model"], command.paths[""], command.settings["--weight-format"]
     key = (merged / "model.safetensors").read_bytes(), weight_format
     if key not in _baselines:
-        opened = stages.open_source(str(merged))
+        opened = open_source(str(merged))
         stages.export(opened, opened.select("maximal"), output, stages.ExportOptions(weight_format=weight_format))
         files = (path for path in output.rglob("*") if path.is_file())
         _baselines[key] = {str(path.relative_to(output)): path.read_bytes() for path in files}
@@ -77,3 +84,26 @@ class Finished:
         """Copy data and output; return the output."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         return folder / "out"
+
+
+def plan_steps(source: Path, folder: Path, data: Path, *, model: Path | None = None, **options: Any) -> dict[str, Step]:
+    """The steps of a dry run by name."""
+    planned: dict[str, Step] = {}
+    reference = run.Reference(str(source), model and str(model))
+    chosen = CompressOptions(**{"data": data, "output": folder / "out", "prompt_len": 8, "dry_run": True, **options})
+    run.compress_model(reference, chosen, announce=lambda steps, _: planned.update({step.name: step for step in steps}))
+    return planned
+
+
+def forbidden(*_given: object, **_options: object) -> None:
+    """Stands for a step that must not run."""
+    raise AssertionError("a finished step was repeated")
+
+
+def split(data: Task, held_out: Task | None, most: int, seed: int, folder: Path) -> dict[str, int]:
+    """Split data, and write the parts as files."""
+    train, chosen = data.split(most, seed, held_out)
+    folder.mkdir(exist_ok=True)
+    train.write(folder / "train.jsonl")
+    chosen.write(folder / "held_out.jsonl")
+    return {"train": len(train.examples), "held_out": len(chosen.examples)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from optimum.intel import OVModelForSequenceClassification
-from pipeline_runs import make_quick
+from pipeline_runs import make_quick, plan_steps, split
 from scipy.stats import entropy, spearmanr
 from test_compress_embedding import WORDS
 from tiny_bert import TinyBert, reranker
@@ -25,12 +25,9 @@ from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import CLASSIFICATION
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline.api import compress
-from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
-from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.defaults import CLASSIFIER, EMBEDDING_MODEL, LANGUAGE_MODEL, RERANKER, defaults_of
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.report import write_report
-from lonas_edge.pipeline.run import Reference, compress_model
-from lonas_edge.pipeline.tasks import CLASSIFIER, EMBEDDING_MODEL, LANGUAGE_MODEL, RERANKER, task_of
 
 QUICK: dict[str, Any] = {"recovery_steps": 2, "prompt_len": 8}
 NAMES = ("low", "middle", "high")
@@ -67,7 +64,14 @@ def made(
 def test_the_output(made: tuple[Path, int, CompressRecord]) -> None:
     """One of three layers is removed without a fine-tuning, the result is INT8, and all of it is in the report."""
     folder, outputs, record = made
-    assert [step.name for step in record.steps] == ["space", "search", "recover auto", "export auto", "baselines", "measure"]
+    assert [step.name for step in record.steps] == [
+        "space",
+        "search",
+        "recover macs<=0.84x",
+        "export macs<=0.84x",
+        "baselines",
+        "measure",
+    ]
     exported, ours = open_exported(folder / "out/model"), record.networks[-1]
     assert exported.kind is CLASSIFICATION and exported.config["num_hidden_layers"] == 2
     assert (ours.weight_format, record.cost, record.samples) == ("int8_sym", "macs", ())
@@ -84,14 +88,14 @@ def test_the_output(made: tuple[Path, int, CompressRecord]) -> None:
         assert not re.search("cosine|embedding|sample answers|TPOT|prompt tokens", report, re.IGNORECASE)
     report = (folder / "report.md").read_text()
     assert ("KL" if outputs == 1 else "Spearman") not in report
-    assert "1 of 3 layers removed. For auto, the search predicted 0.67x the MACs" in report
+    assert "1 of 3 layers removed. For macs<=0.84x, the search predicted 0.67x the MACs" in report
     assert "--task text-classification" in report
 
 
 def test_the_figures(made: tuple[Path, int, CompressRecord]) -> None:
     """By optimum-intel's logits of the exported model, one text at a time, and transformers' of the base."""
     folder, outputs, record = made
-    rows = [json.loads(line) for line in (folder / "out/steps/data" / HELD_OUT).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "out/steps/data/held_out.jsonl").read_text().splitlines()]
     texts = [(row["text"],) if "text" in row else (row["sentence1"], row["sentence2"]) for row in rows]
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     base, ours = (
@@ -111,7 +115,9 @@ def test_the_figures(made: tuple[Path, int, CompressRecord]) -> None:
     else:
         probabilities = (torch.tensor(each).softmax(-1).numpy() for each in (first, second))
         assert found["distance"].value == pytest.approx(entropy(*probabilities, axis=-1).mean(), rel=0.02)
-        assert found["accuracy"].value == pytest.approx(100 * np.mean(second.argmax(-1) == labels))
+        assert found["accuracy"].value == pytest.approx(
+            100 * np.mean(second.argmax(-1) == labels), abs=100 / 16
+        )  # a tie in bf16
     stock = record.networks[0].quality["distance"].value
     assert stock < 0.1 * found["distance"].value
     assert found["distance"].difference.value == pytest.approx(found["distance"].value - stock)
@@ -127,11 +133,11 @@ def test_the_same_command_again_changes_nothing(made: tuple[Path, int, CompressR
 
 def test_the_help_has_the_default_targets(run_cli: Callable) -> None:
     """A sixth of the layers of rerankers and classifiers: one of six (5/6), two of twelve (10/12)."""
-    targets = f"auto: {LANGUAGE_MODEL.auto}, of embedding models {EMBEDDING_MODEL.auto}, of other encoders {CLASSIFIER.auto}."
-    assert targets in " ".join(re.sub("[│ ]+", " ", run_cli("compress", "--help").out).split())
-    assert (
-        CLASSIFIER.auto == RERANKER.auto and 5 / 6 < float(CLASSIFIER.auto.removeprefix("macs<=").removesuffix("x")) < 11 / 12
+    targets = (
+        f"auto: {LANGUAGE_MODEL.target}, of embedding models {EMBEDDING_MODEL.target}, of other encoders {CLASSIFIER.target}."
     )
+    assert targets in " ".join(re.sub("[│ ]+", " ", run_cli("compress", "--help").out).split())
+    assert 5 / 6 < float(CLASSIFIER.target.removeprefix("macs<=").removesuffix("x")) < 11 / 12
 
 
 def test_distances() -> None:
@@ -155,15 +161,14 @@ def parts(folder: Path, base: Path, data: Path, eval_data: Path | None = None) -
     opened = [source.open_data(path, labels=True) if path else None for path in (data, eval_data)]
     assert opened[0]
     split(opened[0], opened[1], 1500, 0, folder / "parts")
-    train, held_out = ((folder / "parts" / name).read_text().splitlines() for name in (TRAIN, HELD_OUT))
+    train, held_out = ((folder / "parts" / name).read_text().splitlines() for name in ("train.jsonl", "held_out.jsonl"))
     return [json.loads(line) for line in train], [json.loads(line) for line in held_out]
 
 
 def test_pairs_are_held_out(tiny_bert: TinyBert, tmp_path: Path) -> None:
     """Their queries may occur in other pairs; a pair does not, also not in a triplet."""
     base = reranker(tiny_bert, tmp_path / "base", 1)
-    task = task_of(open_source(str(base)))
-    assert (task.name, task.outputs) == (RERANKER.name, ("low",))
+    assert defaults_of(open_source(str(base))) is RERANKER
     train, held_out = parts(tmp_path, base, write(tmp_path / "data.jsonl", 1))
     assert (len(train), len(held_out)) == (80, 16)
     assert set(train[0]) == set(held_out[0]) == {"sentence1", "sentence2", "label"}
@@ -184,9 +189,9 @@ def test_a_glue_task(tiny_bert: TinyBert, tmp_path: Path) -> None:
     for names, numbers in ((("a", "b"), (0, 1)), (("not_entailment", "entailment"), (1, 0))):
         config = json.loads((base / "config.json").read_text())
         (base / "config.json").write_text(json.dumps(config | {"id2label": dict(enumerate(names))}))
-        task = task_of(open_source(str(base)))
+        assert defaults_of(open_source(str(base))) is CLASSIFIER
         train, held_out = parts(tmp_path, base, tmp_path / "RTE/train.tsv")
-        assert task.name == CLASSIFIER.name and set(train[0]) == {"sentence1", "sentence2", "label"}
+        assert set(train[0]) == {"sentence1", "sentence2", "label"}
         assert [row["label"] for row in held_out] == [numbers[int(row["sentence1"].split()[1]) % 3 == 0] for row in held_out]
     with pytest.raises(LonasEdgeError, match=r"one: its head is one of regression \(1 output\)"):
         parts(tmp_path, reranker(tiny_bert, tmp_path / "one", 1), tmp_path / "RTE/train.tsv")
@@ -213,21 +218,18 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
     assert "has no classification head, and its vocabulary cannot" in refused(tiny_bert.adapter(3), data=data, **options)
     config = json.loads((base / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
     (base / "config.json").write_text(json.dumps(config))
-    assert "'multi_label_classification' is not supported" in refused(base, data=data)
+    assert "cannot be learned by a model with problem_type 'multi_label_classification'" in refused(base, data=data)
     (base / "config.json").write_text(json.dumps(config | {"problem_type": "regression"}))
-    assert "problem_type 'regression' with 3 outputs is not supported" in refused(base, data=data)
+    assert "problem_type 'regression' with 3 outputs" in refused(base, data=data)
 
 
 def test_a_dry_run(tiny_bert: TinyBert, tmp_path: Path) -> None:
     """Of an adapter, which brings the head that its base lacks: steps are timed with it. Nothing is written."""
-    source, data, planned = tiny_bert.source(3), write(tmp_path / "data.jsonl", 1), []
-    run = {"data": data, "output": tmp_path / "out", "dry_run": True, "precision": "fp32", "prompt_len": 16}
-    options = CompressOptions(**run, target=("latency<=0.9x",))
-    reference = Reference(str(source.adapter), str(source.base), source.space)
-    compress_model(reference, options, announce=lambda steps, estimate: planned.append((steps, estimate)))
-    [[steps, estimate]] = planned
-    assert [step.name.split()[0] for step in steps] == ["search", "recover", "export", "baselines", "measure"]
-    assert all(seconds > 0 for seconds in estimate.seconds.values()) and sorted(tmp_path.iterdir()) == [data]
+    source, data = tiny_bert.adapter(3), write(tmp_path / "data.jsonl", 1)
+    options = {"model": tiny_bert.base(headless=True), "precision": "fp32", "target": ("latency<=0.9x",)}
+    steps = plan_steps(source, tmp_path, data, **options)
+    assert [name.split()[0] for name in steps] == ["space", "search", "recover", "export", "baselines", "measure"]
+    assert sorted(tmp_path.iterdir()) == [data]
 
 
 @pytest.mark.slow

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pipeline_runs import make_quick
+from pipeline_runs import make_quick, plan_steps, split
 from safetensors.torch import load_file
-from scipy.stats import rankdata
 from tiny_bert import TinyBert, oracle_embeddings, oracle_hidden
 from tiny_models import TinySource
 from transformers import AutoTokenizer
@@ -28,13 +27,11 @@ from lonas_edge.families import EMBEDDING
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import run, stages
 from lonas_edge.pipeline.api import compress
-from lonas_edge.pipeline.data import HELD_OUT, TRAIN, split
-from lonas_edge.pipeline.embeddings import EXACT, correlation, correlation_difference
-from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.defaults import EMBEDDING_MODEL
+from lonas_edge.pipeline.measure import EXACT
 from lonas_edge.pipeline.plan import source_hashes
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.report import summary
-from lonas_edge.pipeline.tasks import EMBEDDING_MODEL
 from lonas_edge.progress import silent
 
 QUICK: dict[str, Any] = {"target": "weights<=0.8x", "recovery_steps": 2, "prompt_len": 8}
@@ -118,19 +115,6 @@ def test_embeddings_by_an_oracle(tiny_bert: TinyBert, tmp_path: Path) -> None:
     assert SentenceTask().distances(*turned).tolist() == [0.5]
 
 
-def test_correlations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand, ranks 1 2 3 4 against 1 2 4 3: 1 - 6 * 2 / (4 * 15) = 0.8."""
-    monkeypatch.setattr("lonas_edge.bench.statistics.RESAMPLES", 100)
-    assert correlation(np.array([1.0, 2, 4, 3]), np.array([0.1, 0.2, 0.3, 0.9])) == pytest.approx(80)
-    assert correlation(np.array([1.0, 2, 4, 3]), np.ones(4)) == 0
-    draw = np.random.default_rng(0)
-    scores = draw.random(200)
-    close, far = scores + draw.normal(0, 0.1, 200), scores + draw.normal(0, 1, 200)
-    gain = correlation_difference(far, close, scores)
-    ranks = [np.corrcoef(rankdata(each), rankdata(scores))[0, 1] for each in (close, far)]
-    assert gain.value == pytest.approx(100 * (ranks[0] - ranks[1])) and 0 < gain.low < gain.value < gain.high
-
-
 def read(path: Path) -> SentenceTask:
     return SentenceTask(pooling=Pooling(prompts={"query": "q: "})).read([(path, 1.0)])
 
@@ -140,7 +124,7 @@ def test_no_text_is_on_both_sides(tmp_path: Path) -> None:
     rows = [{"query": f"q {index // 2}", "passage": f"p {index}"} for index in range(200)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = split(read(tmp_path / "data.jsonl"), None, 1500, 0, tmp_path / "parts")
-    train, held_out = (read(tmp_path / "parts" / name) for name in (TRAIN, HELD_OUT))
+    train, held_out = (read(tmp_path / "parts" / name) for name in ("train.jsonl", "held_out.jsonl"))
     assert (len(train.examples), len(held_out.examples)) == tuple(counts.values()) and counts["held_out"] == 20
     assert not {text for each in train.examples for text in each.texts} & {
         text for each in held_out.examples for text in each.texts
@@ -148,7 +132,7 @@ def test_no_text_is_on_both_sides(tmp_path: Path) -> None:
     assert counts["train"] < 180 and train.kinds == held_out.kinds == ["pair"]
     (tmp_path / "texts.json").write_text(json.dumps([{"text": f"p {index}"} for index in range(300)]))
     split(read(tmp_path / "texts.json"), read(tmp_path / "data.jsonl"), 1500, 0, tmp_path / "parts")
-    left = read(tmp_path / "parts" / TRAIN)
+    left = read(tmp_path / "parts/train.jsonl")
     assert (left.kinds, len(left.examples)) == (["text"], 100)
 
 
@@ -161,7 +145,7 @@ def test_records_survive_the_split(tmp_path: Path) -> None:
     ):
         (tmp_path / "data.json").write_text(json.dumps(rows))
         split(read(tmp_path / "data.json"), None, 1500, 0, tmp_path / "parts")
-        parts = [read(tmp_path / "parts" / name) for name in (TRAIN, HELD_OUT)]
+        parts = [read(tmp_path / "parts" / name) for name in ("train.jsonl", "held_out.jsonl")]
         whole = read(tmp_path / "data.json")
         assert parts[0].kinds == parts[1].kinds == whole.kinds
         assert {*parts[0].examples, *parts[1].examples} == {*whole.examples}
@@ -199,18 +183,13 @@ def test_an_unpruned_network_needs_no_recovery(
 
 def test_an_adapter_of_another_task_than_its_base(tiny_bert: TinyBert, tmp_path: Path) -> None:
     """The base is a masked language model. Steps are timed with the adapter; the command of the space is what it does."""
-    source, base, planned = tiny_bert.embedder(), tmp_path / "base", []
+    source, base = tiny_bert.embedder(), tmp_path / "base"
     shutil.copytree(tiny_bert.base(headless=True), base)
     config = json.loads((base / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
     (base / "config.json").write_text(json.dumps(config))
-    data = write_pairs(tmp_path / "data.jsonl")
-    options = CompressOptions(data=data, output=tmp_path / "out", dry_run=True, precision="fp32", prompt_len=16)
-    reference = run.Reference(str(source.adapter), str(base))
-    run.compress_model(reference, options, announce=lambda steps, _: planned.extend(steps))
-    assert next(step for step in planned if step.name == "baselines").folder == "baselines"  # the merged model is not kept
-    words = shlex.split(planned[0].command)
-    assert words[:6] == ["lonas-edge", "space", "--adapter", str(source.adapter), "--depth", "layer"]
-    assert words[6:8] == ["--ratios", "1"]
+    steps = plan_steps(source.adapter, tmp_path, write_pairs(tmp_path / "data.jsonl"), model=base, precision="fp32")
+    assert steps["baselines"].folder == "baselines"  # the merged model is not kept
+    assert f"--adapter {source.adapter} --depth layer --ratios 1" in steps["space"].command
 
 
 @pytest.mark.slow
@@ -265,8 +244,13 @@ def test_steps_are_timed_with_a_teacher(tiny_bert: TinyBert, tmp_path: Path) -> 
     """Texts have no labels; the precision is the requested one."""
     (tmp_path / "data.jsonl").write_text("".join(json.dumps({"text": f"a {index} film"}) + "\n" for index in range(100)))
     base, data = str(tiny_bert.body()), tmp_path / "data.jsonl"
-    timed = run.probe(EMBEDDING_MODEL, base, data, None, None, "fp32", silent)
-    assert timed.precision == "fp32" and timed.recovery_step > 0 and timed.tokens == pytest.approx(6, abs=2)
+    timed = run.time_steps(EMBEDDING_MODEL, base, data, None, None, "fp32", silent)
+    assert (
+        timed.precision == "fp32"
+        and timed.recovery_step > 0
+        and timed.evaluation > 0
+        and timed.tokens == pytest.approx(6, abs=2)
+    )
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from lonas_edge.pipeline.display import duration
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Latency, Quality, Sample
 from lonas_edge.pipeline.report import network_table, step_table, summary, to_markdown, write_report
 from lonas_edge.space.picture import Part
+from lonas_edge.tables import Table
 
 
 class Page(HTMLParser):
@@ -40,6 +41,11 @@ class Page(HTMLParser):
         self.text += data
 
 
+def cells(table: Table) -> tuple[list[str], list[list[object]]]:
+    """Headings and rows."""
+    return list(table.headings), [list(row) for row in table.rows]
+
+
 def write(made: CompressRecord, folder: Path) -> str:
     """Write a report, and return its HTML."""
     write_report(made, folder)
@@ -55,8 +61,7 @@ def hostile() -> CompressRecord:
 
 
 def test_the_table() -> None:
-    table = network_table(realistic())
-    headings, rows = table.headings, table.rows
+    headings, rows = cells(network_table(realistic()))
     assert headings == [
         *("network", "held-out loss", "held-out loss Δ [95 %]", "token accuracy", "token accuracy Δ, points [95 %]"),
         *("TTFT, ms", "TTFT ratio [95 %]", "TPOT, ms", "TPOT ratio [95 %]", "size, MB"),
@@ -108,8 +113,7 @@ def test_embedding_models_without_scores() -> None:
     found = (Candidate(0.68, 0.1251, True, ("latency<=0.7x",)),)
     changes = {"task": EMBEDDING.name, "cost": "latency", "candidates": found, "samples": (), "prompt_len": 128}
     made = record(first, ours, **changes, new_tokens=0)
-    table = network_table(made)
-    headings, rows = table.headings, table.rows
+    headings, rows = cells(network_table(made))
     assert headings == [
         "network", "cosine distance", "cosine distance Δ [95 %]", "latency, ms", "latency ratio [95 %]", "size, MB",
     ]  # fmt: skip
@@ -146,7 +150,7 @@ def test_html(made: CompressRecord, tmp_path: Path) -> None:
     page = Page(write(made, tmp_path))
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     addresses = [value for name, value in page.attributes if name in ("src", "href")]
-    assert len(addresses) == 7  # two of the trade-off, one pruned network, two trainings, two latencies
+    assert len(addresses) == 5  # two of the trade-off, one pruned network, two trainings
     for address in addresses:
         kind, _, content = address.partition(",")
         assert kind == "data:image/svg+xml;base64"
@@ -171,9 +175,8 @@ def test_markdown_is_valid(made: CompressRecord, tmp_path: Path) -> None:
             rows.append([])
         if before.type in ("th_open", "td_open"):
             rows[-1].append("".join(child.content for child in token.children or ()))
-    table = network_table(made)
-    headings, cells = table.headings, table.rows
-    assert rows[0] == headings and rows[1 : 1 + len(cells)] == cells
+    headings, expected = cells(network_table(made))
+    assert rows[0] == headings and rows[1 : 1 + len(expected)] == expected
     [commands] = [token.content for token in tokens if token.type == "code_block"]
     assert commands == "".join(f"{step.command}\n" for step in made.steps)
 

@@ -1,4 +1,4 @@
-"""Bookkeeping of steps, with a clock of our own."""
+"""Commands and steps as data: command lines, keys, and what runs again; with a clock of our own."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,33 +8,56 @@ from typing import Any
 import pytest
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.pipeline.steps import PlannedStep, Steps
+from lonas_edge.pipeline.steps import Command, Step, Steps, to_argv
 from lonas_edge.progress import silent
+from lonas_edge.search.options import SearchOptions
+from lonas_edge.training.options import TrainOptions
+
+
+def test_a_command_line_comes_from_the_options() -> None:
+    """Options that are given, by their names; nothing for a default, and nothing for None."""
+    options = TrainOptions(steps=5, target_modules=("q_proj", "v_proj"), reorder=False, gradient_checkpointing=True, seed=42)
+    files = {"model": Path("base"), "eval-data": None, "": "start", "pick": ["kl<=1", "macs<=2"]}
+    argv = to_argv(Command("lonas-edge train", options, files, {"size": 7, "prompt": None}))
+    assert argv[:10] == [
+        "lonas-edge", "train", "--model", "base", "start", "--pick", "kl<=1", "--pick", "macs<=2", "--size",
+    ]  # fmt: skip
+    rest = " ".join(argv[10:])
+    assert rest.startswith("7 ") and "--target-modules q_proj,v_proj" in rest and "--steps 5" in rest
+    assert "--no-reorder" in rest and "--gradient-checkpointing" in rest and "--seed" not in rest
+
+
+def test_settings_are_all_options_but_paths() -> None:
+    """What only Python can set, such as intervals of checkpoints, decides nothing."""
+    options = SearchOptions(data=Path("a"), output=Path("b"), evals=7)
+    settings = Command("lonas-edge search", options, {"model": "x"}, {"weight-format": "int8"}).settings
+    assert (settings["--evals"], settings["--seed"], settings["--weight-format"]) == (7, 0, "int8")
+    assert not {"--data", "--output", "--model"} & settings.keys()
+    commands = [Command("train", TrainOptions(steps=5, save_steps=number, eval_steps=number)) for number in (3, 4)]
+    assert commands[0].settings == commands[1].settings
 
 
 class Work:
     """Three steps, of which the second needs the first and the third the second; each appends its name to `ran`."""
 
     def __init__(self, folder: Path):
-        self.folder, self.ran, self.lines = folder, list[str](), list[str]()
+        self.folder, self.ran = folder, list[str]()
         self.planned = [self.step("a"), self.step("b", "a"), self.step("c", "b")]
         self.fails: type[BaseException] | None = None
 
-    def step(self, name: str, *needs: str, settings: dict[str, Any] | None = None) -> PlannedStep:
-        def run(_progress: Any) -> None:
+    def step(self, name: str, *needs: str, size: int = 1) -> Step:
+        def run(_step: Step, _progress: Any) -> None:
             self.ran.append(name)
             if self.fails and name == "b":
                 raise self.fails
             (self.folder / name).mkdir(exist_ok=True)
 
-        return PlannedStep(name, f"make {name}", settings or {"size": 1}, needs, (name,), run)
+        return Step(name, [Command(f"make {name}", values={"size": size})], run, (name,), needs)
 
-    def steps(
-        self, overwrite: bool = False, planned: Sequence[PlannedStep] = (), ticks: Iterator[float] | None = None
-    ) -> Steps:
+    def steps(self, overwrite: bool = False, planned: Sequence[Step] = (), ticks: Iterator[float] | None = None) -> Steps:
         clock = ticks or iter(float(second) for second in range(0, 1000, 10))
         steps = Steps(self.folder, planned or self.planned, lambda: next(clock))
-        steps.prepare(overwrite, self.lines.append)
+        steps.prepare(overwrite)
         return steps
 
 
@@ -68,11 +91,11 @@ def test_continues_with_the_step_that_failed_and_adds_its_seconds(work: Work) ->
 
 
 def test_interrupted_inside_a_step_that_reports_an_error_of_its_own(work: Work) -> None:
-    def run(_progress: Any) -> None:
+    def run(_step: Step, _progress: Any) -> None:
         raise LonasEdgeError("interrupted. Run it with --resume") from KeyboardInterrupt()
 
     with pytest.raises(KeyboardInterrupt):
-        work.steps(planned=[replace(work.step("a"), run=run)]).run(silent)
+        work.steps(planned=[replace(work.step("a"), function=run)]).run(silent)
 
 
 def test_changed_options_are_named_and_repeated_with_their_successors(work: Work) -> None:
@@ -80,34 +103,34 @@ def test_changed_options_are_named_and_repeated_with_their_successors(work: Work
     first.expect({"a": 1.0, "b": 2.0, "c": 3.0})
     first.run(silent)
     (work.folder / "b.partial").mkdir()
-    changed = [work.step("a"), work.step("b", "a", settings={"size": 2}), work.step("c", "b")]
+    changed = [work.step("a"), work.step("b", "a", size=2), work.step("c", "b")]
     with pytest.raises(LonasEdgeError) as caught:
         work.steps(planned=changed)
-    assert "size: was 1, is 2 (b)" in str(caught.value)
+    assert "--size: was 1, is 2 (b)" in str(caught.value)
     assert "--overwrite" in str(caught.value)
     assert (work.folder / "b").exists()
     steps = work.steps(overwrite=True, planned=changed)
     assert steps.pending() == ["b", "c"]
     steps.expect({"b": 50.0, "c": 5.0})
-    assert steps.estimates == {"a": 1.0, "b": 50.0, "c": 5.0}
+    assert work.steps(planned=changed).estimates == {"a": 1.0, "b": 50.0, "c": 5.0}  # the first one stays
     assert not any((work.folder / name).exists() for name in ("b", "b.partial", "c"))
     assert (work.folder / "a").exists()
 
 
 def test_other_needs_are_named_and_repeated(work: Work) -> None:
-    """A step that now uses another one; a short one is repeated without asking."""
+    """A step that now uses another one; a quick one is repeated without asking."""
     work.steps().run(silent)
     changed = [*work.planned[:2], work.step("d"), work.step("c", "b", "d")]
-    with pytest.raises(LonasEdgeError, match=r"uses b, d; it used b \(c\)"):
+    with pytest.raises(LonasEdgeError, match=r"steps before: was .*b.*, is .*b.*d.* \(c\)"):
         work.steps(planned=changed)
     assert (work.folder / "c").exists()
     assert work.steps(overwrite=True, planned=changed).pending() == ["d", "c"]
 
 
-def test_a_short_step_is_repeated_without_asking(work: Work) -> None:
+def test_a_quick_step_is_repeated_without_asking(work: Work) -> None:
     work.steps().run(silent)
-    changed = [*work.planned[:2], work.step("d"), replace(work.step("c", "b", "d"), short=True)]
-    assert work.steps(planned=changed).pending() == ["d", "c"]
+    changed = [*work.planned[:2], replace(work.planned[2], inputs={"processor": "Another"}, quick=True)]
+    assert work.steps(planned=changed).pending() == ["c"]
 
 
 def test_the_folder_of_a_step_is_deleted_with_its_outputs(work: Work) -> None:
@@ -115,7 +138,7 @@ def test_the_folder_of_a_step_is_deleted_with_its_outputs(work: Work) -> None:
     work.steps().run(silent)
     for name in ("kept", "kept.partial", "other"):
         (work.folder / name / "log").mkdir(parents=True)
-    changed = [*work.planned[:2], replace(work.step("c", "b", settings={"size": 2}), folder="kept")]
+    changed = [*work.planned[:2], replace(work.step("c", "b", size=2), folder="kept")]
     work.steps(overwrite=True, planned=changed)
     assert sorted(path.name for path in work.folder.iterdir() if path.is_dir()) == ["a", "b", "other"]
 
@@ -123,39 +146,30 @@ def test_the_folder_of_a_step_is_deleted_with_its_outputs(work: Work) -> None:
 def test_killed_after_the_output_appeared(work: Work) -> None:
     """The output is whole, so the step is done: running it again would find its output in the way."""
 
-    def killed(_progress: Any) -> None:
+    def killed(_step: Step, _progress: Any) -> None:
         (work.folder / "b").mkdir()
         raise KeyboardInterrupt
 
-    planned = [work.planned[0], replace(work.planned[1], run=killed), work.planned[2]]
+    planned = [work.planned[0], replace(work.planned[1], function=killed), work.planned[2]]
     with pytest.raises(KeyboardInterrupt):
         work.steps(planned=planned).run(silent)
     assert work.steps().pending() == ["c"]
-
-
-def test_changed_options_on_another_machine(work: Work) -> None:
-    """A step that is repeated for both reasons is discarded once."""
-    work.steps(planned=[*work.planned[:2], replace(work.planned[2], machine="Xeon")]).run(silent)
-    changed = [*work.planned[:2], replace(work.step("c", "b", settings={"size": 2}), machine="EPYC")]
-    assert work.steps(overwrite=True, planned=changed).pending() == ["c"]
-    counted = [*work.planned[:2], work.step("c", "b", settings={"size": 3})]  # measures no latency
-    assert work.steps(overwrite=True, planned=counted).pending() == ["c"]
 
 
 def test_an_error_names_the_step_and_its_command(work: Work) -> None:
     """The command only where the message has an option, which `compress` may lack."""
 
     def failed(message: str) -> str:
-        def run(_progress: Any) -> None:
+        def run(_step: Step, _progress: Any) -> None:
             raise LonasEdgeError(message)
 
         with pytest.raises(LonasEdgeError) as caught:
-            work.steps(planned=[replace(work.step("a"), run=run)]).run(silent)
+            work.steps(planned=[replace(work.step("a"), function=run)]).run(silent)
         return str(caught.value)
 
     named = failed("out of memory; lower --micro-batch-size")
     assert named.startswith("a: out of memory; lower --micro-batch-size")
-    assert named.endswith("make a")
+    assert named.endswith("make a --size 1")
     assert failed("no network meets the bound") == "a: no network meets the bound"
 
 
@@ -169,31 +183,12 @@ def test_a_missing_output_is_made_again_only_if_something_needs_it(work: Work) -
     assert work.steps().pending() == ["a", "b", "c"]
 
 
-def test_latencies_of_another_machine(work: Work) -> None:
-    def planned(machine: str) -> list[PlannedStep]:
-        return [work.step("a"), *(replace(step, machine=machine) for step in work.planned[1:])]
-
-    work.steps(planned=planned("Xeon")).run(silent)
-    steps = work.steps(planned=planned("EPYC"))
-    assert steps.pending() == ["c"]  # the network of b is used already
-    assert len(work.lines) == 2
-    assert "b: keeps the latencies of another machine (Xeon)" in work.lines[0]
-    assert "c: repeated" in work.lines[1]
-
-
-def test_keeps_the_first_estimate(work: Work) -> None:
-    work.steps().expect({"a": 5.0})
-    steps = work.steps()
-    steps.expect({"a": 7.0, "b": 3.0})
-    assert work.steps().estimates == {"a": 5.0, "b": 3.0}
-
-
 def test_lines_that_stay_name_the_step(work: Work) -> None:
     lines: list[str] = []
 
-    def run(progress: Any) -> None:
+    def run(_step: Step, progress: Any) -> None:
         progress("held-out loss 2.5\nstep 3/9", 0.5)
 
-    work.planned = [replace(work.step("a"), run=run, outputs=())]
+    work.planned = [replace(work.step("a"), function=run, outputs=())]
     work.steps().run(lambda what, _done: lines.append(what))
     assert lines == ["a: held-out loss 2.5\n1/1 a: step 3/9", "1/1 a: 10 s\na"]

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline_runs import split as split_task
 
 from lonas_edge.data.language import LanguageTask, read_examples
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.pipeline.data import HELD_OUT, TRAIN, typical
-from lonas_edge.pipeline.data import split as split_task
+from lonas_edge.pipeline.probe import typical
+
+TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from records import made_up
 
-from lonas_edge.pipeline.results import _candidates
+from lonas_edge.pipeline.results import candidates_of
 from lonas_edge.search.record import Evaluation, front, hypervolume
 
 
@@ -51,4 +51,4 @@ def test_costs_of_the_search_are_relative_to_the_unpruned_network() -> None:
     record = made_up(5)
     evaluations = [replace(each, cost=cost) for each, cost in zip(record.evaluations, (10, 12.5, 7, 5, 10), strict=True)]
     changed = replace(record, evaluations=tuple(evaluations), picks=(), front=(2,))
-    assert [each.cost for each in _candidates(changed, {})] == pytest.approx([1, 1.25, 0.7, 0.5, 1])
+    assert [each.cost for each in candidates_of(changed, {})] == pytest.approx([1, 1.25, 0.7, 0.5, 1])

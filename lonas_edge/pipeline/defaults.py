@@ -1,0 +1,162 @@
+"""How models of each task are compressed by default, and which options and targets fit them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lonas_edge.data.pooling import EMBEDS
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, output_names
+from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.source import Source
+from lonas_edge.pipeline.options import AUTO, KEEP, CompressOptions
+from lonas_edge.search.cost import COSTS, CostSettings, context_faults, default_cost
+from lonas_edge.search.picks import Pick, parse_picks
+
+_ATTENTION, _LAYER = BLOCK_KINDS[0], BLOCK_KINDS[2]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """The defaults of a task."""
+
+    name: str  # in records and messages
+    kind: ModelKind
+    adapts: bool  # whether a base model is fine-tuned first; other models are finished, and are compressed as they are
+    block: str  # kind of the blocks that the search removes
+    target: str  # `auto`
+    weight_format: str  # of the result
+    prompt_len: int  # tokens of the latencies
+    new_tokens: int  # generated tokens of the latencies; 0 where none are generated
+    held_out: int  # examples, at most
+    batch: int  # examples of a training step
+    micro_batch: int  # examples that are computed at once
+    recovery_tokens: int
+    prompts: tuple[int, int]  # of the search, at least and at most
+    search_tokens: int  # of these prompts
+    library: str | None  # of `optimum-cli`, where it does not infer it
+    baselines: tuple[str, ...]  # formats in which `optimum-cli` stores the unpruned model
+    same_losses: bool  # whether the held-out loss of a recovery is the distance that it learns
+
+    def cost_settings(self, options: CompressOptions) -> CostSettings:
+        """Weight format and lengths of the options, with these defaults."""
+        return CostSettings(
+            options.weight_format or self.weight_format,
+            prompt_len=options.prompt_len or self.prompt_len,
+            new_tokens=options.new_tokens or self.new_tokens,
+        )
+
+
+LANGUAGE_MODEL = Defaults(
+    name=CAUSAL_LM.name,
+    kind=CAUSAL_LM,
+    adapts=True,
+    block=_ATTENTION,
+    target="kl<=0.15",  # docs/benchmarks/recovery.md has the loss after the recovery
+    weight_format="int4_sym",  # trained for, at equal accuracy faster than INT8: docs/benchmarks/recovery.md
+    prompt_len=256,
+    new_tokens=64,
+    held_out=400,
+    batch=16,
+    micro_batch=4,  # 16 take 9.2 instead of 4.3 GB in a recovery at 135M, and as long (docs/benchmarks/compress.md)
+    recovery_tokens=100_000,  # as in docs/benchmarks/recovery.md
+    prompts=(16, 64),
+    search_tokens=3_000,  # an evaluation takes some five seconds on two cores at 135M
+    library=None,
+    baselines=("int8", "int4"),
+    same_losses=False,
+)
+EMBEDDING_MODEL = Defaults(
+    name=EMBEDDING.name,
+    kind=EMBEDDING,
+    adapts=False,
+    block=_LAYER,
+    target="kl<=0.2",  # two of MiniLM's six layers (0.169): docs/benchmarks/embeddings.md
+    weight_format="int8_sym",  # INT4 is no faster: docs/benchmarks/embeddings.md
+    prompt_len=128,
+    new_tokens=0,
+    held_out=1500,
+    batch=32,
+    micro_batch=32,
+    recovery_tokens=1_000_000,  # as in docs/benchmarks/embeddings.md
+    prompts=(64, 256),
+    search_tokens=10_000,
+    library="transformers",
+    baselines=("int8", "int4", "fp32"),
+    same_losses=True,
+)
+# a sixth of the layers (docs/benchmarks/embeddings.md): distances of two classifiers or rerankers have no common scale
+CLASSIFIER = replace(EMBEDDING_MODEL, name=CLASSIFICATION.name, kind=CLASSIFICATION, target="macs<=0.84x")
+RERANKER = replace(CLASSIFIER, name="reranker")
+
+
+def defaults_of(source: Source) -> Defaults:
+    """The defaults of a model."""
+    kind = source.architecture.family.kind
+    if kind is CLASSIFICATION and len(output_names(source.architecture.config)) == 1:
+        return RERANKER
+    return next(each for each in (LANGUAGE_MODEL, EMBEDDING_MODEL, CLASSIFIER) if each.kind is kind)
+
+
+def check_options(defaults: Defaults, options: CompressOptions, source: Source) -> None:
+    """Refuse options that mean nothing for a task or source, lengths beyond the context, and a classifier without a head."""
+    problems = []
+    for name, value in (("--prompt", options.prompt), ("--new-tokens", options.new_tokens)):
+        if value is not None and not defaults.kind.generates:
+            problems.append(f"{name} {value}: a {defaults.name} generates no text; omit it")
+    if options.epochs is not None and (source.adapter or not defaults.adapts):
+        what = "the adapter" if source.adapter else f"a {defaults.name}"
+        problems.append(f"--epochs {options.epochs:g}: {what} is compressed without fine-tuning; omit it")
+    if defaults.kind is CLASSIFICATION and _lacks_head(source) and options.vocabulary != KEEP:
+        problems.append(
+            f"--vocabulary {options.vocabulary}: the adapter's base has no classification head, and its vocabulary cannot be "
+            "trimmed. Merge them with `lonas-edge export ADAPTER --subnet maximal --stage checkpoint --output MERGED`, and "
+            "compress MERGED."
+        )
+    settings = defaults.cost_settings(options)
+    settings = settings if defaults.kind.generates else replace(settings, new_tokens=0)
+    problems += context_faults(settings, source.architecture.context)
+    raise_all(f"{source.base.folder}: these options do not fit the model:", problems)
+
+
+def _lacks_head(source: Source) -> bool:
+    """Whether the classification head is an adapter's, and its base has none.
+
+    Raises:
+        LonasEdgeError: If neither has one.
+    """
+    architecture, folder = source.architecture, source.base.folder
+    tensors = open_tensors(folder)
+    tensors.rename(architecture.family)
+    missing = architecture.head.keys() - tensors.shapes.keys()
+    if missing - source.replaced().keys():
+        raise LonasEdgeError(
+            f"{source.folder}: has no classification head; fine-tune it first: lonas-edge train --model {folder} "
+            f"--data TASK.tsv --output ADAPTER. Then compress ADAPTER. {EMBEDS}"
+        )
+    return bool(missing)
+
+
+def parse_targets(targets: Sequence[str], defaults: Defaults) -> dict[str, Pick]:
+    """The picks by target, each in one spelling: `tpot<=0.7x` for `tpot <= 0.70X`."""
+    expressions = [defaults.target if target == AUTO else target for target in targets]
+    costs = [name for name, cost in COSTS.items() if not cost.timed or cost.generates == defaults.kind.generates]
+    picks: dict[str, Pick] = {}
+    for target, pick in zip(targets, parse_picks(expressions, ["kl", *costs], "--target"), strict=True):
+        name = f"{pick.measure}<={pick.file.removeprefix(pick.measure)[1:]}"
+        if name in picks:
+            raise LonasEdgeError(f"--target {target}: the same bound as {name}. Name it once.")
+        picks[name] = pick
+    return picks
+
+
+def cost_of(picks: Mapping[str, Pick], defaults: Defaults) -> str:
+    """The cost that the search minimizes: the latency that a target bounds, else the size, else the default.
+
+    Raises:
+        LonasEdgeError: If targets bound several latencies.
+    """
+    bounded = [pick.measure for pick in picks.values() if pick.measure in COSTS]
+    timed = sorted({measure for measure in bounded if COSTS[measure].timed})
+    if len(timed) > 1:
+        raise LonasEdgeError(f"--target bounds {' and '.join(timed)}; one run searches for one of them. Run compress twice.")
+    return next(iter([*timed, *bounded]), default_cost(defaults.kind))

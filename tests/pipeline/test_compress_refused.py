@@ -1,0 +1,195 @@
+"""What `compress` refuses before any step, and what it does when a step fails."""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from pipeline_runs import QUICK, Finished, forbidden, plan_steps
+from tiny_models import TinyModels, TinySource
+
+from lonas_edge.bench.measure import Schedule
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.network.source import open_source
+from lonas_edge.pipeline import stages
+from lonas_edge.pipeline.api import compress
+from lonas_edge.pipeline.defaults import LANGUAGE_MODEL, parse_targets
+from lonas_edge.pipeline.plan import disk_bytes
+from lonas_edge.pipeline.stages import Stages
+from lonas_edge.pipeline.steps import Command
+from lonas_edge.search.options import SearchOptions
+from lonas_edge.search.plan import make_plan
+
+
+def test_targets_have_one_spelling() -> None:
+    """`auto` is kl<=0.15."""
+    picks = parse_targets(["auto", "tpot <= .70X", "macs<=1.5e12"], LANGUAGE_MODEL)
+    assert {target: pick.expression for target, pick in picks.items()} == {
+        "kl<=0.15": "kl<=0.15", "tpot<=0.7x": "tpot <= .70X", "macs<=1.5e12": "macs<=1.5e12",
+    }  # fmt: skip
+
+
+def test_refused_targets(refused: Callable[..., str]) -> None:
+    error = refused(target=["watts<=3", "tpot>=2", "latency<=1x"])
+    assert "Invalid --target" in error
+    for text in ("watts is not measured here", "'tpot>=2': expected", "latency is not measured here"):
+        assert text in error
+    for text in ("tpot<=20ms", "size<=50MB", "tpot<=70%", "0.7x", "tpot=0.7x"):
+        error = refused(target=text)
+        assert f"{text!r}: expected MEASURE<=NUMBER (times in ms, sizes in bytes) or MEASURE<=NUMBERx" in error
+        assert "MEASURE is one of kl, tpot, ttft, " in error
+    assert "bounds tpot and ttft; one run" in refused(target=["ttft<=0.8x", "tpot<=0.8x"])
+    assert "kl<=0.15: the same bound as kl<=0.15" in refused(target=["auto", "kl<=0.15"])
+
+
+def test_refused_options(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Lengths that fit the context of 128 tokens get as far as the next mistake."""
+    (tmp_path / "one.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
+    assert "--weight-format fp32" in refused(weight_format="fp32")
+    assert "expected keep, auto or a number" in refused(vocabulary="some")
+    assert "1 distinct examples" in refused(data=tmp_path / "one.json")
+    long = "--prompt-len 101, --new-tokens 28: 129 tokens are beyond the model's context of 128; choose"
+    assert long in refused(prompt_len=101, new_tokens=28)
+    assert "the vocabulary has only" in refused(prompt_len=100, new_tokens=28, prompt="question", vocabulary=9999)
+    assert "--vocabulary 20: below the" in refused(vocabulary=20, prompt="question")
+
+
+def test_refused_adapters(refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Without a base, or with parameters that the recovery cannot train: all of these are named."""
+    config = json.loads((tiny_models.adapter("llama") / "adapter_config.json").read_text())
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "gone/nowhere"}))
+    assert "--model" in refused(moved)
+    error = refused(tiny_models.adapter("llama", bias="lora_only", modules_to_save=["lm_head"]))
+    assert "bias = 'lora_only'" in error
+    assert "modules_to_save = ['lm_head']" in error
+
+
+def test_the_search_space_is_not_overwritten(refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path) -> None:
+    """It lies in the directory of an old output, which --overwrite would replace."""
+    source, old = tiny_models.source("llama"), tmp_path / "out"
+    shutil.copytree(source.adapter, old)
+    shutil.copy(source.space, old / "space.json")
+    message = refused(source.adapter, model=source.base, nncf_config=old / "space.json", overwrite=True)
+    assert f"{old}: --overwrite would delete {old / 'space.json'}, which this run reads" in message
+
+
+def test_held_out_examples_that_are_too_long(llama: TinySource, tmp_path: Path, quick: None) -> None:
+    """The search takes those that fit; too few are refused before any step."""
+    rows = [{"instruction": f"What is {n}?", "output": "yes " * (600 if n % 3 == 0 else 1)} for n in range(120)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    steps = plan_steps(llama.base, tmp_path, tmp_path / "data.json", target=("weights<=0.95x",))
+    [prompts] = re.findall(r"--num-prompts (\d+)", steps["search"].command)
+    assert 8 <= int(prompts) < 16
+    rows = [{"instruction": f"What is {n}?", "output": "yes " * 600} for n in range(120)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    with pytest.raises(LonasEdgeError, match=r"0 of 16 held-out examples have an answer within 1024 tokens"):
+        plan_steps(llama.base, tmp_path, tmp_path / "data.json", target=("weights<=0.95x",))
+
+
+def test_held_out_conversations_without_a_chat_template(refused: Callable[..., str], llama: TinySource, tmp_path: Path) -> None:
+    """With the name of the user's file."""
+    held_out = tmp_path / "held_out.jsonl"
+    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "yes"}] for n in range(20)]
+    held_out.write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    error = refused(llama.adapter, model=llama.base, eval_data=held_out, **QUICK)
+    assert "held_out.jsonl holds conversations, which need the model's chat template" in error
+
+
+def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps together need more than is free, although each has room: refused before any step is timed."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", forbidden)
+    needed = disk_bytes(open_source(str(llama.base)), LANGUAGE_MODEL, "int8_sym", 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=needed - 1))
+    with pytest.raises(LonasEdgeError, match="not enough disk space"):
+        compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=2 * needed))
+    with pytest.raises(AssertionError):  # accepted: steps are timed
+        compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
+
+
+def test_an_unreachable_size_of_a_super_adapter(llama: TinySource, tmp_path: Path, data: Path, quick: None) -> None:
+    source = {"source": llama.adapter, "model": llama.base, "nncf_config": llama.space}
+    with pytest.raises(LonasEdgeError, match=r"weights<=0\.1x: the smallest network has weights 0"):
+        compress(**source, data=data, output=tmp_path / "out", **{**QUICK, "target": "weights<=0.1x"})
+    assert sorted(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.parametrize("measure", ["weights", "macs", "bytes"])
+def test_sizes_are_those_of_the_search(
+    measure: str, finished: Finished, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest size is the same with a trained adapter as it was before the fine-tuning, and can be asked for."""
+    steps, base, target = finished.folder / "out" / "steps", str(finished.source.base), f"{measure}<=0.1x"
+    for source in (base, str(steps / "lora")):
+        with pytest.raises(LonasEdgeError, match=rf"{measure}<=0\.1x: the smallest") as before:
+            options = {"data": data, "output": tmp_path / "out", "target": target, "weight_format": "int8_sym", "prompt_len": 8}
+            compress(source, model=None if source == base else base, **options)
+        with pytest.raises(LonasEdgeError) as searched:
+            search = {"data": data, "output": tmp_path / "search", "cost": measure, "prompt": "question", "num_prompts": 4}
+            lora = open_source(str(steps / "lora"), base, steps / "space.json")
+            make_plan(lora, SearchOptions(**search, picks=(target,), measure=False))
+        assert str(before.value) == str(searched.value)
+    figure = float(re.search(r"0\.\d+(?=x\. Relax)", str(searched.value))[0])
+    monkeypatch.setattr(Stages, "fine_tune", forbidden)
+    with pytest.raises(AssertionError):  # accepted: the first step starts
+        compress(base, data=data, output=tmp_path / "out", **{**QUICK, "target": f"{measure}<={figure + 0.001}x"})
+
+
+def test_an_unreachable_latency(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latencies are measured, in two rounds."""
+    monkeypatch.setattr("lonas_edge.search.timed.Schedule", lambda *_: Schedule(2, 1, 1))
+    with pytest.raises(LonasEdgeError, match=r"tpot<=0\.01x: the smallest network has tpot "):
+        compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "tpot<=0.01x"})
+    assert not (tmp_path / "out").exists()
+
+
+CLASSES = "def __getattr__(name): return type(name, (), {})"
+SLEEPING = """
+import os, time
+from pathlib import Path
+
+def main():
+    started = Path(os.environ["STARTED"])
+    started.with_suffix(".new").write_text(str(os.getpid()))
+    started.with_suffix(".new").rename(started)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends children with their parent")
+def test_optimum_cli_ends_with_a_killed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write on, into the path of the next run. An `optimum` of our own states its process and sleeps."""
+    for module, content in {"exporters/openvino/model_configs": CLASSES, "commands/optimum_cli": SLEEPING}.items():
+        path = tmp_path / "packages" / "optimum" / f"{module}.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    for folder in ("", "exporters", "exporters/openvino", "commands"):
+        (tmp_path / "packages" / "optimum" / folder / "__init__.py").touch()
+    packages = [tmp_path / "packages", Path(stages.__file__).parents[2]]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, packages)))
+    monkeypatch.setenv("STARTED", str(tmp_path / "started"))
+    command = Command("optimum-cli export openvino", paths={"model": tmp_path / "merged", "": tmp_path / "int8"})
+    run = multiprocessing.get_context("fork").Process(target=stages.run_optimum, args=(command, ()))
+    run.start()
+    while not (tmp_path / "started").exists():  # pytest's own time limit ends a wait in vain
+        assert run.is_alive()
+        time.sleep(0.05)
+    assert run.is_alive()
+    run.kill()
+    run.join()
+    child = int((tmp_path / "started").read_text())
+    with suppress(FileNotFoundError, ProcessLookupError):  # it is gone
+        while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.05)

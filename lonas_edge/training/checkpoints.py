@@ -22,7 +22,6 @@ from lonas_edge.network.channel_order import FILE as ORDER
 COMPLETE = "complete"
 ADAPTER, OPTIMIZER, SCHEDULER, STATE = adapters.SAFETENSORS, "optimizer.pt", "scheduler.pt", "trainer_state.json"
 INT8_LAYERS = "int8_layers.json"  # a resumed training keeps their choice
-RUNS = "runs"  # written by a logging integration
 _NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
@@ -101,7 +100,7 @@ def clear(folder: Path) -> None:
         if path not in complete:
             discard(path)
     if not complete:
-        for name in (ORDER, INT8_LAYERS, RUNS):
+        for name in (ORDER, INT8_LAYERS):
             discard(folder / name)
 
 

@@ -13,7 +13,6 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, context_of
 from lonas_edge.network.adapters import load_adapter, rank_errors
 from lonas_edge.network.checkpoints import open_base
-from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.training.defaults import adapter_ranks, device_of
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.options import TrainOptions
@@ -33,7 +32,6 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         )
     if not inputs.data.kind.generates:
         _check_context(inputs, options)
-    _refuse_own_teacher(inputs, options)
     may_lack_head = inputs.data.labelled or (inputs.start and inputs.start.config)  # a teacher alone trains no new head
     base = open_base(inputs.base.folder, architecture, architecture.head if may_lack_head else {})
     if inputs.start and inputs.start.config:
@@ -85,25 +83,6 @@ def _check_context(inputs: Inputs, options: TrainOptions) -> None:
         f"{name} has a context of {size} tokens" for name, size in contexts.items() if size and (options.max_length or 0) > size
     ]
     raise_all(f"--max-length {options.max_length}:", problems)
-
-
-def _refuse_own_teacher(inputs: Inputs, options: TrainOptions) -> None:
-    """Refuse to distill a network from itself: it gives the same logits, so the loss is 0."""
-    start, teacher = inputs.start, inputs.teacher
-    if not start or not teacher or teacher.folder.resolve() != start.located.folder.resolve():
-        return
-    if vocabulary_of(inputs.base.folder) and teacher.base.resolve() != inputs.base.folder.resolve():
-        return  # the adapter on a base that was trimmed further
-    source = start.source
-    taught = source.own or source.subnetwork(source.elasticity.maximal, "maximal")  # as the teacher is opened
-    same = start.subnetwork.canonical == taught.canonical
-    if not start.config:  # a new adapter changes nothing at first, whatever its ranks
-        same = start.subnetwork.shapes() == taught.shapes()
-    if same and not options.weight_format:
-        raise LonasEdgeError(
-            f"{start.located.folder}: --teacher and --from are the same network, so the loss is 0 from the start. Pass another "
-            "--teacher, another --subnet, or a --weight-format to train for."
-        )
 
 
 def _check_targets(inputs: Inputs, options: TrainOptions) -> None:

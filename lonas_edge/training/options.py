@@ -91,9 +91,6 @@ class TrainOptions(Options):
     )
     gradient_checkpointing: bool = option(False, panel="Advanced", help="Recompute activations: less memory, 1/3 more time.")
     reorder: bool = option(True, panel="Advanced", help="Sort channels by importance before training.")
-    report_to: str = option(
-        "none", panel="Advanced", help="Logging integration of transformers: none, tensorboard, wandb or another."
-    )
     warmup_steps: int | None = None
     weight_decay: float = 0.0
     save_steps: int | None = None

@@ -31,7 +31,7 @@ from lonas_edge.training.tokens import Tokenized
 from lonas_edge.versions import versions
 
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "accelerate")
-_FREE_TO_CHANGE = {"save_steps", "log_steps", "eval_steps", "report_to", "lr"}
+_FREE_TO_CHANGE = {"save_steps", "log_steps", "eval_steps", "lr"}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from lonas_edge.data.glue import TASKS
 from lonas_edge.data.pooling import Pooling, read_pooling
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.files import read_json
@@ -73,7 +72,7 @@ def super_adapter_card(record: TrainingRecord) -> str:
     lines += [f"# {_kind(recovered, lonas)} for {base.name}", "", _training(record), ""]
     lines += [_recovery(recovered, lonas), ""] if recovered else []
     if record.teacher:
-        lines += [f"The loss is the {_distance(record)} from the frozen teacher `{record.teacher.name}`.", ""]
+        lines += [f"The loss is the distance of the outputs from those of the frozen teacher `{record.teacher.name}`.", ""]
     if stored:
         lines += [
             f"It was trained for `{stored}` (quantization-aware training). Export it so; calibrate only an INT4 head.",
@@ -84,14 +83,6 @@ def super_adapter_card(record: TrainingRecord) -> str:
     if prompt:
         lines += ["Its prompt:", "", "```", prompt.without_input + prompt.response, "```", ""]
     return "\n".join(lines)
-
-
-def _distance(record: TrainingRecord) -> str:
-    if record.pooling:
-        return "cosine distance"
-    if record.task is None:
-        return "KL divergence, over all tokens," if record.prompt else "distance of the outputs"
-    return "squared distance" if TASKS[record.task].regression else "KL divergence, over the classes,"
 
 
 def _kind(recovered: Recovered | None, lonas: bool) -> str:

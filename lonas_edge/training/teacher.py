@@ -11,16 +11,12 @@ from transformers import PreTrainedModel
 
 from lonas_edge.data.pooling import EMBEDS, Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.exporting.exported import changed_files
-from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.families import EMBEDDING, casefold, family_of_config, size_of
-from lonas_edge.files import check_model_folder, read_json
-from lonas_edge.ir import MODEL
+from lonas_edge.files import read_json
 from lonas_edge.network.adapters import CONFIG, adapter_file
-from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.location import Located
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import empty_model, load_checkpoint, set_parameter
+from lonas_edge.network.modeling import empty_model, set_parameter
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import load_tokenizer, require_tokenizer, tokenizer_differences
 from lonas_edge.network.vocabulary_record import VOCABULARY, VocabularyRecord, keep_tokens, vocabulary_of
@@ -45,118 +41,44 @@ def open_teacher(
     """Open a teacher and compare its task, head and tokens with those of the training; no weights are read.
 
     Args:
-        reference: An exported checkpoint, an adapter or a model.
+        reference: An adapter or a model, such as an exported checkpoint.
         base: The base of the training.
         student: Its shapes, with the head that is trained.
         model: The base, if the reference is an adapter; by default the one that it names.
         pooling: That of the training, for an embedding model.
     """
-    folder = Path(reference)
-    if (folder / MANIFEST).is_file() or (folder / MODEL).is_file():
-        teacher = _exported(folder)
-    else:
-        source = open_source(reference, model) if model else _opened(reference, base)
-        teacher = _of_source(source, base)
-    described = teacher.base
+    teacher = _open(_open_source(reference, base, model), base)
     _check_head(teacher, student)
     if pooling:
-        _check_pooling(teacher, described, student, pooling)
-    if described.resolve() == base.folder.resolve():
+        _check_pooling(teacher, student, pooling)
+    if teacher.base.resolve() == base.folder.resolve():
         return teacher
     trimmed = vocabulary_of(base.folder)
-    if trimmed is None or _as_many_tokens(described, base.folder):
-        _check_tokens(teacher.folder, described, base.folder)
+    if trimmed is None or _vocabulary_size(teacher.base) == _vocabulary_size(base.folder):
+        _check_tokens(teacher, base.folder)
         return teacher
-    kept = _kept(teacher.folder, described, base.folder, trimmed)
+    kept = _kept_tokens(teacher, base.folder, trimmed)
     return replace(teacher, load=lambda dtype: keep_tokens(teacher.load(dtype), kept))
 
 
-def _check_head(teacher: Teacher, student: Architecture) -> None:
-    """Refuse a teacher of another task, or a classifier whose outputs are others; unnamed outputs are taken in order."""
-    kind, family = student.family.kind, family_of_config(teacher.config)
-    if family and family.kind is not kind:
-        hint = f" {EMBEDS}" if family.kind is EMBEDDING else ""
-        raise LonasEdgeError(f"{teacher.folder}: is a {family.kind.name} and cannot teach a {kind.name}.{hint}")
-    if kind.generates or not student.head:
-        return
-    theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
-    named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))
-    problems = []
-    if len(theirs) != len(ours) or (named and casefold(theirs) != casefold(ours)):
-        problems.append(f"outputs {', '.join(theirs)}, and those of the training are {', '.join(ours)}")
-    segments = teacher.config.get("type_vocab_size", 2), getattr(student.config, "type_vocab_size", 1)
-    if segments[0] < segments[1]:
-        problems.append("type_vocab_size {}, and the training's model has {}".format(*segments))
-    raise_all(f"{teacher.folder}: cannot teach this training:", problems, "Use a teacher that was trained on the same task.")
-
-
-def _check_pooling(teacher: Teacher, described: Path, student: Architecture, pooling: Pooling) -> None:
-    """Refuse a teacher whose embeddings have another size, or are pooled otherwise."""
-    theirs = read_pooling(teacher.folder, described) or read_pooling(described) or pooling
-    sizes = size_of(teacher.config, "hidden_size"), student.config.hidden_size
-    problems = [f"hidden_size {sizes[0]}, and the training's model has {sizes[1]}"] if sizes[0] != sizes[1] else []
-    problems += [f"pooling {theirs.mode}, and the training's model has {pooling.mode}"] if theirs.mode != pooling.mode else []
-    raise_all(f"{teacher.folder}: cannot teach this training:", problems, "Use the unpruned model as teacher.")
-
-
-def _output_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of a classifier's outputs, in order; transformers writes none for two that have no names."""
-    names = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
-    return tuple(str(names[key]) for key in sorted(names, key=int))
-
-
-def _as_many_tokens(teacher: Path, student: Path) -> bool:
-    return bool(read_json(teacher / "config.json")["vocab_size"] == read_json(student / "config.json")["vocab_size"])
-
-
-def _kept(teacher: Path, described: Path, student: Path, trimmed: VocabularyRecord) -> list[int]:
-    """A teacher's ids of the tokens that a trimmed student has; one without them is refused."""
-    theirs, ours = require_tokenizer(described, "a teacher"), require_tokenizer(student, "training")
-    ids, known = trimmed.ids_in(described), {number: token for token, number in theirs.get_vocab().items()}
-    pairs = zip(trimmed.kept, map(known.get, ids), ours.convert_ids_to_tokens(range(len(ids))), strict=True)
-    problems = [f"token {number}: {other!r} and {token!r}" for number, other, token in pairs if other != token]
-    raise_all(
-        f"{teacher}: cannot teach {student}, whose vocabulary was trimmed; their tokens differ (the teacher's come first):",
-        problems,
-        f"Use a --teacher with the vocabulary of {student / VOCABULARY}.",
-    )
-    return [number for number in ids if number is not None]
-
-
-def _exported(folder: Path) -> Teacher:
-    """Open the output of `export --stage checkpoint`."""
-    check_model_folder(folder)
-    manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
-    if manifest is None or manifest.stage != "checkpoint":
-        found = f"{folder / MANIFEST}: stage {manifest.stage}" if manifest else f"{folder}: an OpenVINO IR"
-        raise LonasEdgeError(
-            f"{found}; a teacher needs PyTorch weights. Pass the adapter, or export it with --stage checkpoint."
-        )
-    raise_all(f"{folder}: the exported checkpoint is damaged:", changed_files(folder, manifest), "Export it again.")
-    files = (folder / "config.json", *open_tensors(folder).files)
-    config = read_json(folder / "config.json")
-    return Teacher(folder.resolve().name, folder, folder, files, partial(load_checkpoint, folder), config)
-
-
-def _opened(reference: str, base: Located) -> Source:
+def _open_source(reference: str, base: Located, model: str | None) -> Source:
     """Open a SOURCE; an adapter whose own base is missing uses the base of the training."""
     try:
-        return open_source(reference)
+        return open_source(reference, model)
     except LonasEdgeError:
-        if not (Path(reference) / CONFIG).is_file():
+        if model or not (Path(reference) / CONFIG).is_file():
             raise
         return open_source(reference, str(base.folder))
 
 
-def _of_source(source: Source, base: Located) -> Teacher:
+def _open(source: Source, base: Located) -> Teacher:
     chosen = source.own or source.subnetwork(source.elasticity.maximal, "maximal")
     model = MaterializedModel(source, chosen)  # compares every shape with the base's
     files = [source.base.folder / "config.json", *model.base.files]
     own = [] if source.base.folder.resolve() == base.folder.resolve() else files
     if source.adapter:
         own += [source.adapter.folder / CONFIG, adapter_file(source.adapter.folder)]
-    named = source.adapter or source.base
-    config = source.architecture.config.to_dict()
+    named, config = source.adapter or source.base, source.architecture.config.to_dict()
     return Teacher(named.name, named.folder, source.base.folder, tuple(own or files[:1]), partial(_load, model), config)
 
 
@@ -170,17 +92,68 @@ def _load(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:
     return network
 
 
-def _check_tokens(teacher: Path, described: Path, student: Path) -> None:
+def _check_head(teacher: Teacher, student: Architecture) -> None:
+    """Refuse a teacher of another task, or a classifier whose outputs are others; unnamed outputs are taken in order."""
+    kind, family = student.family.kind, family_of_config(teacher.config)
+    if family and family.kind is not kind:
+        hint = f" {EMBEDS}" if family.kind is EMBEDDING else ""
+        raise LonasEdgeError(f"{teacher.folder}: is a {family.kind.name} and cannot teach a {kind.name}.{hint}")
+    if kind.generates or not student.head:
+        return
+    theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
+    named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))
+    errors = []
+    if len(theirs) != len(ours) or (named and casefold(theirs) != casefold(ours)):
+        errors.append(f"outputs {', '.join(theirs)}, and those of the training are {', '.join(ours)}")
+    segments = teacher.config.get("type_vocab_size", 2), getattr(student.config, "type_vocab_size", 1)
+    if segments[0] < segments[1]:
+        errors.append("type_vocab_size {}, and the training's model has {}".format(*segments))
+    raise_all(f"{teacher.folder}: cannot teach this training:", errors, "Use a teacher that was trained on the same task.")
+
+
+def _output_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a classifier's outputs, in order; transformers writes none for two that have no names."""
+    names = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _check_pooling(teacher: Teacher, student: Architecture, pooling: Pooling) -> None:
+    """Refuse a teacher whose embeddings have another size, or are pooled otherwise."""
+    theirs = read_pooling(teacher.folder, teacher.base) or read_pooling(teacher.base) or pooling
+    sizes = size_of(teacher.config, "hidden_size"), student.config.hidden_size
+    errors = [f"hidden_size {sizes[0]}, and the training's model has {sizes[1]}"] if sizes[0] != sizes[1] else []
+    errors += [f"pooling {theirs.mode}, and the training's model has {pooling.mode}"] if theirs.mode != pooling.mode else []
+    raise_all(f"{teacher.folder}: cannot teach this training:", errors, "Use the unpruned model as teacher.")
+
+
+def _vocabulary_size(folder: Path) -> int:
+    return int(read_json(folder / "config.json")["vocab_size"])
+
+
+def _check_tokens(teacher: Teacher, student: Path) -> None:
     """Refuse another vocabulary or tokenizer: logits are compared token by token."""
-    theirs, ours = (read_json(folder / "config.json")["vocab_size"] for folder in (described, student))
-    problems = [f"its vocabulary has {theirs} entries, and that of {student} has {ours}"] if theirs != ours else []
-    tokenizers = load_tokenizer(described), load_tokenizer(student)
+    theirs, ours = _vocabulary_size(teacher.base), _vocabulary_size(student)
+    errors = [f"its vocabulary has {theirs} entries, and that of {student} has {ours}"] if theirs != ours else []
+    tokenizers = load_tokenizer(teacher.base), load_tokenizer(student)
     if tokenizers[0] is None and tokenizers[1] is not None:
-        problems.append(f"{described} has no tokenizer to compare with that of {student}")
+        errors.append(f"{teacher.base} has no tokenizer to compare with that of {student}")
     elif None not in tokenizers:
-        problems += tokenizer_differences(*tokenizers, padding=False)  # padding is masked
+        errors += tokenizer_differences(*tokenizers, padding=False)  # padding is masked
     raise_all(
-        f"{teacher}: cannot teach {student}; their tokens differ (the teacher's come first):",
-        problems,
+        f"{teacher.folder}: cannot teach {student}; their tokens differ (the teacher's come first):",
+        errors,
         "Use a --teacher of the same base, or of the same family with the same tokenizer.",
     )
+
+
+def _kept_tokens(teacher: Teacher, student: Path, trimmed: VocabularyRecord) -> list[int]:
+    """A teacher's ids of the tokens that a trimmed student has; one without them is refused."""
+    theirs, ours = require_tokenizer(teacher.base, "a teacher"), require_tokenizer(student, "training")
+    ids, known = trimmed.ids_in(teacher.base), {number: token for token, number in theirs.get_vocab().items()}
+    pairs = zip(trimmed.kept, map(known.get, ids), ours.convert_ids_to_tokens(range(len(ids))), strict=True)
+    raise_all(
+        f"{teacher.folder}: cannot teach the trimmed {student}; their tokens differ (the teacher's come first):",
+        [f"token {number}: {other!r} and {token!r}" for number, other, token in pairs if other != token],
+        f"Use a --teacher with the vocabulary of {student / VOCABULARY}.",
+    )
+    return [number for number in ids if number is not None]

@@ -5,7 +5,6 @@ leaves them and their moments unchanged (`elastic_trainer.py`). Mixed precision,
 parallelism under torchrun, logging and resuming are the work of the Hugging Face Trainer.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,14 +14,13 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments, set_seed
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.location import SEARCH_SPACE
 from lonas_edge.network.source import check_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
-from lonas_edge.training.checkpoints import RUNS, clearing, explaining_memory, list_checkpoints, step_of
+from lonas_edge.training.checkpoints import clearing, explaining_memory, list_checkpoints, step_of
 from lonas_edge.training.checks import check
 from lonas_edge.training.defaults import adapter_ranks, default_lr, device_of, precision_of, with_defaults
 from lonas_edge.training.elastic_trainer import Progress
@@ -111,8 +109,6 @@ def train(
                 write_super_adapter(folder, model, inputs.base, output, trained.order, record, pooling)
                 if inputs.space.groups:
                     (folder / SEARCH_SPACE).write_bytes(search_space)
-                if (directory.partial / RUNS).exists():
-                    shutil.copytree(directory.partial / RUNS, folder / RUNS)
         state.wait_for_everyone()
     return record
 
@@ -141,8 +137,6 @@ def _training_arguments(
     tenth = max(1, schedule.steps // 10)
     log_steps = min(options.log_steps or min(10, tenth), schedule.steps)
     try:
-        for callback in get_reporting_integration_callbacks(options.report_to):
-            callback()  # fails if its package is missing, as it would in the Trainer
         arguments = TrainingArguments(
             output_dir=str(working),
             max_steps=schedule.steps,
@@ -163,15 +157,14 @@ def _training_arguments(
             eval_on_start=evaluated,
             save_steps=options.save_steps
             or -(-min(200, tenth) // log_steps) * log_steps,  # a checkpoint does not split a log interval
-            report_to=options.report_to,
+            report_to="none",
             seed=options.seed,
             disable_tqdm=True,
             ddp_find_unused_parameters=schedule.space.has_blocks,  # those of a removed block
             dataloader_pin_memory=device_of(options) == "cuda",
         )
-    except (ValueError, RuntimeError, ImportError) as error:  # an unknown or missing integration, a card without bf16
-        chosen = f"--report-to {options.report_to}, --precision {options.precision}"
-        raise LonasEdgeError(f"the Trainer refuses one of {chosen}: {error}") from error
+    except (ValueError, RuntimeError, ImportError) as error:  # a card without bf16
+        raise LonasEdgeError(f"the Trainer refuses --precision {options.precision}: {error}") from error
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several cards need torchrun; DataParallel would split the kept positions
     return arguments
 

@@ -1,6 +1,5 @@
 """`lonas-edge train` refuses what it cannot do, before the model is loaded: data, model, machine, wrong usage."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -194,15 +193,6 @@ def test_dropout_of_what_is_stored(llama: TinySource, data: Path, tmp_path: Path
 def test_full_disk(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 1000))
     has(refused(arguments(llama, data, tmp_path / "out")), tmp_path / "out", "not enough disk space")
-
-
-def test_unknown_report_to(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    has(refused(arguments(llama, data, tmp_path / "out", report_to="nonsense")), "nonsense is not supported")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="mlflow is installed")
-def test_report_to_without_its_package(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    has(refused(arguments(llama, data, tmp_path / "out", report_to="mlflow")), "--report-to mlflow", "requires mlflow")
 
 
 @pytest.mark.parametrize("epochs", [0, -1])

@@ -15,8 +15,7 @@ from tiny_models import TARGETS, TinyModels, TinySource
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.adapters import AdapterConfig, load_adapter
-from lonas_edge.network.checkpoints import open_base
+from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
@@ -118,13 +117,6 @@ def test_refused_by_name(options: dict[str, Any], named: str, tiny_models: TinyM
     assert named in str(caught.value)
 
 
-def test_loftq_is_refused_for_its_initialization_alone(llama_copy: TinySource) -> None:
-    edit_config(llama_copy.adapter, init_lora_weights="loftq", loftq_config={"loftq_bits": 4, "loftq_iter": 1})
-    with pytest.raises(LonasEdgeError, match="init_lora_weights = 'loftq': rewrites the base weights") as caught:
-        AdapterConfig.read(llama_copy.adapter)
-    assert "loftq_config" not in str(caught.value)
-
-
 def test_other_peft_types_are_refused(tiny_models: TinyModels, tmp_path: Path) -> None:
     base, other = tiny_models.base("llama"), peft.LoHaConfig(target_modules=["k_proj"])
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), other).save_pretrained(tmp_path / "adapter")
@@ -172,22 +164,6 @@ def test_missing_tensors_are_errors(kind: str, lost: str, tiny_models: TinyModel
     assert str(source.adapter / WEIGHTS) in str(caught.value)
 
 
-def test_keys_of_a_live_model_and_old_names_are_read(llama_copy: TinySource) -> None:
-    """Some tools save `lora_A.default.weight`; the tensors are the same."""
-    config, architecture = AdapterConfig.read(llama_copy.adapter), llama_copy.opened().architecture
-    base = open_base(llama_copy.base, architecture)
-    expected = load_adapter(llama_copy.adapter, config, architecture, base)
-    tensors = load_file(llama_copy.adapter / WEIGHTS)
-    renamed = {
-        key.replace("_A.weight", "_A.default.weight").replace("_B.weight", "_B.default.weight"): t for key, t in tensors.items()
-    }
-    save_file(renamed, llama_copy.adapter / WEIGHTS)
-    read = load_adapter(llama_copy.adapter, config, architecture, base)
-    assert read.factors.keys() == expected.factors.keys()
-    for name, factors in expected.factors.items():
-        assert torch.equal(read.factors[name].a, factors.a) and torch.equal(read.factors[name].b, factors.b), name
-
-
 @pytest.mark.parametrize("targets", [["c_attn"], [], None, ""])
 def test_targets_that_are_not_there(targets: object, llama_copy: TinySource) -> None:
     edit_config(llama_copy.adapter, target_modules=targets)
@@ -222,18 +198,6 @@ def test_a_configuration_that_is_wrong(llama_copy: TinySource, fields: dict[str,
     edit_config(llama_copy.adapter, **fields)
     with pytest.raises(LonasEdgeError, match=rf"(?s)adapter/adapter_config\.json: .*{message}"):
         llama_copy.opened().ranks()
-
-
-def test_patterns_of_real_adapters_are_taken(llama_copy: TinySource) -> None:
-    """As unsloth writes them, and a bounded repetition."""
-    unsloth = (
-        r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:k_proj|v_proj|q_proj).*?)|"
-        r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|mlp)\.(?:(?:k_proj|v_proj|q_proj|up_proj|gate_proj|down_proj)))"
-    )
-    edit_config(llama_copy.adapter, target_modules=unsloth)
-    assert len(llama_copy.opened().ranks()) == 18
-    edit_config(llama_copy.adapter, target_modules=r"model\.layers\.(0|[1-9]\d*)\.(self_attn|mlp)\.[a-z]{1,4}_proj")
-    assert len(llama_copy.opened().ranks()) == 21
 
 
 @pytest.mark.parametrize(
@@ -296,16 +260,3 @@ def test_a_table_that_is_no_copy(case: str, name: str, tiny_models: TinyModels, 
     save_file(tensors | {key: tensors[key][:-1]}, source.adapter / WEIGHTS)
     with pytest.raises(LonasEdgeError, match=rf"{name}: expected \[288, 64\], found \[287, 64\]"):
         plain(source.base, source.adapter)
-
-
-def test_a_trained_table_that_is_listed(llama_copy: TinySource, materialize: Callable, ids: torch.Tensor) -> None:
-    """As the error advises."""
-    with_tables(llama_copy)
-    tensors = load_file(llama_copy.adapter / WEIGHTS)
-    key = "base_model.model.lm_head.weight"
-    save_file(tensors | {key: tensors[key] + 0.1 * torch.randn(tensors[key].shape)}, llama_copy.adapter / WEIGHTS)
-    edit_config(llama_copy.adapter, modules_to_save=["lm_head"])
-    folder = materialize(open_source(str(llama_copy.adapter), str(llama_copy.base)), [])
-    with torch.no_grad():
-        logits = load_checkpoint(folder, torch.float64)(input_ids=ids).logits
-    assert (logits - peft_logits(llama_copy.base, llama_copy.adapter, ids)).abs().max() < 1e-5

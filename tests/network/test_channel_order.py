@@ -1,6 +1,5 @@
 """The order of channels: permutations in live models and files, and the importance they come from."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from transformers import AutoModelForCausalLM
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.channel_order import FILE, ChannelOrder, by_importance, read_channel_order, sum_squares
-from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 
 EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
@@ -88,14 +86,6 @@ def test_which_axis_is_permuted(name: str, expected: list) -> None:
     assert MATRIX.tolist() == UNTOUCHED
 
 
-def test_biases() -> None:
-    bias = torch.tensor([1.0, 2, 3])
-    for name in ("gate_proj.bias", "up_proj.base_layer.bias", "gate_proj.lora_B.bias", "gate_proj.lora_B.default.bias"):
-        assert SMALL.apply(f"a.mlp.{name}", bias).tolist() == [3, 1, 2]
-    for name in ("down_proj.bias", "down_proj.lora_B.bias", "down_proj.base_layer.bias"):  # of the output, not the input
-        assert SMALL.apply(f"a.mlp.{name}", bias).tolist() == [1, 2, 3]
-
-
 # --- a live model
 
 
@@ -160,31 +150,6 @@ def test_importance(case: str, left: bool, tiny_models: TinyModels, ids: torch.T
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_importance_of_a_16_bit_model(llama: TinySource, ids: torch.Tensor) -> None:
-    """Squares of its activations overflow fp16."""
-    model = random_model("llama")
-    with torch.no_grad():
-        for name in DOWN:
-            model.get_submodule(producers_of(name)[1]).weight *= 1000
-    model = model.half()
-    expected = {name: value.argsort(descending=True).tolist() for name, value in importance(model, [ids[0]]).items()}
-    order = by_importance(model, llama.opened().elasticity, [padded([ids[0]], 1)])
-    assert {name: columns.tolist() for name, columns in order.columns.items()} == expected
-
-
-def test_only_elastic_layers_are_ordered(llama_copy: TinySource, ids: torch.Tensor) -> None:
-    content = json.loads(llama_copy.space.read_text())
-    width = content["bootstrapNAS"]["training"]["elasticity"]["width"]
-    groups = width["overwrite_groups"]
-    (group,) = [i for i, nodes in enumerate(groups) if "[1]" in nodes[0] and "mlp" in nodes[0] and "lora_A" not in nodes[0]]
-    del groups[group], width["overwrite_groups_widths"][group]
-    llama_copy.space.write_text(json.dumps(content))
-    model = random_model("llama")
-    order = by_importance(model, llama_copy.opened().elasticity, [padded([ids[0]], 1)])
-    assert order.columns.keys() == {DOWN[0], DOWN[2]}
-    assert by_importance(model, open_source(str(llama_copy.base)).elasticity, [padded([ids[0]], 1)]).columns == {}
-
-
 def test_activations_that_are_not_finite(llama: TinySource, ids: torch.Tensor) -> None:
     model = random_model("llama")
     with torch.no_grad():
@@ -232,17 +197,6 @@ def test_saved_and_read(llama: TinySource, tmp_path: Path) -> None:
         assert written.keys() == columns.keys()
         assert all(torch.equal(written[name], order) for name, order in columns.items())
     assert read.producers == {name: producers_of(name) for name in columns}
-
-
-@pytest.mark.parametrize("content", [b"", "half"])
-def test_damaged_files(content: bytes | str, llama_copy: TinySource) -> None:
-    path = llama_copy.adapter / FILE
-    save_file(permutations(), path)
-    whole = path.read_bytes()
-    path.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
-    with pytest.raises(LonasEdgeError, match="damaged or truncated") as raised:
-        llama_copy.opened()
-    assert str(path) in str(raised.value)
 
 
 def test_all_misfits_are_listed(llama_copy: TinySource) -> None:
@@ -298,13 +252,3 @@ def test_moments(case: str, ids: torch.Tensor) -> None:
         x = inputs_of(model, name, prompts)
         torch.testing.assert_close(squares[name], x.square().sum(0))
     assert set(squares) == set(names)
-
-
-def test_hooks_are_removed_after_an_error() -> None:
-    model = random_model("llama").train()
-    name = mlp_consumers("llama")[0]
-    with pytest.raises(KeyError):
-        sum_squares(model, [name], [{}])
-    assert not model.get_submodule(name)._forward_pre_hooks
-    assert sum_squares(model, [name], []) == {}
-    assert model.training

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import CASES, LAYERS, STRUCTURES, VOCAB, TinySource, tokenizer
+from tiny_models import CASES, STRUCTURES, VOCAB, TinySource, tokenizer
 from transformers import AddedToken
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.configuration import parse_config, read_config, read_generation_config
-from lonas_edge.network.modeling import check_builds, empty_model
+from lonas_edge.network.modeling import check_builds
 from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
 from lonas_edge.space.architecture import Architecture
@@ -55,19 +54,6 @@ def test_a_field_that_is_wrong(llama_copy: TinySource, field: str, value: Any, m
     with pytest.raises(LonasEdgeError, match=rf"(?s)base.*{message}") as caught:
         open_source(str(llama_copy.base))
     assert "config" in str(caught.value)
-
-
-def test_more_layers_than_the_weights_have(llama_copy: TinySource) -> None:
-    path = llama_copy.base / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 40, "vocab_size": 2**24}))
-    missing = 9 * (40 - LAYERS) + 2  # tensors of the layers, and both tables, which are too small; 20 are shown
-    with pytest.raises(LonasEdgeError, match=rf"(?s)layers\.3\.input_layernorm\.weight: missing; .* and {missing - 20} more"):
-        open_base(llama_copy.base, open_source(str(llama_copy.base)).architecture)
-
-
-def test_removed_blocks_that_the_model_lacks() -> None:
-    with pytest.raises(LonasEdgeError, match=r"(?s)here: removed_blocks.*'model.layers.3.mlp': the model has no such block"):
-        empty_model({**CASES["llama"], "removed_blocks": ["model.layers.3.mlp"]}, "here")
 
 
 def test_an_impossible_pruned_base(llama_copy: TinySource) -> None:
@@ -122,15 +108,6 @@ def test_tokenizer_as_it_is(folder: Path, tmp_path_factory: pytest.TempPathFacto
     (folder / "tokenizer_config.json").unlink()
     assert load_tokenizer(folder)("the on")["input_ids"] == tokenizer()("the on")["input_ids"]
     assert load_tokenizer(tmp_path_factory.mktemp("none")) is None
-
-
-def changed(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
-    """Changes a JSON file of a directory."""
-
-    def apply(folder: Path) -> None:
-        (folder / file).write_text(json.dumps(change(json.loads((folder / file).read_text()))))
-
-    return apply
 
 
 def written(file: str, content: bytes) -> Callable[[Path], None]:

@@ -15,8 +15,6 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.elastic import complement
 from lonas_edge.network.super_network import SuperNetwork
 
-LAYER = "model.layers.1"
-
 
 def live(source: TinySource, dtype: torch.dtype = torch.float64) -> PeftModel:
     """The super-network as a user loads it."""
@@ -96,23 +94,6 @@ def test_kinds_of_adapters(options, tiny_models: TinyModels, ids: torch.Tensor, 
     assert torch.equal(logits_of(model, ids), expected)
     network.activate(choose(source, "minimal"))
     assert logits_of(model, ids).isfinite().all()
-
-
-def test_a_base_without_adapter(llama: TinySource, choose: Callable, ids: torch.Tensor) -> None:
-    model = AutoModelForCausalLM.from_pretrained(llama.base, dtype=torch.float64)
-    network = SuperNetwork(model, llama.opened().elasticity)
-    widths = choose(llama, "unequal:1")
-    network.activate(widths)
-    assert (logits_of(model, ids) - oracle_logits(llama.base, None, llama.space, widths, ids)).abs().max() < 1e-5
-
-
-def test_disabled_adapter_is_the_narrowed_base(llama: TinySource, choose: Callable, ids: torch.Tensor) -> None:
-    model = live(llama)
-    widths = choose(llama, "unequal:2")
-    SuperNetwork(model, llama.opened().elasticity).activate(widths)
-    with model.disable_adapter():
-        logits = logits_of(model, ids)
-    assert (logits - oracle_logits(llama.base, None, llama.space, widths, ids)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"merged": True}])

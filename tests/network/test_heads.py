@@ -67,16 +67,6 @@ def test_widths_that_split_heads(tiny_models: TinyModels, tmp_path: Path) -> Non
         assert f"group {group}: width {width} of model.layers.{layer}.self_attn.qkv_proj splits {expected}" in str(raised.value)
 
 
-def test_heads_without_their_keys(tiny_models: TinyModels, tmp_path: Path) -> None:
-    tiny = tiny_models.heads_source("llama")
-    content = json.loads(tiny.space.read_text())
-    groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
-    groups[9] = [node for node in groups[9] if "k_proj" not in node]
-    (tmp_path / "space.json").write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError, match=r"self_attn\.q_proj is elastic without self_attn\.k_proj"):
-        open_source(str(tiny.adapter), str(tiny.base), tmp_path / "space.json")
-
-
 def test_an_order_that_splits_heads(tiny_models: TinyModels, tmp_path: Path) -> None:
     tiny = tiny_models.heads_source("llama")
     adapter = tiny.ordered(tmp_path / "ordered").adapter

@@ -76,24 +76,11 @@ def test_one_rounding(dtype: torch.dtype, tiny_models: TinyModels, choose: Calla
     assert config["dtype"] == str(dtype).removeprefix("torch.")
 
 
-def test_a_16_bit_base_is_merged_in_fp32(llama_copy: TinySource, choose: Callable, materialize: Callable, ids) -> None:
-    AutoModelForCausalLM.from_pretrained(llama_copy.base, dtype=torch.bfloat16).save_pretrained(llama_copy.base)
-    widths = choose(llama_copy, "unequal:2")
-    assert (logits_of(materialize(llama_copy, widths), ids) - expected_logits(llama_copy, widths, ids)).abs().max() < EXACT
-
-
 def test_sharded_base(tiny_models: TinyModels, choose: Callable, materialize: Callable, ids: torch.Tensor) -> None:
     source = tiny_models.source("llama", sharded=True)
     assert len(list(source.base.glob("*.safetensors"))) > 3
     widths = choose(source, "unequal:4")
     assert (logits_of(materialize(source, widths), ids) - expected_logits(source, widths, ids)).abs().max() < EXACT
-
-
-def test_pickled_base(tiny_models: TinyModels, choose: Callable, materialize: Callable, ids: torch.Tensor) -> None:
-    source = tiny_models.source("llama")
-    opened = open_source(str(source.adapter), str(tiny_models.base("llama", pickled=True)), source.space)
-    widths = choose(source, "heuristic")
-    assert (logits_of(materialize(opened, widths), ids) - expected_logits(source, widths, ids)).abs().max() < EXACT
 
 
 def test_sharded_output(llama: TinySource, choose, materialize, ids, monkeypatch: pytest.MonkeyPatch) -> None:

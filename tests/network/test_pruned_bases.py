@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import tiny_bert as bert
 import torch
-from optimum.intel import OVModelForSequenceClassification
-from safetensors.torch import load_file, save_file
 from structured import assert_as_defined
 from tiny_bert import TinyBert
 from tiny_models import CASES, TinyModels, TinySource, block_path, families, has_heads, removable_blocks
@@ -92,41 +90,3 @@ def test_an_encoder_pruned_again(task: str, tiny_bert: TinyBert, materialize: Ca
             output = model(**inputs)
         found = output.logits if task == "classifier" else output.last_hidden_state * inputs["attention_mask"][..., None]
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("headless", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_training_a_classifier(
-    headless: bool, tiny_bert: TinyBert, run_cli: Callable, materialize: Callable, tmp_path: Path
-) -> None:
-    """With the base's own head, and with a new one."""
-    tiny, data, lora = tiny_bert.source(2), tmp_path / "RTE" / "train.tsv", tmp_path / "lora"
-    rows = [f"{n}\tthe film\tis {'good' if n % 2 else 'bad'}\t{'not_' * (n % 2)}entailment" for n in range(8)]
-    data.parent.mkdir()
-    data.write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n")
-    base = materialize(tiny, [64, 64, 32, *RANKS, *MLPS])
-    bert.tokenizer().save_pretrained(base)
-    weights = load_file(base / "model.safetensors")
-    head = weights["classifier.weight"]
-    if headless:
-        save_file({name: tensor for name, tensor in weights.items() if name.startswith("bert.")}, base / "model.safetensors")
-    ran = run_cli("train", "--model", base, "--no-elastic", "--data", data, "--output", lora, "--steps", 2, "--lr", 0.05)
-    assert ran.code == 0, ran.err
-    trained = load_file(lora / "adapter_model.safetensors")
-    [own] = [tensor for name, tensor in trained.items() if name.endswith("classifier.weight")]
-    assert own.shape == (2, 64) and 0 < own.abs().max() < 10
-    assert headless or 0 < (own - head).abs().max() < 0.2  # two steps of about 0.05
-    ran = run_cli("export", lora, "--output", tmp_path / "out", "--weight-format", "fp32")
-    assert ran.code == 0, ran.err
-    weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
-    bert.merge(weights, lora, [])
-    readers = [name.removesuffix(".weight") for name in weights if name.endswith("output.dense.weight")]
-    kept = {name: torch.arange(weights[f"{name}.weight"].shape[1]) for name in readers}
-    states = bert.hidden_states(weights, kept, bert.pairs())
-    expected = bert.affine(weights, torch.tanh(bert.affine(weights, states[:, 0], "bert.pooler.dense")), "classifier")
-    opened = open_source(str(lora), str(base))
-    with torch.inference_mode():
-        found = load_super_network(opened).model(**bert.pairs()).logits
-    assert (found.double() - expected).abs().max() < 1e-4
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    stock = OVModelForSequenceClassification.from_pretrained(tmp_path / "out", ov_config=exact)
-    assert (stock(**bert.pairs()).logits - expected).abs().max() < 1e-3

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import openvino
-import openvino_genai
 import pytest
 from tiny_models import TinySource
 from training_runs import EXAMPLES, OPTIONS, RECORD, write_data
 from transformers import AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data
@@ -135,31 +132,6 @@ def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, tal
     assert (record.chat_template, record.prompt) == (CHAT, source.training.prompt)  # type: ignore[union-attr]
 
 
-def test_exports_have_the_training_s_chat_template(
-    trained_on_chat: Path, talking: TinySource, tmp_path: Path, run_cli: Callable
-) -> None:
-    """In the tokenizer's files and the OpenVINO tokenizer; `eval` uses it for adapter and export."""
-    (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
-    source = open_source(str(trained_on_chat))
-    widths = source.select("maximal")
-    export(source, widths, tmp_path / "checkpoint", ExportOptions(stage="checkpoint", verify=False))
-    export(source, widths, tmp_path / "ir", ExportOptions(verify=False))
-    for folder in (tmp_path / "checkpoint", tmp_path / "ir"):
-        assert AutoTokenizer.from_pretrained(folder).chat_template == CHAT
-    assert openvino_genai.Tokenizer(tmp_path / "ir").get_original_chat_template() == CHAT
-    tokenizer = openvino.Core().read_model(tmp_path / "ir/openvino_tokenizer.xml")
-    assert tokenizer.get_rt_info("chat_template").value == CHAT
-    (tmp_path / "boolq").mkdir()
-    sample = {"instruction": "Please answer: is it {so}?\n\nAnswer format: true/false", "input": "", "answer": "true"}
-    (tmp_path / "boolq/test.json").write_text(json.dumps([sample]))
-    for target in (trained_on_chat, tmp_path / "ir"):
-        options = ("--tasks", "boolq", "--datasets", tmp_path, "--protocol", "answer-word")
-        ran = run_cli("eval", target, *options, "--output", tmp_path / f"report-{target.name}")
-        assert ran.code == 0, ran.err
-        (log,) = (tmp_path / f"report-{target.name}/samples").glob("*/samples_*.jsonl")
-        assert json.loads(log.read_text())["doc"]["prompt"] == f"<|user|>{sample['instruction']}</s>\n<|assistant|>"
-
-
 # refused
 
 
@@ -186,13 +158,6 @@ def test_held_out_conversations_need_the_prompt_chat(
     record = train(inputs, tmp_path / "out", TrainOptions(**{**options, "prompt": "chat"}))
     assert record is not None and record.eval_data is not None
     assert (record.chat_template, record.eval_data.examples) == (CHAT, 3)
-
-
-def test_faults_of_all_files_are_listed(llama: TinySource, tmp_path: Path) -> None:
-    (tmp_path / "empty.json").write_text("[]")
-    files = [(tmp_path / "empty.json", 1.0), (tmp_path / "none.json", 1.0), (write_data(tmp_path / "good.json"), 1.0)]
-    with pytest.raises(LonasEdgeError, match=r"empty\.json: holds no examples[\s\S]*none\.json: the data cannot be read"):
-        open_inputs(str(llama.base), files, llama.space)
 
 
 def test_the_command_line(llama: TinySource, tmp_path: Path, run_cli: Callable) -> None:

@@ -69,19 +69,6 @@ def test_evaluating_changes_no_weight(run: Callable[..., Any], llama: TinySource
     assert first == second
 
 
-def test_losses_before_a_kill_are_kept(run: Callable[..., Any], tmp_path: Path) -> None:
-    def kill(step: int, _steps: int, _log: Any) -> None:
-        if step == 5:
-            raise KeyboardInterrupt
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(LonasEdgeError):
-        run(tmp_path / "out", report=kill)
-    resumed = run(tmp_path / "out", resume=True)
-    assert resumed.eval_data == whole.eval_data
-    assert resumed.tokens == whole.tokens
-
-
 def test_eval_data_of_another_kind(llama: TinySource, tmp_path: Path) -> None:
     inputs = open_inputs(str(llama.base), write_data(tmp_path / "data.json"), llama.space)
     table = tmp_path / "RTE" / "dev.tsv"

@@ -13,9 +13,6 @@ from tiny_models import TinySource
 import lonas_edge.training.schedule
 from lonas_edge import load_checkpoint
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.formats import FORMATS
-from lonas_edge.ir.schemes import choose_schemes
-from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.training.inputs import open_recovery
@@ -66,16 +63,3 @@ def test_a_super_adapter_and_its_recovery(deep: TinySource, tmp_path: Path) -> N
     with torch.inference_mode():
         logits = load_checkpoint(tmp_path / "out", torch.float64)(**pairs()).logits
     assert (logits - oracle_logits(deep.base, recovered, deep.space, WIDTHS, pairs())).abs().max() < 1e-5
-
-
-def test_layers_kept_in_int8(deep: TinySource, tmp_path: Path) -> None:
-    """Quantization-aware training names layers of the base; the export stores the same ones in INT8, under new numbers."""
-    data = write_task(tmp_path, "RTE")
-    run(deep, data, tmp_path / "super", steps=1)
-    recovered = open_source(str(recover(tmp_path, data, steps=1, weight_format="int4_sym", ratio=0.5)))
-    kept = recovered.int8_layers
-    assert kept and not any("layer.0." in name for name in kept)
-    renumbered = {name.replace("layer.1.", "layer.0.").replace("layer.2.", "layer.1.") for name in kept}
-    chosen = choose_schemes(MaterializedModel(recovered, recovered.select()), FORMATS["int4_sym"])
-    stored = {name.removesuffix(".weight") for name, scheme in chosen.items() if scheme.weight_format.bits == 8}
-    assert {name for name in stored if "encoder.layer" in name} == renumbered

@@ -65,17 +65,6 @@ def test_cuda(
         assert (logits_of(network.model, ids) - expected).abs().max() < 1e-4, name
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device (and CUDA_VISIBLE_DEVICES)")
-def test_cuda_resumes(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    """fp16: the scaler's state is kept too. Kernels may differ in the last bits from run to run."""
-    changes = {"device": "cuda", "precision": "fp16", "dropout": 0.1}
-    whole = run(llama, data, tmp_path / "whole", **changes)
-    run_killed(llama, data, tmp_path / "out", at=5, **changes)
-    resumed = run(llama, data, tmp_path / "out", resume=True, **changes)
-    assert [e["loss"] for e in resumed["losses"]] == pytest.approx([e["loss"] for e in whole["losses"]], abs=1e-3)
-
-
 @pytest.mark.parametrize(("bf16", "expected"), [(6e11, "bf16"), (1e11, "fp32")])
 def test_auto_takes_the_faster_precision_and_keeps_it(
     bf16: float, expected: str, llama: TinySource, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

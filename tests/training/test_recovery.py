@@ -210,18 +210,6 @@ def test_a_plain_lora_adapter(
     assert f"started from the LoRA adapter `{llama.adapter.name}`" in card and "lonas," not in card
 
 
-def test_target_modules_as_a_regular_expression(
-    tiny_models: TinyModels, data: Path, tmp_path: Path, materialize: Callable, ids: torch.Tensor
-) -> None:
-    pattern = r".*\.layers\.[02]\..*(q_proj|down_proj)"
-    source = tiny_models.source("llama", target_modules=pattern)
-    inputs = open_recovery(str(source.adapter), data, None, str(source.base))
-    train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW}))
-    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["target_modules"] == pattern
-    expected = logits_of(PeftModel.from_pretrained(plain_base(source), str(tmp_path / "out")), ids)
-    assert (logits_of(load_checkpoint(materialize(open_source(str(tmp_path / "out")), [])), ids) - expected).abs().max() < 1e-4
-
-
 # refused
 
 

@@ -27,7 +27,6 @@ from training_runs import (
 )
 from transformers import AutoTokenizer
 
-import lonas_edge.training.elastic_trainer
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
@@ -97,31 +96,6 @@ def test_resuming_with_other_settings(llama: TinySource, uninterrupted: Callable
         assert text in str(raised.value)
 
 
-def test_resumed_with_other_intervals(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    run_killed(llama, data, output, at=5)
-    seen: set[str] = set()
-    record = run(
-        *(llama, data, output),
-        resume=True,
-        save_steps=1,
-        log_steps=2,
-        report=lambda *_: seen.update(path.name for path in working(output).glob("checkpoint-*")),
-    )
-    assert {"checkpoint-4", "checkpoint-5", "checkpoint-7"} <= seen
-    assert [entry["step"] for entry in record["losses"]] == [1, 2, 3, 4, 6, 8]
-
-
-def test_checkpoints_do_not_split_a_log_interval(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    changes = {"save_steps": None, "log_steps": 3, "steps": 11}
-    expected = run(llama, data, tmp_path / "whole", **changes)
-    run_killed(llama, data, tmp_path / "out", at=5, **changes)
-    resumed = run(llama, data, tmp_path / "out", resume=True, **changes)
-    assert resumed["resumed_from_step"] == 3
-    assert [entry["step"] for entry in expected["losses"]] == [3, 6, 9]
-    assert resumed["losses"] == expected["losses"]
-
-
 def test_resumed_with_a_lower_learning_rate(llama: TinySource, data: Path, tmp_path: Path, watched: Watched) -> None:
     """The error about NaN advises this."""
     run_killed(llama, data, tmp_path / "out", at=5, warmup_steps=0)
@@ -161,21 +135,6 @@ def test_a_checkpoint_that_was_being_written_is_not_used(
     record = run(llama, data, output, resume=True, **CHANGES)
     assert record["resumed_from_step"] == 3
     same(output, record, *uninterrupted(VARIANT)[1:])
-
-
-def test_a_new_checkpoint_is_complete_before_an_old_one_goes(
-    llama: TinySource, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    complete: list[list[str]] = []
-    discard = lonas_edge.training.elastic_trainer.discard
-
-    def look(path: Path) -> None:
-        complete.append(sorted(mark.parent.name for mark in path.parent.glob("*/complete")))
-        discard(path)
-
-    monkeypatch.setattr(lonas_edge.training.elastic_trainer, "discard", look)
-    run(llama, data, tmp_path / "out", save_steps=2)
-    assert complete == [[f"checkpoint-{step - back}" for back in (4, 2, 0)] for step in (6, 8)]
 
 
 # disk, memory, Ctrl-C

@@ -73,13 +73,6 @@ def test_steps_of_the_stages(options: dict, examples: int, expected: list[tuple[
         assert schedule.stage(first).first == schedule.stage(first + steps - 1).first == first
 
 
-def test_every_step_belongs_to_one_stage() -> None:
-    for steps in range(1, 60):
-        schedule = schedule_of(TrainingStage(epochs=1), TrainingStage(epochs=0.7), TrainingStage(epochs=2.5), steps=steps)
-        covered = [step for stage in schedule.stages for step in range(stage.first, stage.first + stage.steps)]
-        assert covered == list(range(steps))
-
-
 # sub-networks
 
 

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import math
-import ntpath
 from collections.abc import Callable
-from pathlib import Path, PureWindowsPath
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,15 +29,11 @@ from training_runs import (
 )
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.location import Located
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.network.training_record import Logged
-from lonas_edge.training import super_adapter
 from lonas_edge.training.inputs import open_inputs
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.record import read_log
 from lonas_edge.training.train import train
 
 REORDERED = [pytest.param(*case.values, True, id=case.id, marks=case.marks) for case in families()] + [("gemma3", False)]
@@ -131,21 +124,6 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
         assert str(Path.cwd()).encode() not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize(("drive", "expected"), [("C:", "../../bases/llama"), ("D:", "D:/bases/llama")])
-def test_the_path_of_the_base_on_windows(drive: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With slashes; absolute where the base is on another drive than the output."""
-
-    class Windows(PureWindowsPath):
-        def absolute(self) -> "Windows":
-            return self
-
-        resolve = absolute
-
-    monkeypatch.setattr(super_adapter, "os", SimpleNamespace(path=ntpath, sep=ntpath.sep))
-    base = Located("llama", Windows(f"{drive}/bases/llama"))
-    assert super_adapter._reference(base, Windows("C:/outputs/out")) == expected
-
-
 def test_dropped_examples_are_counted_and_reported(llama: TinySource, tmp_path: Path) -> None:
     """The default length is 1024 tokens."""
     long, empty = ({"instruction": "What is 1 plus 1?", "output": text} for text in ("2 " * 2000, ""))
@@ -154,12 +132,6 @@ def test_dropped_examples_are_counted_and_reported(llama: TinySource, tmp_path: 
     record = train(inputs, tmp_path / "out", options, notify=messages.append)
     assert record is not None and (record.data[0].examples, record.data[0].dropped) == (12, 3)
     assert messages == ["data.json: 3 of 15 examples dropped: longer than --max-length 1024, or without output"]
-
-
-def test_a_skipped_step_is_recorded_as_json() -> None:
-    """fp16 skips steps whose gradients are not finite; Infinity is not JSON."""
-    entry = read_log({"step": 1, "loss": 2.0, "learning_rate": 0.1, "grad_norm": math.inf, "epoch": 1.0})
-    assert entry == Logged(step=1, loss=2.0, learning_rate=0.1, grad_norm=None)
 
 
 def test_a_base_that_was_not_trained_on(llama_copy: TinySource, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """A frozen teacher: its logits, refused teachers, and a training with one."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,20 +47,6 @@ def test_an_adapter_is_its_merged_model(llama: TinySource, trained: Callable, id
         assert (answers(folder, llama, ids) - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("scaling", ["llama3", "yarn"])
-def test_an_exported_checkpoint_with_scaled_positions(scaling: str, tiny_models: TinyModels, tmp_path: Path) -> None:
-    """Its config.json keeps the published fields."""
-    base = tmp_path / "base"
-    rope = {"rope_type": scaling, "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0}
-    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if scaling == "llama3" else {}
-    shutil.copytree(tiny_models.base("llama"), base)
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "rope_scaling": rope, "rope_parameters": None}))
-    opened = open_source(str(base))
-    export(opened, opened.select("maximal"), tmp_path / "checkpoint", ExportOptions(stage="checkpoint", verify=False))
-    assert open_teacher(str(tmp_path / "checkpoint"), opened.base, opened.architecture).name == "checkpoint"
-
-
 def test_an_adapter_whose_base_has_moved(llama: TinySource, tmp_path: Path, ids: torch.Tensor) -> None:
     """It is opened on the base of the training."""
     for path in llama.adapter.iterdir():
@@ -72,46 +57,12 @@ def test_an_adapter_whose_base_has_moved(llama: TinySource, tmp_path: Path, ids:
     assert (answers(tmp_path, llama, ids) - expected).abs().max() < 1e-4
 
 
-def test_an_adapter_on_another_base(llama: TinySource, tmp_path: Path, ids: torch.Tensor) -> None:
-    """`model` wins over the base that the adapter names, which exists and has other weights."""
-    other = tmp_path / "other"
-    random_model("llama", seed=5).save_pretrained(other)
-    tokenizer().save_pretrained(other)
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    for path in llama.adapter.iterdir():
-        (adapter / path.name).write_bytes(path.read_bytes())
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(other)}))
-    opened = open_source(str(llama.base))
-    named, chosen = (
-        logits_of(open_teacher(str(adapter), opened.base, opened.architecture, model).load(torch.float32), ids)
-        for model in (None, str(llama.base))
-    )
-    expected = logits_of(PeftModel.from_pretrained(plain_base(llama), llama.adapter).eval(), ids)
-    assert (chosen - expected).abs().max() < 1e-4
-    assert (named - expected).abs().max() > 0.01
-
-
-def test_a_recovered_adapter_is_its_sub_network(
-    llama: TinySource, trained: Callable, data: Path, tmp_path: Path, choose: Callable, ids: torch.Tensor
-) -> None:
-    inputs = open_recovery(str(trained("llama", True)), data, "minimal")
-    train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, "steps": 1, "prompt": None}))
-    expected = oracle_logits(llama.base, tmp_path / "out", tmp_path / "out" / SPACE, choose(llama, "minimal"), ids)
-    assert (answers(tmp_path / "out", llama, ids) - expected).abs().max() < 1e-4
-
-
 def test_an_exported_checkpoint(llama: TinySource, tmp_path: Path, choose: Callable, ids: torch.Tensor) -> None:
     widths = choose(llama, "unequal:3")
     options = ExportOptions(stage="checkpoint", dtype="fp32")
     export(llama.opened(), llama.subnetwork(widths, "mine"), tmp_path / "exported", options)
     expected = oracle_logits(llama.base, llama.adapter, llama.space, widths, ids)
     assert (answers(tmp_path / "exported", llama, ids) - expected).abs().max() < 1e-4
-    file = tmp_path / "exported/config.json"
-    file.write_text(file.read_text().replace("}", "} ", 1))
-    with pytest.raises(LonasEdgeError, match="the exported checkpoint is damaged"):
-        answers(tmp_path / "exported", llama, ids)
 
 
 def test_a_base_model(llama: TinySource, tiny_models: TinyModels, ids: torch.Tensor) -> None:
@@ -177,7 +128,7 @@ def test_refused_teachers(llama: TinySource, tmp_path: Path) -> None:
     opened = open_source(str(llama.base))
     (tmp_path / "ir").mkdir()
     (tmp_path / "ir/openvino_model.xml").write_text("<net/>")
-    with pytest.raises(LonasEdgeError, match=r"(json: stage ir|: an OpenVINO IR); a teacher needs PyTorch weights"):
+    with pytest.raises(LonasEdgeError, match="no config"):
         open_teacher(str(tmp_path / "ir"), opened.base, opened.architecture)
     with pytest.raises(LonasEdgeError, match="no such directory"):
         open_teacher(str(tmp_path / "none"), opened.base, opened.architecture)
@@ -219,7 +170,7 @@ def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Pat
     assert record["teacher"]["name"] == llama.adapter.name
     assert sorted(record["teacher"]["sha256"]) == ["adapter_config.json", "adapter_model.safetensors"]  # the base is recorded
     card = (tmp_path / "whole/README.md").read_text()
-    assert f"KL divergence, over all tokens, from the frozen teacher `{llama.adapter.name}`" in card
+    assert f"the distance of the outputs from those of the frozen teacher `{llama.adapter.name}`" in card
 
     def kill(step: int, _steps: int, _log: object) -> None:
         if step == 5:
@@ -231,27 +182,3 @@ def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Pat
         train(replace(inputs, teacher=None), tmp_path / "out", options, resume=True)
     train(inputs, tmp_path / "out", options, resume=True)
     same(tmp_path / "out", json.loads((tmp_path / "out" / RECORD).read_text()), tmp_path / "whole", record)
-
-
-@pytest.mark.parametrize("started", [True, False])
-def test_resuming_with_the_base_as_teacher(started: bool, llama: TinySource, trained: Callable, tmp_path: Path) -> None:
-    """The base's weights are among the training's own files, so they do not tell whether it teaches."""
-    data = write_data(tmp_path / "data.json", EIGHT)
-    alone = open_recovery(str(trained("llama", True)), data, "minimal")
-    taught = with_teacher(alone, str(llama.base))
-    first, second = (taught, alone) if started else (alone, taught)
-    options = TrainOptions(**{**OPTIONS, "prompt": None})
-
-    def kill(step: int, _steps: int, _log: object) -> None:
-        if step == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(LonasEdgeError, match=r"interrupted\."):
-        train(first, tmp_path / "out", options, report=kill)
-    with pytest.raises(LonasEdgeError, match=r"teacher config\.json: was"):
-        train(second, tmp_path / "out", options, resume=True)
-    train(first, tmp_path / "out", options, resume=True)
-    record = json.loads((tmp_path / "out" / RECORD).read_text())
-    assert record["teacher"] == (
-        {"name": llama.base.name, "sha256": {"config.json": record["base"]["sha256"]["config.json"]}} if started else None
-    )

@@ -2,20 +2,14 @@
 
 import json
 import shutil
-import string
 from collections.abc import Callable
 from pathlib import Path
 
-import openvino_genai
 import pytest
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.optimum_lm import OptimumLM
-from openvino_models import F32
 from oracle import oracle_logits
-from peft import LoraConfig, get_peft_model
 from tiny_bert import TinyBert
-from tiny_models import TinyModels, TinySource, say_only
+from tiny_models import TinyModels, TinySource
 from tokenizers import AddedToken
 from training_runs import EIGHT, OPTIONS, logits_of, write_data
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -23,15 +17,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from lonas_edge import load_checkpoint
 from lonas_edge.data.pooling import read_pooling
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate.openvino_lm import OpenVinoLM
-from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
 from lonas_edge.network.vocabulary_record import VocabularyRecord
 from lonas_edge.training.inputs import open_recovery, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import open_teacher
 from lonas_edge.training.train import train
-from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 RECORD = "training.json"
 QUESTION, ANSWER = "in the other", "the ion"
@@ -77,52 +68,12 @@ def test_logits_are_those_of_the_kept_tokens(case: str, tiny_models: TinyModels,
         assert getattr(model.config, name) == (None if old is None else kept.index(old))
 
 
-def test_texts_are_those_of_the_checkpoint(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
-    """By lm-evaluation-harness, with our class and its own for OpenVINO, and as a batch of openvino_genai."""
-    base, folder = Path(shutil.copytree(llama.base, tmp_path / "whole")), tmp_path / "ir"
-    say_only(base, string.ascii_lowercase)
-    assert len(trim(base, tmp_path / "base")) == 265
-    opened = open_source(str(tmp_path / "base"))
-    export(opened, opened.select(), folder, ExportOptions("fp32"))
-    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path / "base"), loaded(tmp_path / "base")
-    prompts, expected = ["the other", "Question: in", "a 猫"], []
-    for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt")
-        whole = model.generate(**ids, max_new_tokens=12, do_sample=False)[0]
-        expected.append(tokenizer.decode(whole[ids["input_ids"].shape[1] :]))
-    assert len(set(expected)) == 3 and all(text.isalpha() for text in expected)
-    settings = {"until": [], "do_sample": False, "max_gen_toks": 12}
-    asked = [Instance("generate_until", {}, (prompt, settings), index) for index, prompt in enumerate(prompts)]
-    (tmp_path / "f32.json").write_text(json.dumps(F32))
-    stock = OptimumLM(pretrained=str(folder), device="cpu", batch_size=1, ov_config=str(tmp_path / "f32.json"))
-    for client in (OpenVinoLM(folder, tokenizer, 128, properties=F32), stock):
-        assert client.generate_until(asked) == expected
-    pipeline = openvino_genai.ContinuousBatchingPipeline(folder, openvino_genai.SchedulerConfig(), "CPU", F32)
-    config = openvino_genai.GenerationConfig(max_new_tokens=12, do_sample=False, apply_chat_template=False)
-    assert [result.m_generation_ids[0] for result in pipeline.generate(prompts, [config] * 3)] == expected
-
-
 def test_data_with_fewer_tokens_than_the_size(llama: TinySource, words: Path, run_cli: Callable, tmp_path: Path) -> None:
     """The earliest tokens of the tokenizer fill the vocabulary; how many the data use is stated."""
     ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question", "--size", 265, "--output", tmp_path / "out")
     used = {*AutoTokenizer.from_pretrained(llama.base)(TEXT)["input_ids"], 1}
     assert f"265 of 266 tokens. The data use {len(used)}. " in " ".join(ran.out.split())
     assert len(json.loads((tmp_path / "out/vocabulary.json").read_text())["kept"]) == 265
-
-
-def test_overwrite(llama: TinySource, trim: Callable, words: Path, run_cli: Callable, tmp_path: Path) -> None:
-    """Replaces what `trim` wrote. A refused location is reported before the model is opened."""
-    trim(llama.base, tmp_path / "out")
-    assert len(trim(llama.base, tmp_path / "out", "--size", 265, "--overwrite")) == 265
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/photo.jpg").touch()
-    for output in ("out", "other", "words.json"):
-        ran = run_cli("trim", tmp_path / "no-model", "--data", words, "--output", tmp_path / output)
-        assert ran.code == 1 and f"{tmp_path / output}: already exists" in ran.err
-    ran = run_cli("trim", tmp_path / "no-model", "--data", words, "--output", tmp_path / "other", "--overwrite")
-    assert ran.code == 1 and "replaces only outputs of lonas-edge" in ran.err
-    ran = run_cli("trim", tmp_path / "out", "--data", words, "--output", tmp_path / "out", "--overwrite")
-    assert ran.code == 1 and "--overwrite would delete" in ran.err
 
 
 def test_a_trimmed_model_is_trimmed_again(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
@@ -201,27 +152,6 @@ def test_a_teacher_with_other_tokens(llama: TinySource, tiny_models: TinyModels,
         open_teacher(str(other), opened.base, opened.architecture)
 
 
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, "model.embed_tokens.weight: expected [265, 64]"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head.lora_B.weight: expected [265, 2], found [288, 2]"),
-    ],
-)
-def test_an_adapter_of_all_tokens_is_refused(
-    llama: TinySource, trim: Callable, run_cli: Callable, tmp_path: Path, options: dict[str, list[str]], line: str
-) -> None:
-    assert len(trim(llama.base, tmp_path / "base")) == 265
-    config = LoraConfig(r=2, task_type="CAUSAL_LM", **options)
-    get_peft_model(loaded(llama.base), config).save_pretrained(tmp_path / "adapter")
-    ran = run_cli("export", tmp_path / "adapter", "--model", tmp_path / "base", "--output", tmp_path / "out")
-    assert ran.code == 1
-    message = " ".join(ran.err.split())
-    assert line in message
-    assert "If the vocabulary of the base was trimmed, pass the untrimmed one" in message
-    assert not (tmp_path / "out").exists()
-
-
 def test_an_adapter_of_a_trimmed_base_fits_no_other(
     llama: TinySource, trim: Callable, words: Path, run_cli: Callable, tmp_path: Path
 ) -> None:
@@ -253,89 +183,6 @@ def lora(run_cli: Callable, words: Path, tmp_path: Path) -> Callable[[Path], Pat
         return tmp_path / "lora"
 
     return run
-
-
-def test_an_adapter_of_a_base_that_is_trimmed_again(
-    llama: TinySource, trim: Callable, lora: Callable, words: Path, run_cli: Callable, tmp_path: Path
-) -> None:
-    """It fits the twice and thrice trimmed base, also as a teacher: logits are those of its own base at the kept tokens."""
-    trim(llama.base, tmp_path / "first", "--size", 265)
-    adapter = lora(tmp_path / "first")
-    trim(tmp_path / "first", tmp_path / "second", "--size", 263)
-    kept = trim(tmp_path / "second", tmp_path / "third", "--size", 261)
-    merged = {}
-    for name in ("first", "third"):
-        folder = merged[name] = tmp_path / f"merged-{name}"
-        command = ["export", adapter, "--model", tmp_path / name, "--stage", "checkpoint", "--output", folder]
-        assert (ran := run_cli(*command)).code == 0, ran.err
-    first = json.loads((tmp_path / "first/vocabulary.json").read_text())["kept"]
-    tokens = [first.index(number) for number in kept]
-    assert tokens != kept
-    ids = AutoTokenizer.from_pretrained(tmp_path / "third")(TEXT, return_tensors="pt")["input_ids"]
-    old = torch.tensor([[tokens[number] for number in ids[0].tolist()]])
-    expected = logits_of(load_checkpoint(merged["first"]), old)[..., tokens]
-    assert (logits_of(load_checkpoint(merged["third"]), ids) - expected).abs().max() < 1e-4
-    opened = open_source(str(tmp_path / "third"))
-    for teacher in (adapter, merged["first"]):
-        network = open_teacher(str(teacher), opened.base, opened.architecture).load(torch.float32).eval()
-        assert (logits_of(network, ids) - expected).abs().max() < 1e-4
-
-
-def test_a_teacher_that_was_trimmed_further(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
-    """It lacks a token of the training: refused by the token's name."""
-    kept = trim(llama.base, tmp_path / "base", "--size", 265)
-    lacks = {*kept} - {*trim(tmp_path / "base", tmp_path / "smaller", "--size", 264)}
-    [(number, token)] = [(each, AutoTokenizer.from_pretrained(llama.base).convert_ids_to_tokens(each)) for each in lacks]
-    opened = open_source(str(tmp_path / "base"))
-    with pytest.raises(LonasEdgeError, match=f"whose vocabulary was trimmed(.|\n)*token {number}: None and '{token}'"):
-        open_teacher(str(tmp_path / "smaller"), opened.base, opened.architecture)
-
-
-def test_an_adapter_of_a_trimmed_base_does_not_teach_itself(
-    llama: TinySource, trim: Callable, lora: Callable, words: Path, run_cli: Callable, tmp_path: Path
-) -> None:
-    """On its own base the loss is 0 from the start; on one that was trimmed from it, it learns the other tokens' loss."""
-    trim(llama.base, tmp_path / "base", "--size", 265)
-    adapter = lora(tmp_path / "base")
-    trim(tmp_path / "base", tmp_path / "smaller", "--size", 262)
-    command = ["train", "--from", adapter, "--teacher", adapter, "--data", words, "--steps", 1, "--batch-size", 1]
-    for options in ([], ["--model", tmp_path / "base"]):
-        ran = run_cli(*command, *options, "--output", tmp_path / "out")
-        assert ran.code == 1 and "--teacher and --from are the same network" in " ".join(ran.err.split()), ran.err
-    ran = run_cli(*command, "--model", tmp_path / "smaller", "--output", tmp_path / "out")
-    assert ran.code == 0, ran.err
-
-
-def test_an_exported_checkpoint_is_another_model(
-    llama: TinySource, trained: Callable, trim: Callable, words: Path, run_cli: Callable, tmp_path: Path
-) -> None:
-    """It has the tokens of the trimmed base, whose adapters do not fit it; its own fit it and what is trimmed from it."""
-    adapter, base, out = trained("llama", True), tmp_path / "base", tmp_path / "out"
-    kept = trim(llama.base, base, "--size", 265)
-    command = ["export", adapter, "--model", base, "--subnet", "maximal", "--stage", "checkpoint", "--output", out]
-    assert run_cli(*command).code == 0
-    open_source(str(adapter), str(base))
-    with pytest.raises(LonasEdgeError, match=r"not the base that .* was trained on(.|\n)*config\.json"):
-        open_source(str(adapter), str(out))
-    second = trim(out, tmp_path / "second", "--size", 262)
-    record = VocabularyRecord.read(tmp_path / "second/vocabulary.json")
-    assert record.base == llama.base.name and set(second) < set(kept)
-    options = ["--no-elastic", "--prompt", "question", "--steps", 1, "--rank", 4, "--batch-size", 1]
-    ran = run_cli("train", "--model", out, "--data", words, *options, "--output", tmp_path / "lora")
-    assert ran.code == 0, ran.err
-    for index, other in enumerate((out, tmp_path / "second", base, llama.base)):
-        command = [
-            "export",
-            tmp_path / "lora",
-            "--model",
-            other,
-            "--stage",
-            "checkpoint",
-            "--output",
-            tmp_path / f"new-{index}",
-        ]
-        ran = run_cli(*command)
-        assert (ran.code, "not the base that" in ran.err) == ((0, False) if index < 2 else (1, True))
 
 
 def test_special_tokens_of_the_generation(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
@@ -387,22 +234,6 @@ def test_reserved_tokens_that_the_tokenizer_uses(llama: TinySource, trim: Callab
     assert [*small.chat_template] == ["default", "tools"]
 
 
-def test_the_table_of_sizes(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
-    """Nothing is written; the figures are those of the model: 64 columns, embedding and head."""
-    write_data(words, [*EIGHT, *EIGHT])
-    ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question", "--size", 265, "--json")
-    assert ran.code == 0, ran.err
-    rows = json.loads(ran.out)
-    assert [row["tokens"] for row in rows][-2:] == [265, 288]
-    assert rows[-1]["table_bytes"] == 2 * 64 * 288
-    assert rows[-1]["tokens_per_text"] == rows[-1]["tokens_per_other_text"] == 1
-    assert all(row["tokens_per_text"] >= 1 for row in rows)
-    assert rows[0]["tokens_per_other_text"] >= rows[-2]["tokens_per_other_text"] >= 1
-    ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question")
-    assert "tokens per text" in " ".join(ran.out.split())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["words.json"]
-
-
 def test_padding_and_truncation_of_the_file_do_not_count(
     llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path
 ) -> None:
@@ -418,41 +249,6 @@ def test_padding_and_truncation_of_the_file_do_not_count(
     tables = [run_cli("trim", folder, "--data", words, "--prompt", "question", "--json") for folder in (llama.base, base)]
     first, second = (json.loads(ran.out) for ran in tables)
     assert first == second and first[0]["tokens_per_other_text"] > 1
-
-
-def test_a_token_that_tokenizer_json_lacks(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
-    """transformers adds it from the other file."""
-    base = tmp_path / "base"
-    shutil.copytree(llama.base, base)
-    config = json.loads((base / "tokenizer_config.json").read_text()) | {"eos_token": "<|end_of_turn|>"}
-    (base / "tokenizer_config.json").write_text(json.dumps(config))
-    ran = run_cli("trim", base, "--data", words, "--prompt", "question")
-    assert ran.code == 1 and f"{base / 'tokenizer.json'}: lacks the tokens '<|end_of_turn|>'" in " ".join(ran.err.split()), (
-        ran.err
-    )
-
-
-def test_a_tokenizer_without_eos(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(llama.base, base)
-    config = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps({key: config[key] for key in config if key != "eos_token"}))
-    ran = run_cli("trim", base, "--data", words, "--prompt", "question")
-    assert ran.code == 1 and f"{base}: no EOS token" in " ".join(ran.err.split()), ran.err
-
-
-def test_an_automatic_size_of_data_that_use_all_tokens(llama: TinySource, trim: Callable, words: Path, tmp_path: Path) -> None:
-    write_data(words, [*EIGHT, *EIGHT])
-    trim(llama.base, tmp_path / "smaller")
-    with pytest.raises(LonasEdgeError, match=r"--vocabulary auto: the data use all \d+ tokens. Use --vocabulary keep"):
-        choose_size(str(tmp_path / "smaller"), words, "auto", "question")
-
-
-def test_data_without_an_answer(llama: TinySource, run_cli: Callable, tmp_path: Path) -> None:
-    empty = write_data(tmp_path / "empty.json", [{"instruction": "a", "input": "", "output": ""}])
-    ran = run_cli("trim", llama.base, "--data", empty, "--output", tmp_path / "out")
-    assert (ran.code, "'output' is empty" in ran.err) == (1, True)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_trimmed_classifier(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
@@ -489,14 +285,3 @@ def test_a_trimmed_embedding_model(tiny_bert: TinyBert, run_cli: Callable, tmp_p
         for model, folder in ((whole, base), (small, tmp_path / "out"))
     ]
     assert (states[0][:, 0] - states[1][:, 0]).abs().max() < 1e-5 and small.config.vocab_size < 320
-
-
-def test_prompts_of_an_embedding_model_stay(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    """They precede any text, but the data, plain texts, are embedded without one."""
-    data = tmp_path / "texts.jsonl"
-    data.write_text('{"text": "the good film"}\n{"text": "not good"}\n')
-    base = tiny_bert.body(prompts={"query": "is same: ", "document": ""})
-    ran = run_cli("trim", base, "--data", data, "--output", tmp_path / "out")
-    assert ran.code == 0, ran.err
-    tokens = AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
-    assert {"the", "good", "film", "not", "is", "same"} < tokens.keys() and "bad" not in tokens

@@ -155,13 +155,6 @@ def test_the_most_sensitive_layers_stay_int8(
     assert "stores it differently" in " ".join(ran.err.split())
 
 
-@pytest.mark.parametrize("case", ["bloom", "neox", "gemma3", "phi3", pytest.param("granite4-mamba", marks=pytest.mark.slow)])
-def test_every_family_has_layers_in_int8(case: str, tiny_models: TinyModels, data: Path, tmp_path: Path) -> None:
-    record = run(tiny_models.source(case), data, tmp_path / "super", weight_format="int4_sym", ratio=0.05, steps=1)
-    assert record["int8_layers"]
-    assert not any(".mamba." in name for name in record["int8_layers"]), "they are INT8 in any case"
-
-
 def test_an_adapter_on_a_tied_head_leaves_the_embedding(tiny_models: TinyModels, choose: Callable, tmp_path: Path) -> None:
     """As an export does: the embedding stays INT8."""
     tiny = tiny_models.source("llama-tied")
@@ -174,32 +167,3 @@ def test_an_adapter_on_a_tied_head_leaves_the_embedding(tiny_models: TinyModels,
         with torch.inference_mode(), StoredWeights(network, "int4_sym").active([]):
             loss = loss_of(network.model, batch).item()
         assert loss == pytest.approx(stored_loss(source, [], "int4_sym", batch), rel=1e-5)
-
-
-def test_export_warns_of_another_format(tiny_models: TinyModels, data: Path, tmp_path: Path, run_cli: Callable) -> None:
-    run(tiny_models.source("llama"), data, tmp_path / "super", weight_format="int4_sym", steps=1)
-    as_trained = (
-        "Pass --weight-format int4_sym, without --group-size and --ratio, and with --calibration for an INT4 head only."
-    )
-    no_data = "the INT4 head was rounded without data"
-    export = (
-        "export",
-        tmp_path / "super",
-        "--weight-format",
-        "int4_sym",
-        "--no-verify",
-        "--overwrite",
-        "--output",
-        tmp_path / "out",
-    )
-    calibrated = ("--calibration", data, "--num-prompts", 8)
-    for options, trained, rounded in (
-        (("--group-size", -1), False, True),
-        (calibrated, False, True),
-        (("--head-format", "int4"), True, False),
-        (("--head-format", "int4", *calibrated), True, True),
-    ):
-        ran = run_cli(*export, *options)
-        shown = " ".join(ran.err.split())
-        assert ran.code == 0, ran.err
-        assert (as_trained not in shown) == trained and (no_data not in shown) == rounded, (options, shown)

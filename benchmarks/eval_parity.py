@@ -23,7 +23,7 @@ from peft import PeftModel
 from study import TASKS, conditions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lonas_edge.evaluate.openvino_lm import OpenVinoLM
+from lonas_edge.evaluate.backends import OpenVinoLM
 from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}

@@ -119,15 +119,15 @@ def run(options: EvalCommand) -> None:
         directory = OutputDirectory(options.output, options.overwrite, used) if options.output else None
         if directory:
             directory.check(_ROOM, resumable=True)
-        kind = kind_of_targets(references, options.model)
-        if not kind.generates:
-            idle = ("protocol", "prompt", "num_beams")
-            _refuse_idle(options, dict.fromkeys(idle, f"a {kind.name} has no prompt template"))
         report("Opening", None)
         check_device(options.openvino_device)
         opened = open_targets(
             references, options.subnet or (None,), options.part(RunOptions), options.model, options.nncf_config
         )
+        kind = kind_of_targets(opened)
+        if not kind.generates:
+            idle = ("protocol", "prompt", "num_beams")
+            _refuse_idle(options, dict.fromkeys(idle, f"a {kind.name} has no prompt template"))
         settings = _settings(options, opened, kind)
         if options.card:
             _check_cards(opened)

@@ -18,19 +18,18 @@ from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.families import (
     CAUSAL_LM,
     CLASSIFICATION,
-    MODEL_KINDS,
+    EMBEDDING,
     ModelKind,
     context_of,
     family_of_config,
     output_names,
 )
-from lonas_edge.files import check_model_folder, read_json, sha256
+from lonas_edge.files import check_model_folder, sha256
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, WEIGHTS
-from lonas_edge.network import adapters
 from lonas_edge.network.configuration import parse_config, read_config
-from lonas_edge.network.location import TRAINING, locate
-from lonas_edge.network.source import Source, kind_of_folder, open_source
+from lonas_edge.network.location import TRAINING
+from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.space.subnetwork import Sizes
 from lonas_edge.versions import versions
@@ -86,6 +85,11 @@ class Target:
     close: Callable[[], None] = lambda: None
 
     @property
+    def model_kind(self) -> ModelKind:
+        """What the model outputs."""
+        return EMBEDDING if self.pooling else CLASSIFICATION if self.outputs else CAUSAL_LM
+
+    @property
     def embedding(self) -> Pooling:
         """The pooling of an embedding model."""
         assert self.pooling
@@ -128,24 +132,13 @@ def open_targets(
     return opened
 
 
-def kind_of_targets(references: Sequence[str], model: str | None = None) -> ModelKind:
-    """The common kind of the targets, from their configurations; arguments as for `open_targets`."""
-    kinds = {reference: _kind_of(reference, model) for reference in references}
+def kind_of_targets(targets: Sequence[Target]) -> ModelKind:
+    """Return the common kind of the models."""
+    kinds = {target.name: target.model_kind for target in targets}
     if len(set(kinds.values())) > 1:
-        described = ", ".join(f"{reference} is a {kind.name}" for reference, kind in kinds.items())
+        described = ", ".join(f"{name} is a {kind.name}" for name, kind in kinds.items())
         raise LonasEdgeError(f"{described}: evaluate them separately, because they have no task in common")
-    return next(iter(kinds.values()))
-
-
-def _kind_of(reference: str, model: str | None) -> ModelKind:
-    folder = locate(reference, weights=False).folder
-    if (folder / MODEL).exists():
-        return open_exported(folder, ours=(folder / MANIFEST).exists()).kind
-    if (folder / adapters.CONFIG).exists():
-        stated = read_json(folder / adapters.CONFIG).get("task_type")
-        known = next((kind for kind in MODEL_KINDS if kind.peft == stated), None)
-        return known or open_source(reference, model, weights=False, elastic=False).architecture.family.kind
-    return kind_of_folder(folder) or CAUSAL_LM
+    return targets[0].model_kind
 
 
 def _exported(folder: Path, run: RunOptions) -> Target:
@@ -159,7 +152,7 @@ def _exported(folder: Path, run: RunOptions) -> Target:
     def load() -> Any:
         if pooling or classifies:
             return ir_encoder(folder, run.openvino_device, properties, pooling)
-        from lonas_edge.evaluate.openvino_lm import OpenVinoLM
+        from lonas_edge.evaluate.backends import OpenVinoLM
 
         return OpenVinoLM(folder, tokenizer, max_length, run.openvino_device, properties)
 
@@ -272,7 +265,7 @@ def _in_torch(
         model = load_model().to(run.torch_device)
         if pooling or classifies:
             return torch_encoder(model, pooling)
-        from lonas_edge.evaluate.torch_lm import TorchLM
+        from lonas_edge.evaluate.backends import TorchLM
 
         return TorchLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
 

@@ -28,7 +28,6 @@ class Family(ABC):
         head: Path of the head; "" without one. Of several layers it is the last.
         final_norm: Path of the norm before the head, if any.
         layer_results: Number of values a decoder layer returns, the output first; 0 if it returns the output itself.
-        takes_positions: Whether its body takes positions and a mask [batch, 1, tokens, tokens], not only a padding mask.
         given_positions: Whether its body has to be given positions, since runtimes misread the graph of its own.
         segments: Whether an encoder has a table of segments (`token_type_ids`).
         width_rules: The output widths that can be elastic.
@@ -63,7 +62,6 @@ class Family(ABC):
     head: ClassVar[str]
     final_norm: ClassVar[str]
     layer_results: ClassVar[int] = 0
-    takes_positions: ClassVar[bool] = True
     given_positions: ClassVar[bool] = False
     segments: ClassVar[bool] = True
     width_rules: ClassVar[tuple[WidthRule, ...]]

@@ -42,7 +42,6 @@ class Bert(Family):
     layers = "bert.encoder.layer"
     embedding = "bert.embeddings.word_embeddings"
     head = "classifier"
-    takes_positions = False
     width_rules: ClassVar[tuple[WidthRule, ...]] = (
         HeadRule((_QUERY, _KEY, _VALUE), "attention.output.dense", "num_attention_heads"),
         WidthRule(("intermediate.dense",), "output.dense", "intermediate_size"),

@@ -56,7 +56,6 @@ class Bloom(Family):
     head = "lm_head"
     final_norm = "transformer.ln_f"
     layer_results = 2
-    takes_positions = False
     width_rules = (_MlpRule(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h", "intermediate_size"),)
     refused_widths = {
         "self_attention.query_key_value": _ALIBI,

@@ -60,7 +60,6 @@ class Granite4(Granite):
         **dict.fromkeys(("self_attn.o_proj", "shared_mlp.output_linear", "mamba.out_proj"), HIDDEN_STATE),
         "mamba.in_proj": "the heads of Mamba share a state matrix and a norm",
     }
-    takes_positions = False  # padding and order are in the state
     generated_groups = (
         GroupKind(layers=(*Llama.generated_groups[0].layers, "mamba.in_proj")),
         GroupKind(width_rules[0]),

@@ -18,8 +18,8 @@ from tiny_models import TinyModels, TinySource, say_only
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.data.commonsense import TASKS
+from lonas_edge.evaluate.backends import TorchLM
 from lonas_edge.evaluate.compare import EvalRecord
-from lonas_edge.evaluate.torch_lm import TorchLM
 from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network import super_network

@@ -14,13 +14,12 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from tiny_models import CASES, TinyModels, TinySource, families
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from tiny_models import TinyModels, TinySource, families
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.backends import OpenVinoLM, TorchLM
 from lonas_edge.evaluate.language import _run
-from lonas_edge.evaluate.openvino_lm import OpenVinoLM
-from lonas_edge.evaluate.torch_lm import TorchLM
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
@@ -58,16 +57,6 @@ def close(found: list[tuple[float, bool]], expected: list[tuple[float, bool]], w
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-@pytest.mark.parametrize("case", families())
-def test_torch_ranks_as_the_harness_does(case: str, tiny_models: TinyModels):
-    folder = tiny_models.base(case)
-    reference = hf(folder)
-    found = TorchLM(pretrained=reference.model, tokenizer=reference.tokenizer, batch_size=4).loglikelihood(
-        rankings(), disable_tqdm=True
-    )
-    close(found, reference.loglikelihood(rankings(), disable_tqdm=True), 1e-4)
-
-
 @pytest.fixture(scope="module")
 def exported(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Exports the base of a case as fp32 IR, once. Not to be changed."""
@@ -89,16 +78,6 @@ def test_openvino_ranks_as_the_harness_does(case: str, exported: Callable[[str],
     close(model.loglikelihood(rankings(40), disable_tqdm=True), reference, 1e-3)
     again = model.loglikelihood(rankings(40)[10:], disable_tqdm=True)  # without a state of earlier requests
     close(again, reference[10:], 1e-3)
-
-
-@pytest.mark.parametrize("case", ["gemma3"])
-def test_torch_ranks_beyond_a_sliding_window_as_the_harness_does(case: str, tiny_models: TinyModels):
-    configuration = AutoConfig.for_model(**CASES[case] | {"sliding_window": 8})
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32).eval()
-    options = {"pretrained": model, "tokenizer": AutoTokenizer.from_pretrained(tiny_models.base(case)), "batch_size": 2}
-    found = TorchLM(**options).loglikelihood(rankings(), disable_tqdm=True)
-    close(found, HFLM(**options).loglikelihood(rankings(), disable_tqdm=True), 1e-4)
 
 
 def test_rolling_log_likelihood_is_the_harness_s(exported: Callable[[str], Path], tiny_models: TinyModels):
@@ -218,18 +197,6 @@ def test_a_stop_text_in_the_prompt_is_ignored(exported: Callable[[str], Path]):
     (whole,) = model.generate_ids([request])
     request.args[1]["until"] = [request.args[0][-3:] + tokenizer.decode(whole[:1])]
     assert model.generate_ids([request]) == [whole]
-
-
-def test_activated_super_network_ranks_as_its_checkpoint(llama: TinySource, choose: Callable, materialize: Callable):
-    from lonas_edge.network.super_network import load_super_network
-
-    widths = choose(llama, "unequal:1")
-    network = load_super_network(llama.opened())
-    network.activate(widths)
-    tokenizer = AutoTokenizer.from_pretrained(llama.base)
-    found = TorchLM(pretrained=network.model.get_base_model(), tokenizer=tokenizer).loglikelihood(rankings(), disable_tqdm=True)
-    plain = HFLM(pretrained=load_checkpoint(materialize(llama, widths)), tokenizer=tokenizer, batch_size=1)
-    close(found, plain.loglikelihood(rankings(), disable_tqdm=True), 1e-4)
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])

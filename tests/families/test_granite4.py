@@ -15,7 +15,7 @@ from tiny_models import CASES, TinyModels
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate.openvino_lm import OpenVinoLM
+from lonas_edge.evaluate.backends import OpenVinoLM
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.depth import remove_blocks
 from lonas_edge.network.modeling import load_checkpoint

@@ -1,8 +1,7 @@
-"""An IR as a model of lm-evaluation-harness.
+"""Language models as models of lm-evaluation-harness: in PyTorch its own `hf` backend, of an IR a backend of our own.
 
-Greedy generation uses openvino_genai's continuous batching, beam search transformers (through optimum-intel), ranking an infer
-request of our own. The harness's own `openvino` backend is slower: it computes every prompt of a ranking once for each option,
-and the logits of every position (lm-eval 0.4.13, optimum-intel 2.2).
+An IR generates greedily by openvino_genai's continuous batching, by beam search through transformers (optimum-intel), and ranks
+with an infer request of our own.
 """
 
 import logging
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate.ranking import Likelihood, Ranked, RankingLM
+from lonas_edge.evaluate.ranking import Likelihood, Ranker, head_of, pad, rank
 from lonas_edge.files import read_json
-from lonas_edge.ir import MODEL
-from lonas_edge.ir.core import compiling, openvino_core
+from lonas_edge.ir.core import compiling
 from lonas_edge.network.configuration import read_generation_config
 
 if TYPE_CHECKING:
@@ -29,7 +29,24 @@ _PROMPT_TOKENS = 1024  # prompt tokens computed in one step; genai's own default
 _BEAMS, _BEAM_TOKENS = 64, 16384  # of all prompts that are searched together; every beam has a KV cache of its own
 
 
-class OpenVinoLM(RankingLM):
+class TorchLM(HFLM):  # type: ignore[misc]
+    """The harness's `hf` backend on a live model.
+
+    Requests alone determine how texts are generated, as with an IR: the harness (0.4.13) would also use the repetition penalty
+    and the lengths of `generation_config.json`. Of this file only the tokens that end a text stay.
+    """
+
+    def __init__(self, **options: Any):
+        """Take the arguments of `HFLM`."""
+        from transformers import GenerationConfig
+
+        super().__init__(**options)
+        named = self.model.generation_config.eos_token_id
+        stops = self.tokenizer.eos_token_id if named is None else named
+        self.model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=self.tokenizer.pad_token_id)
+
+
+class OpenVinoLM(TemplateLM):  # type: ignore[misc]
     """Any IR of a language model with its tokenizer. Greedy generation, beam search and ranking compile it when first used."""
 
     def __init__(
@@ -39,7 +56,7 @@ class OpenVinoLM(RankingLM):
         super().__init__()
         self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
         self._device_name, self._properties = device, dict(properties or {})
-        self._ranker: _Ranker | None = None
+        self._ranker: Ranker | None = None
         self._pipeline: Any = None
         self._searcher: Any = None
 
@@ -67,12 +84,12 @@ class OpenVinoLM(RankingLM):
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer.encode(string, **options))
 
-    def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
-        """See `RankingLM`."""
+    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[Likelihood]:
+        """See `TemplateLM`: requests are ((context, continuation), token ids of the context, and of the continuation)."""
         if self._ranker is None:
             with compiling(self.folder, self._device_name, self._properties):
-                self._ranker = _Ranker(self.folder, self._device_name, self._properties)
-        return self._ranker.rank(batch)
+                self._ranker = Ranker(self.folder, self._device_name, self._properties)
+        return rank(self._ranker, requests, self.max_length)
 
     def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
         """See `LM`: the log-likelihood of a whole text, in windows of the model's length."""
@@ -138,8 +155,8 @@ class OpenVinoLM(RankingLM):
         for part in _searched_together(ids, options):
             length = max(len(ids[index]) for index in part)
             new = self._searcher.generate(
-                torch.from_numpy(_padded([ids[index] for index in part], length, left=True, filler=filler)),
-                attention_mask=torch.from_numpy(_padded([[1] * len(ids[index]) for index in part], length, left=True)),
+                torch.from_numpy(pad([ids[index] for index in part], length, left=True, filler=filler)),
+                attention_mask=torch.from_numpy(pad([[1] * len(ids[index]) for index in part], length, left=True)),
                 stopping_criteria=[_StopTexts(self.tokenizer, options["until"], length)] if options["until"] else None,
                 max_new_tokens=options["max_gen_toks"], do_sample=False, eos_token_id=sorted(stops), pad_token_id=filler,
                 **{name: options[name] for name in ("num_beams", "length_penalty", "repetition_penalty") if name in options},
@@ -189,7 +206,7 @@ def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
         loading.setLevel(level)
     if isinstance(model, OVModelWithMambaForCausalLM):
         raise LonasEdgeError(f"{folder}: optimum-intel mixes up the beams of this model type; pass --num-beams 1")
-    head = _head(model.model)
+    head = head_of(model.model)
     last = [ops.constant(np.array([value], np.int64)) for value in (-1, 2**31 - 1, 1, 1)]  # start, stop, step, axis
     head.input(0).replace_source_output(ops.slice(head.input_value(0), *last).output(0))
     model.model.validate_nodes_and_infer_types()
@@ -236,103 +253,3 @@ def _by_options(options: Iterable[Mapping[str, Any]]) -> dict[tuple[tuple[str, A
     for index, each in enumerate(options):
         indices.setdefault(tuple(sorted(each.items())), []).append(index)
     return indices
-
-
-class _Ranker:
-    """The IR with logits at chosen positions only, and contexts whose KV cache several continuations share."""
-
-    def __init__(self, folder: Path, device: str, properties: Mapping[str, str]):
-        core = openvino_core()
-        model = core.read_model(folder / MODEL)
-        _select_rows(model)
-        self._names = {name for port in model.inputs for name in port.get_names()}
-        self._request = core.compile_model(model, device, dict(properties)).create_infer_request()
-
-    def rank(self, batch: Sequence[Ranked]) -> list[list[Likelihood]]:
-        """See `RankingLM`: one pass over the contexts, then one over all continuations without their last token."""
-        contexts = [item.context for item in batch]
-        ends = [(row, end) for row, item in enumerate(batch) for end in item.continuations]
-        longest = max(map(len, contexts))
-        seen = _padded([[1] * len(ids) for ids in contexts], longest, left=True)
-        # [contexts, vocabulary]: what follows each context
-        first = self._infer(
-            _padded(contexts, longest, left=True), seen, np.maximum(seen.cumsum(1) - 1, 0), np.arange(len(batch)),
-            np.arange(len(batch)) * longest + longest - 1,
-        )  # fmt: skip
-        known = [[pair] for pair in _likelihoods(first[[row for row, _ in ends]], [end[0] for _, end in ends])]
-        long = [index for index, (_, end) in enumerate(ends) if len(end) > 1]
-        if long:
-            self._continue(seen, contexts, [ends[index] for index in long], [known[index] for index in long])
-        self._request.reset_state()
-        sums = iter([(sum(value for value, _ in pairs), all(greedy for _, greedy in pairs)) for pairs in known])
-        return [[next(sums) for _ in item.continuations] for item in batch]
-
-    def _continue(
-        self,
-        seen: np.ndarray,
-        contexts: Sequence[Sequence[int]],
-        ends: Sequence[tuple[int, tuple[int, ...]]],
-        known: Sequence[list[Likelihood]],
-    ) -> None:
-        parents = np.array([row for row, _ in ends])
-        inputs = [end[:-1] for _, end in ends]
-        longest = max(map(len, inputs))
-        mask = _padded([[1] * len(ids) for ids in inputs], longest)
-        starts = np.array([len(contexts[row]) for row in parents])
-        positions = starts[:, None] + np.arange(longest)[None]
-        rows = mask.reshape(-1).nonzero()[0]
-        logits = self._infer(_padded(inputs, longest), np.concatenate([seen[parents], mask], 1), positions, parents, rows)
-        pairs = iter(_likelihoods(logits, [token for _, end in ends for token in end[1:]]))
-        for (_, end), likelihoods in zip(ends, known, strict=True):
-            likelihoods += [next(pairs) for _ in end[1:]]
-
-    def _infer(
-        self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, parents: np.ndarray, rows: np.ndarray
-    ) -> torch.Tensor:
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions.astype(np.int64),
-            "beam_idx": parents.astype(np.int32),
-            "logits_rows": rows.astype(np.int64),
-        }
-        result = self._request.infer({name: value for name, value in inputs.items() if name in self._names}, share_outputs=True)
-        return torch.from_numpy(result["logits"]).flatten(0, -2)  # a constant behind the head may add an axis
-
-
-def _padded(rows: Sequence[Sequence[int]], length: int, left: bool = False, filler: int = 0) -> np.ndarray:
-    filled = np.full((len(rows), length), filler, np.int64)
-    for index, row in enumerate(rows):
-        filled[index, length - len(row) if left else 0 :][: len(row)] = row
-    return filled
-
-
-def _likelihoods(logits: torch.Tensor, targets: Sequence[int]) -> list[Likelihood]:
-    """Log-likelihood of a target in each row of logits [rows, vocabulary], and whether none is likelier."""
-    chosen = logits.gather(1, torch.tensor(targets)[:, None])[:, 0]
-    values = chosen.double() - logits.logsumexp(-1).double()
-    return list(zip(values.tolist(), (chosen == logits.amax(-1)).tolist(), strict=True))
-
-
-def _select_rows(model: Any) -> None:
-    """Give the IR an input `logits_rows`, indices into [batch · tokens]; logits [rows, vocabulary] are computed for those."""
-    import openvino as ov
-    from openvino import opset13 as ops
-
-    head = _head(model)
-    hidden = head.input_value(0)
-    width = hidden.get_partial_shape()[2].get_length()
-    rows = ops.parameter(ov.PartialShape([-1]), np.int64, "logits_rows")
-    rows.get_output_tensor(0).set_names({"logits_rows"})
-    flat = ops.reshape(hidden, np.array([-1, width], np.int64), False)
-    head.input(0).replace_source_output(ops.gather(flat, rows, np.array(0, np.int64)).output(0))
-    model.add_parameters([rows])
-    model.validate_nodes_and_infer_types()
-
-
-def _head(model: Any) -> Any:
-    """The matrix product of the logits; a conversion, a bias or a soft cap may follow it."""
-    node = next(node for node in model.get_results() if "logits" in node.input_value(0).get_names())
-    while node.get_type_name() != "MatMul":
-        node = node.input_value(0).get_node()
-    return node

@@ -55,7 +55,10 @@ class Record:
         """Check a JSON object (`where` in errors); one without a schema, as other programs write it, has the current one."""
         from pydantic import ValidationError
 
-        cls._check_schema(str(content.get("schema", cls.schema())), where)
+        schema = content.get("schema", cls.schema())
+        if schema != cls.schema():
+            found = one_line(repr(schema))
+            raise LonasEdgeError(f"{where}: expected schema {cls.schema()}, found {found}, of another version. {cls.AGAIN}")
         values = {name: value for name, value in content.items() if name != "schema"}
         try:
             return cls._checker().validate_json(json.dumps(values), strict=True)
@@ -71,35 +74,6 @@ class Record:
         from pydantic import TypeAdapter
 
         return TypeAdapter(cls)
-
-    @classmethod
-    def _check_schema(cls, schema: str, where: str) -> None:
-        if schema == cls.schema():
-            return
-        name, _, version = schema.rpartition("/")
-        if name == f"lonas-edge/{cls.NAME}" and version.isdecimal() and len(version) < 9 and int(version) > cls.VERSION:
-            raise LonasEdgeError(
-                f"{where}: written by a newer lonas-edge ({schema}; this one reads {cls.schema()}). Update lonas-edge."
-            )
-        raise LonasEdgeError(f"{where}: expected schema {cls.schema()}, found {one_line(repr(schema))}. {cls.AGAIN}")
-
-
-def field_faults(kind: Any, content: Mapping[str, Any]) -> list[str]:
-    """List errors in a JSON object that another program wrote; `kind` is a `TypedDict`, whose other fields are ignored."""
-    from pydantic import ValidationError
-
-    try:
-        _typed(kind).validate_python(content, strict=True)
-    except ValidationError as error:
-        return [describe_error(problem) for problem in error.errors(include_url=False)]
-    return []
-
-
-@cache
-def _typed(kind: Any) -> "TypeAdapter[Any]":
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
 
 
 def describe_error(error: Mapping[str, Any]) -> str:

@@ -2,13 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.files import check_model_folder, json_sha256, read_by, read_json, read_text, regular, replace_text
+from lonas_edge.files import check_model_folder, json_sha256, read_by, read_json, read_text, replace_text
 
 
 def test_replaced_in_utf8_with_plain_line_ends(tmp_path: Path) -> None:
@@ -34,34 +33,13 @@ def test_text_that_cannot_be_written_keeps_the_old_one(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b'\xef\xbb\xbf{"a": "\xc3\xa4"}', {"a": "ä"}),  # a byte order mark
-        (b'{"a": "\\ud83d\\ude00"}', {"a": "😀"}),  # both halves
-        (b'{"a": "\\\\ud800"}', {"a": "\\ud800"}),  # a backslash, and five letters
-        (b'{"a": 1, "a": 1}', {"a": 1}),
-        (b'{"a": ' + b"[" * 190 + b"]" * 190 + b"}", None),
-    ],
-)
-def test_unusual_json_is_read(tmp_path: Path, content: bytes, expected: dict | None) -> None:
-    (tmp_path / "a.json").write_bytes(content)
-    read = read_json(tmp_path / "a.json")
-    assert read == expected or (expected is None and set(read) == {"a"})
-
-
-@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b'{"a": ', "Expecting value"),
+        (b"", "Expecting value"),
         (b"[1]", "expected a JSON object, found list"),
         (b'{"a": "\xff"}', r"not UTF-8 \(byte 7: 0xff\)"),
-        (b'{"a": [0, {"b": "x\\ud800"}]}', r"half of a surrogate pair after '.*\"b\": \"x"),
-        (b'{"a": {"\\udc00": 1}}', "half of a surrogate pair after "),
-        (b'{"a": NaN}', "NaN is not JSON"),
-        (b'{"a": 1e999}', "1e999 is not JSON; expected a finite number"),
-        (b'{"a": 1, "a": 2}', "'a' occurs twice with different values"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested more than 200 deep"),
-        (b'{"a": ' + b"1" * 5000 + b"}", "4300 digits"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "recursion"),
     ],
 )
 def test_wrong_json_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -70,28 +48,15 @@ def test_wrong_json_is_refused(tmp_path: Path, content: bytes, message: str) -> 
         read_json(tmp_path / "a.json")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="named pipes need POSIX")
-@pytest.mark.parametrize("read", [read_json, lambda path: read_text(path, "the space"), regular], ids=["json", "text", "any"])
-def test_other_than_regular_files_are_not_opened(tmp_path: Path, read: Callable) -> None:
-    os.mkfifo(tmp_path / "pipe.json")
-    (tmp_path / "link.json").symlink_to(tmp_path / "none")
-    for message, path in (
-        ("a device, pipe or socket; expected a file", tmp_path / "pipe.json"),
-        ("a device, pipe or socket; expected a file", Path("/dev/zero")),
-        ("a directory; expected a file", tmp_path),
-        ("No such file", tmp_path / "link.json"),
-        ("File name too long", tmp_path / ("x" * 300)),
-        ("null byte", tmp_path / "a\0b"),
-    ):
+def test_files_that_are_none(tmp_path: Path) -> None:
+    for message, path in (("Is a directory", tmp_path), ("No such file", tmp_path / "none"), ("null byte", tmp_path / "a\0b")):
         with pytest.raises(LonasEdgeError, match=message):
-            read(path)
+            read_text(path, "the list")
 
 
 def test_text(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbf1\r\n2\n")
     assert read_text(tmp_path / "a", "the list") == "1\n2\n"
-    with pytest.raises(LonasEdgeError, match=r"a: the list cannot be read: 8 bytes; expected 7 at most"):
-        read_text(tmp_path / "a", "the list", limit=7)
 
 
 def test_errors_of_libraries_name_the_file(tmp_path: Path) -> None:
@@ -135,24 +100,17 @@ class TestModelFolder:
         with pytest.raises(LonasEdgeError, match=r"generation_config\.json: a link out of the directory"):
             check_model_folder(snapshot)
 
-    def test_all_errors_are_reported(self, tmp_path: Path) -> None:
+    def test_all_links_out_are_reported(self, tmp_path: Path) -> None:
         (tmp_path / "secret").write_text("s")
         folder = tmp_path / "model"
         (folder / "additional_chat_templates").mkdir(parents=True)
         (folder / "chat_template.jinja").symlink_to(tmp_path / "secret")
         (folder / "additional_chat_templates/tool.jinja").symlink_to(tmp_path / "secret")
         (folder / "model.safetensors").symlink_to("/dev/zero")
-        (folder / "tokenizer.json").symlink_to("tokenizer.json")
-        (folder / "vocab.json").mkdir()
-        os.mkfifo(folder / "merges.txt")
-        with (folder / "config.json").open("wb") as file:
-            file.truncate(2**30)  # sparse
         with pytest.raises(LonasEdgeError) as caught:
             check_model_folder(folder)
         files = {line.removeprefix("  - ").split(":")[0] for line in str(caught.value).splitlines()[1:]}
-        expected = {"additional_chat_templates/tool.jinja", "chat_template.jinja", "config.json", "merges.txt"}
-        assert files == expected | {"model.safetensors", "tokenizer.json", "vocab.json"}
-        assert "1,073,741,824 bytes; expected 67,108,864 at most" in str(caught.value)
+        assert files == {"additional_chat_templates/tool.jinja", "chat_template.jinja", "model.safetensors"}
 
 
 def test_hash_of_json() -> None:

@@ -54,7 +54,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, error: BaseException, overwrit
     with pytest.raises(type(error)), OutputDirectory(output, overwrite).open() as folder:
         (folder / "file").write_text("half")
         raise error
-    assert names(output.parent) == (["out"] if overwrite else [])
+    assert names(tmp_path) == (["deep"] if overwrite else [])
     assert content_of(output) == ("old" if overwrite else "absent")
 
 

@@ -69,19 +69,10 @@ def test_defaults_and_the_schema_may_be_missing() -> None:
     assert Sample.from_json({"part": {"size": 3, "shares": [1]}, "parts": {}}, "here") == Sample(Part(3, (1.0,)), {})
 
 
-def test_a_newer_version_is_refused(refused: Any) -> None:
-    assert refused({"schema": "lonas-edge/sample/12", "unheard": "of"}) == [
-        "written by a newer lonas-edge (lonas-edge/sample/12; this one reads lonas-edge/sample/3). Update lonas-edge."
-    ]
-
-
-@pytest.mark.parametrize(
-    "schema", ["lonas-edge/other/3", "lonas-edge/sample/2", "lonas-edge/sample", "lonas-edge/sample/x", None]
-)
+@pytest.mark.parametrize("schema", ["lonas-edge/other/3", "lonas-edge/sample/12", None])
 def test_another_schema_is_refused(refused: Any, schema: object) -> None:
-    assert refused({**JSON, "schema": schema}) == [
-        f"expected schema lonas-edge/sample/3, found {str(schema)!r}. Sample it again."
-    ]
+    expected = f"expected schema lonas-edge/sample/3, found {schema!r}, of another version. Sample it again."
+    assert refused({**JSON, "schema": schema}) == [expected]
 
 
 @pytest.mark.parametrize("schema", ["x" * 100_000, f"lonas-edge/sample/{'9' * 100_000}"])
@@ -110,8 +101,5 @@ def test_every_wrong_field_is_reported(refused: Any, wrong: dict[str, Any], erro
         assert line.startswith(f"  - {start}") and end in line and len(line) < 150, line
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [("[1]", "expected a JSON object, found list"), ('{"title": "\\ud800"}', "not readable as JSON:")]
-)
-def test_other_text_is_refused(refused: Any, text: str, message: str) -> None:
-    assert refused(text)[0].startswith(message)
+def test_other_text_is_refused(refused: Any) -> None:
+    assert refused("[1]")[0].startswith("expected a JSON object, found list")

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lonas_edge.data.records import LIMIT
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import casefold
@@ -49,7 +48,7 @@ class GlueTask:
 
     def read(self, path: Path) -> list[Texts]:
         """Read a file of the task; its labels are class numbers, or values of a regression."""
-        rows = [line.split("\t") for line in read_text(path, f"the data of {self.name}", LIMIT).split("\n")]
+        rows = [line.split("\t") for line in read_text(path, f"the data of {self.name}").split("\n")]
         columns = list(self.columns) or rows.pop(0)
         wanted = (*self.texts, self.label)
         if missing := [name for name in wanted if name not in columns]:

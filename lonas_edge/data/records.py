@@ -7,7 +7,6 @@ from typing import Any
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_text
 
-LIMIT = 2**31  # bytes of a data file; the reference's 170,000 examples have 0.2 GB
 _PARQUET = b"PAR1"  # at both ends of such a file
 _HINT = "Expected one JSON object a line, a JSON list of them, or Parquet."
 
@@ -26,7 +25,7 @@ def describe(record: Any) -> str:
 
 
 def _json(path: Path) -> list[tuple[str, Any]]:
-    text = read_text(path, "the data", LIMIT)
+    text = read_text(path, "the data")
     if text.lstrip().startswith("["):
         try:
             return [(f"record {number}", record) for number, record in enumerate(json.loads(text), 1)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lonas_edge.data.records import LIMIT, read_records
+from lonas_edge.data.records import read_records
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_text
 
@@ -62,7 +62,7 @@ def _texts(path: Path) -> dict[str, str]:
 
 
 def _relevance(path: Path, queries: Mapping[str, str], passages: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    rows = [line.split("\t") for line in read_text(path, "the retrieval data", LIMIT).split("\n")]
+    rows = [line.split("\t") for line in read_text(path, "the retrieval data").split("\n")]
     if rows[0] != _COLUMNS:
         raise LonasEdgeError(f"{path}: expected the columns {', '.join(_COLUMNS)}, found {', '.join(rows[0])[:200]}")
     relevance: dict[str, dict[str, int]] = {}

@@ -29,7 +29,6 @@ from lonas_edge.processes import interrupts_deferred
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _HIDDEN = re.compile(r'names="[^"]*\blast_hidden_state\b')  # the output of optimum-intel's `feature-extraction`
 _POOLED = re.compile(r'names="[^"]*\bsentence_embedding\b')  # the output with --library sentence_transformers
-_XML_LIMIT = 2**28  # bytes; a 7B model's has 5 MB
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def open_exported(folder: Path, ours: bool = True, kind: ModelKind | None = None
         raise LonasEdgeError(
             f"{folder / 'config.json'}: no vocab_size; expected the configuration of a language model or encoder"
         )
-    graph = "" if manifest else read_text(folder / MODEL, "the IR", _XML_LIMIT)
+    graph = "" if manifest else read_text(folder / MODEL, "the IR")
     embeds = bool(_HIDDEN.search(graph))
     if _POOLED.search(graph):
         raise LonasEdgeError(

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from lonas_edge.data.pooling import EMBEDS
 from lonas_edge.errors import LonasEdgeError, out_of_memory, raise_all
 from lonas_edge.families import Family, Ranges
-from lonas_edge.files import read_by, read_json, regular, replace_text
+from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.space.architecture import Architecture
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -32,7 +32,6 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 def load_pickle(path: Path, mmap: bool = False) -> dict[str, torch.Tensor]:
     """Load a `.bin` file of tensors without executing anything in it; `mmap` maps the tensors instead of reading them."""
-    regular(path, "the weights")
     try:
         with read_by("PyTorch", path):
             mmap = mmap and zipfile.is_zipfile(path)  # files older than torch 1.6 cannot be mapped
@@ -63,7 +62,6 @@ def describe_damage(tensor: torch.Tensor) -> str | None:
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file, and close it at once afterwards, so that its pages do not stay mapped."""
-    regular(path, "the weights")
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -60,7 +60,7 @@ def time_steps(
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)
         sample = folder / "typical.jsonl"
-        lines = typical(read_text(data, "the training examples", 2**33).split("\n"), _STEPS * defaults.micro_batch)
+        lines = typical(read_text(data, "the training examples").split("\n"), _STEPS * defaults.micro_batch)
         replace_text(sample, "\n".join(lines) + "\n")
         inputs = with_eval_data(open_inputs(base, sample, None, elastic=False), sample)
         inputs = inputs if defaults.adapts else with_teacher(inputs, base)

@@ -1,0 +1,310 @@
+"""What users get wrong: exit code 1 or 2, an error that says what and where, nothing written and no traceback."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from systems import may_write_anywhere
+from tiny_models import TinyModels, TinySource
+from train_commands import arguments, has
+
+WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+
+
+@pytest.fixture
+def mistake(run_cli: Callable, tmp_path: Path) -> Callable[..., str]:
+    """Runs a command that must be refused and must change nothing; returns the error."""
+
+    def run(*command: object, code: int = 1) -> str:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        ran = run_cli(*command)
+        assert (ran.code, ran.out) == (code, ""), ran
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        assert "Traceback" not in ran.err and "unexpected" not in ran.err.partition("\n")[0], ran.err
+        return " ".join(ran.err.split())
+
+    return run
+
+
+@pytest.fixture
+def export(mistake: Callable, tmp_path: Path) -> Callable[..., str]:
+    """Exports a source that must be refused."""
+    fixed = ("--output", tmp_path / "new/out", "--stage", "checkpoint", "--no-verify")
+    return lambda source, *options: mistake("export", *source.arguments(), *fixed, *options)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a JSON file."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Change a safetensors file."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+# the data
+
+EXAMPLES = [{"instruction": f"What is {a} plus 1?", "output": str(a + 1)} for a in range(40)]
+TURNS = [{"role": role, "content": "Hello."} for role in ("system", "user", "assistant")]
+SHORT = ("--prompt-len", 16, "--new-tokens", 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.json", None, "none.json"),
+        ("empty.json", "", "empty.json"),
+        ("empty.jsonl", "\n", "empty.jsonl"),
+        ("table.jsonl", "instruction,output\nWhat is 1 plus 1?,2\n", "line 1: not JSON"),
+        ("text.json", json.dumps([{"question": "?"}]), "text.json"),
+    ],
+)
+def test_data(llama: TinySource, mistake: Callable, tmp_path: Path, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    has(mistake(*arguments(llama, tmp_path / name, tmp_path / "out")), message)
+
+
+def test_a_json_array_in_a_jsonl_file_is_read(llama: TinySource, run_cli: Callable, tmp_path: Path) -> None:
+    (tmp_path / "array.jsonl").write_text(json.dumps(EXAMPLES, indent=1))
+    ran = run_cli(*arguments(llama, tmp_path / "array.jsonl", tmp_path / "out", steps=1))
+    assert ran.code == 0, ran.err
+
+
+def test_roles_that_the_chat_template_refuses(llama_copy: TinySource, mistake: Callable, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    template += "{{ m.content }}{% endfor %}"
+    edit(llama_copy.base / "tokenizer_config.json", lambda content: content.update(chat_template=template))
+    (tmp_path / "chats.json").write_text(json.dumps([{"messages": TURNS}] * 40))
+    error = mistake(*arguments(llama_copy, tmp_path / "chats.json", tmp_path / "out", prompt="chat"))
+    has(error, "chats.json", "no system message")
+
+
+def test_too_few_examples(llama: TinySource, mistake: Callable, tmp_path: Path) -> None:
+    (tmp_path / "few.json").write_text(json.dumps(EXAMPLES[:3]))
+    error = mistake("compress", llama.base, *SHORT, "--data", tmp_path / "few.json", "--output", tmp_path / "out")
+    has(error, "few.json", "3")
+
+
+# the source
+
+
+def test_no_network(mistake: Callable) -> None:
+    has(mistake("inspect", "owner/no-such-model"), "owner/no-such-model: no such directory", "not available from the hub")
+
+
+def test_a_gguf_file_or_an_export_as_source(llama: TinySource, exported: Path, mistake: Callable, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    has(mistake("inspect", tmp_path / "model.gguf"), "model.gguf")
+    has(mistake("export", exported, "--output", tmp_path / "out"), exported, "export")
+
+
+def test_adapter_of_another_base(tiny_models: TinyModels, tmp_path: Path, export: Callable) -> None:
+    """Qwen3's heads make q, k, v of another size: they are listed with both shapes."""
+    source = tiny_models.source("llama").copied_to(tmp_path)
+    shutil.rmtree(source.adapter)
+    shutil.copytree(tiny_models.adapter("qwen3"), source.adapter)
+    error = export(source)
+    has(error, source.adapter / ADAPTER, "does not fit the base model (llama)", "Is --model the base it was trained on?")
+    has(error, "model.layers.0.self_attn.q_proj.lora_B.weight: expected [64, 8], found [96, 8]")
+
+
+def test_missing_and_extra_adapter_keys(llama_copy: TinySource, export: Callable) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"]
+        tensors["base_model.model.model.layers.3.mlp.up_proj.lora_B.weight"] = torch.ones(128, 8)
+
+    edit_tensors(llama_copy.adapter / ADAPTER, change)
+    error = export(llama_copy)
+    has(error, "model.layers.1.mlp.up_proj.lora_B.weight: missing; expected [128, 8]")
+    has(error, "model.layers.3.mlp.up_proj.lora_B.weight: unexpected", "found [128, 8]")
+
+
+def test_adapter_without_weights(llama_copy: TinySource, export: Callable) -> None:
+    (llama_copy.adapter / ADAPTER).unlink()
+    has(export(llama_copy), llama_copy.adapter, "no adapter weights")
+
+
+def test_dora(tiny_models: TinyModels, tmp_path: Path, export: Callable) -> None:
+    source = tiny_models.source("llama", use_dora=True).copied_to(tmp_path)
+    has(export(source), source.adapter / "adapter_config.json", "use_dora = True", "Merge it with PEFT first")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_nan_weights(llama_copy: TinySource, export: Callable, value: float) -> None:
+    edit_tensors(llama_copy.base / WEIGHTS, lambda tensors: tensors["model.norm.weight"].fill_(value))
+    has(export(llama_copy), llama_copy.base, f"model.norm.weight: holds NaN or Inf, in {WEIGHTS}")
+
+
+def test_nan_in_an_adapter(llama_copy: TinySource, export: Callable) -> None:
+    key = "base_model.model.model.layers.2.mlp.down_proj.lora_A.weight"
+    edit_tensors(llama_copy.adapter / ADAPTER, lambda tensors: tensors[key][0].fill_(float("inf")))
+    has(export(llama_copy), llama_copy.adapter / ADAPTER, "model.layers.2.mlp.down_proj.lora_A.weight: holds NaN or Inf")
+
+
+@pytest.mark.parametrize("share", [0, 0.999])
+def test_truncated_safetensors(llama_copy: TinySource, export: Callable, share: float) -> None:
+    os.truncate(llama_copy.base / WEIGHTS, int((llama_copy.base / WEIGHTS).stat().st_size * share))
+    has(export(llama_copy), llama_copy.base / WEIGHTS, "truncated", "Download or copy it again")
+
+
+def test_a_missing_shard(tiny_models: TinyModels, tmp_path: Path, export: Callable) -> None:
+    source = tiny_models.source("llama", sharded=True).copied_to(tmp_path)
+    shard = sorted(source.base.glob("*.safetensors"))[1]
+    shard.unlink()
+    has(export(source), source.base / INDEX, f"{shard.name}: does not exist")
+
+
+def test_a_configuration_of_other_weights(llama_copy: TinySource, export: Callable) -> None:
+    edit(llama_copy.base / "config.json", lambda content: content.update(num_key_value_heads=4))
+    key = "model.layers.0.self_attn.k_proj.weight"
+    has(export(llama_copy), llama_copy.base, f"{key}: expected [64, 64] from config.json, found [32, 64]")
+
+
+def test_unsupported_family(llama_copy: TinySource, export: Callable) -> None:
+    (llama_copy.base / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    has(export(llama_copy), llama_copy.base, "model_type 'gpt2' is not supported", "Supported: llama, mistral")
+
+
+# what comes with a model is not executed, and does not lead elsewhere
+
+
+class Bomb:
+    """Unpickling it would create a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("where", ["base", "adapter"])
+def test_malicious_pickle(llama_copy: TinySource, export: Callable, tmp_path: Path, where: str) -> None:
+    marker, folder = tmp_path / "executed", getattr(llama_copy, where)
+    safe = folder / (WEIGHTS if where == "base" else ADAPTER)
+    path = folder / ("pytorch_model.bin" if where == "base" else "adapter_model.bin")
+    torch.save({**load_file(safe), "bomb": Bomb(marker)}, path)
+    safe.unlink()
+    has(export(llama_copy), path, "could execute code", "Ask its author for safetensors")
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # it would have
+
+
+def test_remote_code_does_not_run(llama_copy: TinySource, export: Callable, tmp_path: Path) -> None:
+    edit(llama_copy.base / "config.json", lambda c: c.update(model_type="mine", auto_map={"AutoConfig": "mine.Mine"}))
+    (llama_copy.base / "mine.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Mine: pass\n")
+    has(export(llama_copy), llama_copy.base / "config.json")
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_index_that_leaves_its_folder(tiny_models: TinyModels, tmp_path: Path, export: Callable, absolute: bool) -> None:
+    source = tiny_models.source("llama", sharded=True).copied_to(tmp_path)
+    shard = sorted(source.base.glob("*.safetensors"))[1]
+    moved = shard.rename(tmp_path / shard.name)
+    name = str(moved) if absolute else f"../{shard.name}"
+
+    def change(content: dict[str, Any]) -> None:
+        content["weight_map"] = {k: name if file == shard.name else file for k, file in content["weight_map"].items()}
+
+    edit(source.base / INDEX, change)
+    has(export(source), source.base / INDEX, f"{name}: lies outside the checkpoint's folder")
+
+
+# the search space, the sub-network, the target
+
+
+def test_search_space_of_another_model(llama: TinySource, mistake: Callable, tmp_path: Path) -> None:
+    error = mistake("export", llama.adapter, "--model", llama.base, "--nncf-config", "llama_7b", "--output", tmp_path / "out")
+    has(error, "llama_7b.json", "does not fit", "no linear layer 'model.layers.3.self_attn.q_proj'")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{'bootstrapNAS': ", "cannot read it"), ('{"input_info": {}}', "bootstrapNAS")]
+)
+def test_no_search_space(llama_copy: TinySource, export: Callable, content: str, message: str) -> None:
+    llama_copy.space.write_text(content)
+    has(export(llama_copy), llama_copy.space, message)
+
+
+@pytest.mark.parametrize(
+    ("widths", "texts"),
+    [
+        ([8, 8], ["2 widths", "9 groups"]),
+        ([8, 7, 8, 96, 96, 95, 8, 8, 8], ["layers.1.self_attn.rank: 7 is not one of [8, 6]", "layers.2.mlp.width: 95 is"]),
+    ],
+)
+def test_subnetwork_that_does_not_fit(llama: TinySource, export: Callable, tmp_path: Path, widths, texts) -> None:
+    path = tmp_path / "chosen.json"
+    path.write_text(json.dumps({"widths": widths}))
+    has(export(llama, "--subnet", path), path, *texts)
+
+
+def test_no_such_subnetwork(llama: TinySource, export: Callable) -> None:
+    has(export(llama, "--subnet", "largest"), "'largest'", "heuristic, maximal, minimal, random:SEED")
+
+
+@pytest.mark.parametrize("target", ["tpot", "speed<=0.7x", "tpot<=fast", "kl>=0.1"])
+def test_wrong_target_expression(llama: TinySource, data: Path, mistake: Callable, tmp_path: Path, target: str) -> None:
+    has(mistake("compress", llama.base, *SHORT, "--data", data, "--output", tmp_path / "out", "--target", target), target)
+    search = ("search", *llama.arguments(), "--data", data, "--output", tmp_path / "out")
+    has(mistake(*search, "--pick", target), target)
+
+
+# the output, the disk, the memory
+
+
+def test_existing_output(llama: TinySource, export: Callable, tmp_path: Path) -> None:
+    (tmp_path / "new/out").mkdir(parents=True)
+    (tmp_path / "new/out/mine").write_text("mine")
+    has(export(llama), tmp_path / "new/out", "already exists", "--overwrite")
+    has(export(llama, "--overwrite"), "--overwrite replaces only outputs of lonas-edge")
+
+
+def test_overwrite_keeps_the_old_output_when_it_fails(llama_copy: TinySource, run_cli: Callable, tmp_path: Path) -> None:
+    (tmp_path / "new/out").mkdir(parents=True)
+    (tmp_path / "new/out/lonas_edge.json").write_text("mine")
+    edit_tensors(llama_copy.base / WEIGHTS, lambda tensors: tensors["model.norm.weight"].fill_(torch.nan))
+    run_cli("export", *llama_copy.arguments(), "--output", tmp_path / "new/out", "--stage", "checkpoint", "--overwrite")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+    assert (tmp_path / "new/out/lonas_edge.json").read_text() == "mine"
+
+
+def test_full_disk(llama: TinySource, export: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 1000))
+        has(export(llama), tmp_path / "new/out", "not enough disk space", "GB needed", "0.00 GB free", "another disk")
+
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lonas_edge.network.checkpoints.save_file", full)
+    has(export(llama), tmp_path / "new/out", "the disk is full; nothing was changed")
+
+
+def test_no_memory(llama: TinySource, export: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*_args: object, **_options: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr("lonas_edge.exporting.export.MaterializedModel", allocate)
+    has(export(llama), "error: out of memory in lonas-edge export", "--stage checkpoint or --no-verify needs less memory")
+
+
+def test_read_only_output(llama: TinySource, export: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if may_write_anywhere():  # root may write anywhere: ask as if not
+        monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and Path(path) == tmp_path))
+    else:
+        tmp_path.chmod(0o500)
+    has(export(llama), tmp_path / "new/out", f"{tmp_path} is not a writable directory", "--output")

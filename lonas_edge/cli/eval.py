@@ -16,10 +16,10 @@ from lonas_edge.cli.importing import importing
 from lonas_edge.cli.progress import progress
 from lonas_edge.cli.terminal import console
 from lonas_edge.data.templates import CHAT, PROMPTS
-from lonas_edge.data.test_sets import resolve, there
+from lonas_edge.data.test_sets import TASKS, resolve, there
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
-from lonas_edge.evaluate.protocols import GENERATE, PROMPT_PROTOCOLS, TASKS, choose_protocol
+from lonas_edge.evaluate.protocols import GENERATE, PROMPT_PROTOCOLS, choose_protocol
 from lonas_edge.options import COMMAS, Names, PathOrName, UserPath, declared, option
 
 if TYPE_CHECKING:

@@ -175,8 +175,4 @@ def task_of(path: Path, name: str | None, option: bool = True) -> GlueTask:
 def glue_of(paths: Sequence[Path], name: str | None = None) -> GlueTask | None:
     """Find the GLUE task of data files: the one of a TSV file, or of any file where it is named; else None."""
     tables = [path for path in paths if name is not None or path.suffix.lower() == ".tsv"]
-    if not tables:
-        return None
-    if len(paths) > 1:
-        raise LonasEdgeError(f"{tables[0]}: a GLUE task is one file; give --data once")
-    return task_of(tables[0], name)
+    return task_of(tables[0], name) if tables else None

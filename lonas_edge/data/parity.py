@@ -16,13 +16,11 @@ class Parity:
 
     Attributes:
         max_logit_difference: Largest absolute difference, also of scores and hidden states.
-        mean_kl: Mean Kullback-Leibler divergence of the predicted distributions from the reference, in nats; None for
-            scores and embeddings.
-        top1_agreement: Share of positions at which both prefer the same token or class; None for scores and embeddings.
+        mean_kl: Mean Kullback-Leibler divergence of the predicted distributions from the reference, in nats; logits only.
+        top1_agreement: Share of positions at which both prefer the same token or class; logits only.
         positions: Positions compared; texts for classes, scores and embeddings.
-        mean_cosine_distance: Mean of 1 - cosine between embeddings and the reference's; None for others.
-        relative_difference: Root mean square of the differences of scores, relative to that of the reference's scores; None
-            for others.
+        mean_cosine_distance: Mean of 1 - cosine between embeddings and the reference's; hidden states only.
+        relative_difference: Root mean square of the differences, relative to that of the reference's scores; scores only.
     """
 
     max_logit_difference: float
@@ -41,10 +39,9 @@ class Parity:
 
     @property
     def distance(self) -> float:
-        """The mean KL divergence, the mean cosine distance, or the relative difference."""
-        distances = {"logits": self.mean_kl, "hidden states": self.mean_cosine_distance, "scores": self.relative_difference}
-        distance = distances[self.compared]
-        return math.nan if distance is None else distance
+        """The mean KL divergence, the mean cosine distance, or the relative difference; NaN if a record has none."""
+        distances = (self.mean_kl, self.mean_cosine_distance, self.relative_difference)
+        return next((each for each in distances if each is not None), math.nan)
 
     @property
     def measure(self) -> str:
@@ -55,32 +52,29 @@ class Parity:
 
 def compare(reference: "torch.Tensor", logits: "torch.Tensor") -> Parity:
     """Compare logits [prompts, tokens, vocabulary], classes [texts, classes] or scores [texts, 1] with those of a reference."""
-    if reference.shape[-1] == 1:
-        return _compare_scores(reference.double(), logits.double())
-    difference, kl, agreeing = 0.0, 0.0, 0
+    if reference.shape[-1] == 1:  # a softmax over one score is 1, so there is no KL divergence and no class
+        reference, difference = reference.double(), logits.double() - reference.double()
+        relative = (difference.square().mean() / reference.square().mean()).sqrt().item()
+        return Parity(difference.abs().max().item(), None, None, len(reference), relative_difference=relative)
+    import torch
+
+    largest, kl, agreeing = [], 0.0, 0
     for expected, actual in zip(reference, logits, strict=True):  # a prompt at a time: vocabularies are large
         expected, actual = expected.double(), actual.double()
         p, q = expected.log_softmax(-1), actual.log_softmax(-1)
-        largest = (expected - actual).abs().max().item()
-        difference = largest if math.isnan(largest) else max(difference, largest)
+        largest.append((expected - actual).abs().max())
         kl += (p.exp() * (p - q)).sum().item()
         agreeing += int((expected.argmax(-1) == actual.argmax(-1)).sum())
     positions = reference[..., 0].numel()
-    return Parity(difference, kl / positions, agreeing / positions, positions)
-
-
-def _compare_scores(reference: "torch.Tensor", scores: "torch.Tensor") -> Parity:
-    """A softmax over one score is 1, so there is no KL divergence and no class."""
-    differences = scores - reference
-    relative = (differences.square().mean() / reference.square().mean()).sqrt().item()
-    return Parity(differences.abs().max().item(), None, None, len(reference), relative_difference=relative)
+    return Parity(torch.stack(largest).max().item(), kl / positions, agreeing / positions, positions)
 
 
 def compare_embeddings(reference: "torch.Tensor", hidden: "torch.Tensor", mask: "torch.Tensor", pooling: Pooling) -> Parity:
     """Compare hidden states [texts, tokens, hidden], 0 at padding, with those of a reference, and their embeddings."""
-    reference, hidden = reference.double(), hidden.double()
-    directions = [
-        pooled / pooled.norm(dim=-1, keepdim=True) for pooled in (pooling.pooled(reference, mask), pooling.pooled(hidden, mask))
-    ]
+    directions = []
+    for states in (reference.double(), hidden.double()):
+        pooled = pooling.pooled(states, mask)
+        directions.append(pooled / pooled.norm(dim=-1, keepdim=True))
     distances = (directions[0] - directions[1]).square().sum(-1) / 2  # 1 - cosine, exact where it is small
-    return Parity((reference - hidden).abs().max().item(), None, None, len(distances), distances.mean().item())
+    largest = (reference.double() - hidden.double()).abs().max().item()
+    return Parity(largest, None, None, len(distances), distances.mean().item())

@@ -61,6 +61,6 @@ def _refuse_several_labels(config: Any, path: Path) -> None:
     if config.problem_type == "multi_label_classification" or (config.problem_type == "regression" and config.num_labels > 1):
         outputs = f" with {config.num_labels} outputs" if config.problem_type == "regression" else ""
         raise LonasEdgeError(
-            f"{path}: cannot be learned by a model with problem_type {config.problem_type!r}{outputs} (config.json); expected "
-            "classes that exclude each other, or one score."
+            f"{path}: a model with problem_type {config.problem_type!r}{outputs} is not supported; expected classes that "
+            "exclude each other, or one score."
         )

@@ -213,7 +213,8 @@ class Task(ABC):
         """Tokenize the examples of each file; those that are too long are dropped or cut, by task."""
         for name in self.special_tokens:
             if getattr(tokenizer, f"{name.lower()}_token_id") is None:
-                raise LonasEdgeError(f"{tokenizer.name_or_path}: no {name} token; set one in tokenizer_config.json")
+                where = f"{tokenizer.name_or_path}: the tokenizer"
+                raise LonasEdgeError(f"{where} has no {name} token; set one in tokenizer_config.json")
         examples = iter(self.examples)
         files = [replace(self, examples=tuple(islice(examples, file.count))) for file in self.files]
         return [file._encode(file.inputs, tokenizer, max_length) for file in files]

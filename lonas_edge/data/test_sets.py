@@ -1,9 +1,11 @@
-"""Test sets in the format of the LLM-Adapters collection (Hu et al. 2023, AGI-Edgerunners/LLM-Adapters), and their names.
+"""Test sets of the LLM-Adapters collection (Hu et al. 2023, AGI-Edgerunners/LLM-Adapters): commonsense and math tasks.
 
-A task is `NAME/test.json`, a list of {instruction, input, output, answer}. A set of tasks is a mapping by name.
+A task is `NAME/test.json`, a list of {instruction, input, output, answer}. Answers are read as in the LoNAS reference
+(LoNAS/run_commonsense.py, LoNAS/run_math.py).
 """
 
 import difflib
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,18 +17,32 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import decode_json, read_text
 
 EXPECTED = 'Expected a list of {"instruction": "…", "input": "", "output": "…", "answer": "…"}.'
+TOLERANCE = 0.001  # of a correct number
+_NUMBER = re.compile(r"-?\d+\.?\d*")
+_INSTRUCTION = re.compile(r".*?: (?P<body>.*?)\s*Answer format: (?P<words>\S+)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class TestSet(ABC):
-    """A test set, and the rule to read an answer from generated text."""
+    """A test set, and the rule to read an answer from generated text.
 
-    name: str  # its name, and its folder's
-    heading: str  # its short name in tables and on the command line
-    metric: str | None = None  # the metric of its accuracy; the protocol's own when None
-    collection: str = field(default="commonsense", kw_only=True)  # `commonsense` or `math`: the reference has a script for each
-    new_tokens: int = field(default=32, kw_only=True)  # tokens that the reference generates for an answer
-    reads: str = field(default="first answer word", kw_only=True)  # the rule to read an answer, for reports
+    Attributes:
+        name: Its name, and its folder's.
+        heading: Its short name in tables and on the command line.
+        metric: The metric of its accuracy; the protocol's own when None.
+        collection: commonsense or math: the reference has a script for each.
+        new_tokens: Tokens that the reference generates for an answer.
+        reads: The rule to read an answer, for reports.
+    """
+
+    __test__ = False  # not for pytest
+
+    name: str
+    heading: str
+    metric: str | None = None
+    collection: str = field(default="commonsense", kw_only=True)
+    new_tokens: int = field(default=32, kw_only=True)
+    reads: str = field(default="first answer word", kw_only=True)
 
     def path(self, datasets: Path) -> Path:
         """Return its file in a directory with a folder for each task."""
@@ -35,15 +51,10 @@ class TestSet(ABC):
     def items(self, datasets: Path) -> list[Any]:
         """Read its file."""
         path = self.path(datasets)
-        try:
-            if not datasets.is_dir():
-                raise LonasEdgeError(f"--datasets {datasets}: no such directory; expected one with a folder for each task")
-            if not path.exists():
-                there = sorted(entry.parent.name for entry in datasets.glob("*/test.json"))
-                raise LonasEdgeError(f"{path}: missing. Test sets in {datasets}: {', '.join(there) or 'none'}.")
-            items = decode_json(read_text(path, "the test set"), str(path))
-        except OSError as error:
-            raise LonasEdgeError(f"{path}: the test set cannot be read: {error}") from error
+        if not path.exists():
+            present = sorted(entry.parent.name for entry in datasets.glob("*/test.json"))
+            raise LonasEdgeError(f"{path}: missing. Test sets in {datasets}: {', '.join(present) or 'none'}.")
+        items = decode_json(read_text(path, "the test set"), str(path))
         if not isinstance(items, list) or not items:
             raise LonasEdgeError(f"{path}: expected a list of samples, found {str(items)[:50]}")
         return items
@@ -52,7 +63,8 @@ class TestSet(ABC):
         """Describe the problem of a sample; None if it is valid."""
         if not isinstance(item, dict):
             return f"expected an object, found {type(item).__name__}"
-        missing = [name for name in ("instruction", "answer") if not isinstance(item.get(name), str) or not item[name].strip()]
+        kinds = {"instruction": str, "answer": str | int | float}
+        missing = [name for name, kind in kinds.items() if not isinstance(item.get(name), kind) or not str(item[name]).strip()]
         if missing:
             return f"no text in {' and '.join(map(repr, missing))}"
         return None if isinstance(item.get("input") or "", str) else "'input' is not text"
@@ -68,9 +80,9 @@ class TestSet(ABC):
 
 @dataclass(frozen=True)
 class WordTestSet(TestSet):
-    """A question with a word as the answer."""
+    """A question with a word as the answer; `words` are the answer words, of which a sample may have fewer."""
 
-    words: tuple[str, ...] = field(kw_only=True)  # the answer words; a sample may have fewer
+    words: tuple[str, ...] = field(kw_only=True)
 
     def fault(self, item: Any) -> str | None:
         fault = super().fault(item)
@@ -80,13 +92,133 @@ class WordTestSet(TestSet):
 
     def answer_in(self, text: str) -> str:
         """Return the first answer word in the response, even inside another word (the reference's rule)."""
-        word = re.search("|".join(map(re.escape, self.words)), response(text))
+        word = re.search("|".join(map(re.escape, self.words)), _response(text))
         return word[0] if word else ""
 
 
-def response(text: str) -> str:
+@dataclass(frozen=True)
+class Question:
+    """A question, and the text of each option by its answer word, in order."""
+
+    text: str
+    options: dict[str, str]
+
+
+@dataclass(frozen=True)
+class CommonsenseTestSet(WordTestSet):
+    """A question with options, answered by a word.
+
+    Attributes:
+        spelled_out: Whether the instruction has a text for each option; BoolQ's options are its answer words.
+    """
+
+    spelled_out: bool = field(default=True, kw_only=True)
+
+    def question(self, sample: dict[str, str]) -> Question:
+        """Parse the question of a sample.
+
+        Raises:
+            ValueError: If the instruction has another form, or other options.
+        """
+        question = parse(sample["instruction"])
+        unknown = [word for word in question.options if word not in self.words]
+        if unknown:
+            raise ValueError(f"answer format {unknown[0]!r} is not one of {', '.join(self.words)}")
+        if self.spelled_out and all(text == word for word, text in question.options.items()):
+            first = next(iter(question.options)).capitalize()
+            raise ValueError(f"no option is spelled out; expected '{first}: TEXT …'")
+        if sample["answer"] not in question.options:
+            raise ValueError(f"answer {sample['answer']!r} is not among its options")
+        return question
+
+
+def parse(instruction: str) -> Question:
+    """Parse `…: QUESTION`, the options `Answer1: TEXT Answer2: TEXT …`, and `Answer format: answer1/answer2/…`.
+
+    Without spelled-out options (BoolQ) the answer words are the options.
+
+    Raises:
+        ValueError: If it has another form.
+    """
+    match = _INSTRUCTION.fullmatch(instruction)
+    if not match:
+        raise ValueError("the instruction does not end with 'Answer format: WORD/WORD/…'")
+    words = match["words"].split("/")
+    labels = [f"{word.capitalize()}:" for word in words]
+    question, spelled_out, rest = match["body"].partition(labels[0])
+    if not spelled_out:
+        return Question(question.strip(), {word: word for word in words})
+    options = {}
+    for word, label in zip(words, [*labels[1:], ""], strict=True):
+        option, found, rest = rest.partition(label) if label else (rest, "end", "")
+        if not found:
+            raise ValueError(f"the instruction has no option {label!r}, which its answer format names")
+        if not option.strip():
+            raise ValueError(f"option '{word.capitalize()}:' has no text")
+        options[word] = option.strip()
+    return Question(question.strip(), options)
+
+
+@dataclass(frozen=True)
+class NumberTestSet(TestSet):
+    """A question with a number as the answer, given as text or as a JSON number."""
+
+    def fault(self, item: Any) -> str | None:
+        fault = super().fault(item)
+        try:
+            known = fault is not None or math.isfinite(float(item["answer"]))
+        except (TypeError, ValueError):
+            known = False
+        return fault if known else f"answer {item['answer']!r} is not a number"
+
+    def answer_in(self, text: str) -> str:
+        """Take the last number of the response, without commas (the reference's rule).
+
+        A hyphen in front of digits is a sign (`3-5` ends with -5); units, a percent sign and a full stop are ignored.
+        """
+        numbers = _NUMBER.findall(_response(text).replace(",", ""))
+        return str(float(numbers[-1])) if numbers else ""
+
+    def is_correct(self, given: str, answer: str) -> bool:
+        """Check whether a number is within 0.001 of the answer."""
+        return abs(float(answer) - float(given or "inf")) <= TOLERANCE
+
+
+def _response(text: str) -> str:
     """Return the generated text up to the start of another response, as in the reference."""
     return text.split("### Response:")[0]
+
+
+def _numbered(word: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{word}{number}" for number in range(1, count + 1))
+
+
+_MATH: dict[str, Any] = {"collection": "math", "new_tokens": 256}
+_LAST: dict[str, Any] = {**_MATH, "reads": f"last number, correct within {TOLERANCE}"}
+COMMONSENSE: dict[str, CommonsenseTestSet] = {
+    each.name: each
+    for each in (
+        # BoolQ's options are two words: their length has no meaning.
+        CommonsenseTestSet("boolq", "BoolQ", "acc", words=("true", "false"), spelled_out=False),
+        CommonsenseTestSet("piqa", "PIQA", words=_numbered("solution", 2)),
+        CommonsenseTestSet("social_i_qa", "SIQA", words=_numbered("answer", 5)),
+        CommonsenseTestSet("hellaswag", "HellaSwag", words=_numbered("ending", 4)),
+        CommonsenseTestSet("winogrande", "WinoG", words=_numbered("option", 2)),
+        CommonsenseTestSet("ARC-Easy", "ARC-e", words=_numbered("answer", 5)),
+        CommonsenseTestSet("ARC-Challenge", "ARC-c", words=_numbered("answer", 5)),
+        CommonsenseTestSet("openbookqa", "OBQA", words=_numbered("answer", 5)),
+    )
+}
+MATH: dict[str, TestSet] = {
+    each.name: each
+    for each in (
+        NumberTestSet("gsm8k", "GSM8K", **_LAST),
+        WordTestSet("AQuA", "AQuA", words=tuple("ABCDE"), reads="first of the letters A to E", **_MATH),
+        NumberTestSet("mawps", "MAWPS", **_LAST),
+        NumberTestSet("SVAMP", "SVAMP", **_LAST),
+    )
+}
+TASKS: dict[str, TestSet] = {**COMMONSENSE, **MATH}
 
 
 def resolve(tasks: Mapping[str, TestSet], names: Sequence[str]) -> list[str]:
@@ -111,7 +243,7 @@ def there(tasks: Mapping[str, TestSet], datasets: Path | None) -> list[str]:
 
 def unknown_task(tasks: Mapping[str, TestSet], name: str, others: Iterable[str] = ()) -> str:
     """Word the error about an unknown task, with the nearest known one."""
-    near = difflib.get_close_matches(name.lower(), [known.lower() for known in tasks], 1, 0.5)
-    near = [known for known in tasks if known.lower() in near] or difflib.get_close_matches(name, list(others), 1, 0.6)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{name}: no such task{hint}"
+    known = {each.lower(): each for each in tasks}
+    near = [known[each] for each in difflib.get_close_matches(name.lower(), known, 1, 0.5)]
+    near = near or difflib.get_close_matches(name, list(others), 1, 0.6)
+    return f"{name}: no such task{f'; did you mean {near[0]}?' if near else ''}"

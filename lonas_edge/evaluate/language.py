@@ -17,13 +17,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from lonas_edge.data.conversations import chat_as_template, chat_template_of
 from lonas_edge.data.templates import CHAT, Template
-from lonas_edge.data.test_sets import resolve, unknown_task
+from lonas_edge.data.test_sets import TASKS, resolve, unknown_task
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.answers import LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.options import EvalSettings
-from lonas_edge.evaluate.protocols import GENERATE, TASKS, PromptProtocol
+from lonas_edge.evaluate.protocols import GENERATE, PromptProtocol
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.exporting.evaluations import SHARES, Metric, SkippedSample, TaskResult
 from lonas_edge.progress import Progress

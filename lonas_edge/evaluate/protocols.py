@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data import commonsense, glue, math_tasks
-from lonas_edge.data.commonsense import CommonsenseTestSet
+from lonas_edge.data import glue
 from lonas_edge.data.templates import PROMPTS, REFERENCE, Example, Template
-from lonas_edge.data.test_sets import EXPECTED, TestSet
+from lonas_edge.data.test_sets import COMMONSENSE, EXPECTED, MATH, TASKS, CommonsenseTestSet, TestSet
 from lonas_edge.errors import raise_all
 
 SIMILARITY = "STS-B"  # GLUE's task that embedding models have, too
-TASKS: Mapping[str, TestSet] = {**commonsense.TASKS, **math_tasks.TASKS}
 Sample = dict[str, Any]
 Document = dict[str, Any]  # a question for the harness's definitions
 Ask = Callable[[Any, Sample, Template], Document]  # the first is the task, of the protocol's own kind
@@ -176,14 +174,14 @@ GENERATE = PromptProtocol(name="generate", reported="{beams}, {answers}", tasks=
 ANSWER_WORD = PromptProtocol(
     name="answer-word",
     reported='ranks "the correct answer is WORD"',
-    tasks=commonsense.TASKS,
+    tasks=COMMONSENSE,
     metric="acc",
     ask=_answer_word,
 )
 OPTION_TEXT = PromptProtocol(
     name="option-text",
     reported='ranks " OPTION" after the question, length-normalized (BoolQ: plain)',
-    tasks=commonsense.TASKS,
+    tasks=COMMONSENSE,
     metric="acc_norm",
     ask=_option_text,
     prompt="Question: …, Answer:",
@@ -209,4 +207,4 @@ def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterabl
     """Choose the protocol: `option-text`, but `generate` for models trained with the reference's prompt, and for math."""
     if explicit:
         return PROMPT_PROTOCOLS[explicit]
-    return GENERATE if set(tasks) <= {*math_tasks.TASKS} or REFERENCE in prompts else OPTION_TEXT
+    return GENERATE if set(tasks) <= {*MATH} or REFERENCE in prompts else OPTION_TEXT

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.data.test_sets import TASKS
 from lonas_edge.evaluate.compare import AVERAGE, EvalRecord
-from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, RERANK, TASKS
+from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, RERANK
 from lonas_edge.exporting.evaluations import Evaluation, TargetResult
 from lonas_edge.tables import Table
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.templates import Template
+from lonas_edge.data.test_sets import TASKS
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS, TASKS, Document
+from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS, Document
 
 
 def load(

@@ -123,12 +123,12 @@ def open_recovery(
     read = open_data(data, source.architecture, source.pooling, glue=task, record=source.prompt_record)
     trained = source.training.task if source.training else None
     if glue := read.options.glue:
+        _refuse_other_head(glue, source)
         if trained not in (None, glue.name):
             raise LonasEdgeError(
                 f"{source.folder}: trained on {trained}, and the data are of {glue.name}. Pass data of the task that it was "
                 "trained on."
             )
-        _refuse_other_head(glue, source)
     if source.adapter_config:
         _refuse_other_parameters(source.adapter_config, source.architecture)
     space = (nncf_config or source.folder / SEARCH_SPACE) if source.space.groups else None

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lonas_edge.data.commonsense import TASKS, Question, parse
-from lonas_edge.data.test_sets import resolve, there, unknown_task
+from lonas_edge.data.test_sets import COMMONSENSE as TASKS
+from lonas_edge.data.test_sets import Question, parse, resolve, there, unknown_task
 from lonas_edge.errors import LonasEdgeError
 
 DATA = Path(__file__).parents[1] / "evaluate/data"

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from tiny_models import TinyModels, TinySource, say_only
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lonas_edge.data.commonsense import TASKS
+from lonas_edge.data.test_sets import COMMONSENSE as TASKS
 from lonas_edge.evaluate.backends import TorchLM
 from lonas_edge.evaluate.compare import EvalRecord
 from lonas_edge.exporting.evaluations import Evaluations

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
+from lonas_edge.data.test_sets import TASKS
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.options import EvalSettings
-from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS, TASKS, choose_protocol
+from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS, choose_protocol
 
 DATA = Path(__file__).parent / "data"
 INSTRUCTION = (
@@ -172,7 +173,7 @@ def test_ranking_needs_options(content: list[dict[str, str]], message: list[str]
 
 
 def test_missing_data_names_what_is_there(tmp_path: Path):
-    with pytest.raises(LonasEdgeError, match="no such directory"):
+    with pytest.raises(LonasEdgeError, match=r"missing\. Test sets in"):
         PROMPT_PROTOCOLS["generate"].read(tmp_path / "nowhere", "boolq")
     with pytest.raises(LonasEdgeError, match=r"missing\. Test sets in .*: ARC-Easy"):
         PROMPT_PROTOCOLS["generate"].read(damaged(tmp_path, [GOOD]), "boolq")

@@ -74,5 +74,5 @@ def test_eval_data_of_another_kind(llama: TinySource, tmp_path: Path) -> None:
     table = tmp_path / "RTE" / "dev.tsv"
     table.parent.mkdir()
     table.write_text("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n")
-    with pytest.raises(LonasEdgeError, match=r"dev\.tsv: --eval-data is glue data, but --data is instruction data"):
+    with pytest.raises(LonasEdgeError, match=r"dev\.tsv: cannot be read:\n  - line 1: not JSON"):
         with_eval_data(inputs, table)

@@ -32,10 +32,11 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         )
     if not inputs.data.kind.generates:
         _check_context(inputs, options)
-    may_lack_head = inputs.data.labelled or (inputs.start and inputs.start.config)  # a teacher alone trains no new head
+    adapter = inputs.source.adapter_config
+    may_lack_head = inputs.data.labelled or adapter  # a teacher alone trains no new head
     base = open_base(inputs.base.folder, architecture, architecture.head if may_lack_head else {})
-    if inputs.start and inputs.start.config:
-        load_adapter(inputs.start.located.folder, inputs.start.config, architecture, base)
+    if adapter:
+        load_adapter(adapter.path.parent, adapter, architecture, base)
     else:
         _check_targets(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -19,10 +19,21 @@ _LARGE = 1e9  # weights of linear layers
 
 def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
     """Fill in the options that depend on the inputs: target modules, prompt and length."""
-    options = inputs.start.options(options) if inputs.start else with_targets(options, inputs.architecture)
+    options = _options_of_adapter(inputs, options) if inputs.subnetwork else with_targets(options, inputs.architecture)
     if inputs.data.kind.generates:
         options = replace(options, prompt=inputs.data.with_prompt(options.prompt).described)
     return replace(options, max_length=options.max_length or inputs.data.max_length)
+
+
+def _options_of_adapter(inputs: Inputs, options: TrainOptions) -> TrainOptions:
+    """Take rank, alpha and target modules from the adapter; a new one is on all linear layers. Channels are not sorted."""
+    architecture, config = inputs.architecture, inputs.source.adapter_config
+    if config is None:
+        leaves = {name.rpartition(".")[2] for name in architecture.linears if architecture.split(name)[0]}
+        return replace(options, target_modules=tuple(sorted(leaves)), reorder=False)
+    lora = config.lora
+    targets = [lora.target_modules] if isinstance(lora.target_modules, str) else sorted(lora.target_modules or ())
+    return replace(options, rank=lora.r, alpha=float(lora.lora_alpha), target_modules=tuple(targets), reorder=False)
 
 
 def with_targets(options: TrainOptions, architecture: Architecture) -> TrainOptions:

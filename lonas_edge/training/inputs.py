@@ -18,51 +18,27 @@ from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity, bind
 from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
-from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.teacher import Teacher, open_teacher
 
 _LARGE = 1e9  # weights of linear layers
 
 
 @dataclass(frozen=True)
-class Start:
-    """An adapter and the sub-network to recover, the maximal network of a plain LoRA adapter; or a base, for a new adapter."""
-
-    source: Source
-    subnetwork: Subnetwork
-
-    @property
-    def located(self) -> Located:
-        """The adapter's directory, or the base's."""
-        return self.source.adapter or self.source.base
-
-    @property
-    def config(self) -> AdapterConfig | None:
-        """The adapter's configuration."""
-        return self.source.adapter_config
-
-    def options(self, options: TrainOptions) -> TrainOptions:
-        """Take rank, alpha and target modules from the adapter; a new one is on all linear layers. Channels are not sorted."""
-        if not self.config:
-            architecture = self.source.architecture
-            leaves = {name.rpartition(".")[2] for name in architecture.linears if architecture.split(name)[0]}
-            return replace(options, target_modules=tuple(sorted(leaves)), reorder=False)
-        lora = self.config.lora
-        targets = [lora.target_modules] if isinstance(lora.target_modules, str) else sorted(lora.target_modules or ())
-        return replace(options, rank=lora.r, alpha=float(lora.lora_alpha), target_modules=tuple(targets), reorder=False)
-
-
-@dataclass(frozen=True)
 class Inputs:
     """Inputs of a training."""
 
-    base: Located  # the base model
-    elasticity: Elasticity  # the search space, bound to it; without groups for plain LoRA
+    source: Source  # the base model, or the adapter to train further
+    elasticity: Elasticity  # the search space, bound to the base; without groups for plain LoRA
     nncf_config: Path | None  # the search space's file
     data: Task  # the training data
-    start: Start | None = None  # the adapter to recover; None to train a new one
+    subnetwork: Subnetwork | None = None  # the one to recover; None to train a new adapter
     teacher: Teacher | None = None  # the frozen teacher
     eval_data: Task | None = None  # held-out data
+
+    @property
+    def base(self) -> Located:
+        """The base model."""
+        return self.source.base
 
     @property
     def architecture(self) -> Architecture:
@@ -78,7 +54,7 @@ class Inputs:
     def paths(self) -> list[Path | None]:
         """All files and directories that the training reads."""
         files = [*self.data.files, *(self.eval_data.files if self.eval_data else ())]
-        folders = [each.folder for each in (self.base, self.start and self.start.located, self.teacher) if each]
+        folders = [self.base.folder, self.source.folder, *([self.teacher.folder] if self.teacher else [])]
         return [*folders, *(file.path for file in files), self.nncf_config]
 
     def with_prompt(self, prompt: str | None) -> "Inputs":
@@ -102,7 +78,7 @@ def open_inputs(
     read = open_data(data, source.architecture, source.pooling, glue=task)
     if glue:
         _refuse_other_head(glue, source)
-    return Inputs(source.base, bind(source.architecture, space, str(nncf_config)), nncf_config, read)
+    return Inputs(source, bind(source.architecture, space, str(nncf_config)), nncf_config, read)
 
 
 def open_recovery(
@@ -132,7 +108,7 @@ def open_recovery(
     if source.adapter_config:
         _refuse_other_parameters(source.adapter_config, source.architecture)
     space = (nncf_config or source.folder / SEARCH_SPACE) if source.space.groups else None
-    return Inputs(source.base, source.elasticity, space, read, Start(source, source.select(subnet)))
+    return Inputs(source, source.elasticity, space, read, source.select(subnet))
 
 
 def _paths(data: Files) -> list[Path]:

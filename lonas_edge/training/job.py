@@ -21,7 +21,7 @@ from lonas_edge.data.task import Encoded
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES, FORMATS
-from lonas_edge.network.adapters import CONFIG
+from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
 from lonas_edge.network.modeling import load_model
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
@@ -30,7 +30,7 @@ from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import INT8_LAYERS, STATE, step_of
 from lonas_edge.training.defaults import base_dtype, lora_config
 from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
-from lonas_edge.training.inputs import Inputs, Start
+from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.schedule import Schedule
 from lonas_edge.training.tokens import EpochSampler, Tokenized, check_vocabulary
@@ -86,8 +86,8 @@ class Job:
 
     def _decide_order(self, resumed: bool) -> ChannelOrder:
         """The channel order: the adapter's own, or by importance on training examples."""
-        if self.inputs.start:
-            return self.inputs.start.source.order
+        if self.inputs.subnetwork:
+            return self.inputs.source.order
         elasticity = self.inputs.elasticity
         if not (self.options.reorder and elasticity.in_group):
             return ChannelOrder()
@@ -123,9 +123,9 @@ class Job:
 
     def _build_network(self, order: ChannelOrder) -> SuperNetwork:
         set_seed(self.options.seed)  # a missing head is initialized at random
-        base, start = self._load_base(), self.inputs.start
-        if start and start.config:
-            model = _continue_adapter(base, start, self.options.dropout)
+        base, source = self._load_base(), self.inputs.source
+        if source.adapter_config:
+            model = _continue_adapter(base, source.adapter_config, self.options.dropout)
             order.apply_to_model(model)
         else:
             order.apply_to_model(base)
@@ -203,9 +203,8 @@ class Job:
         return trainer
 
 
-def _continue_adapter(base: Any, start: Start, dropout: float) -> Any:
-    assert start.config
-    config = copy.deepcopy(start.config.lora)
+def _continue_adapter(base: Any, adapter: AdapterConfig, dropout: float) -> Any:
+    config = copy.deepcopy(adapter.lora)
     config.lora_dropout, config.inference_mode = dropout, False
-    with read_by("peft", start.located.folder / CONFIG):
-        return PeftModel.from_pretrained(base, str(start.located.folder), is_trainable=True, config=config)
+    with read_by("peft", adapter.path):
+        return PeftModel.from_pretrained(base, str(adapter.path.parent), is_trainable=True, config=config)

@@ -48,7 +48,7 @@ class Hashes:
     @classmethod
     def of(cls, inputs: Inputs) -> "Hashes":
         """Hash the files of the inputs."""
-        folder, adapter = inputs.base.folder, inputs.start.source.adapter if inputs.start else None
+        folder, adapter = inputs.base.folder, inputs.source.adapter
         start = fingerprint(adapter.folder) | _hash([adapter.folder / ORDER]) if adapter else {}
         eval_data = inputs.eval_data.files if inputs.eval_data else ()
         return cls(
@@ -72,7 +72,7 @@ def identity(inputs: Inputs, hashes: Hashes, options: TrainOptions, schedule: Sc
         **asdict(hashes),
         "data": {f"{number} {file.path.name}": [digest, file.weight] for number, (file, digest) in files},
         "pooling": asdict(inputs.data.pooling) if inputs.data.pooling else None,
-        "widths": inputs.start.subnetwork.widths if inputs.start else (),
+        "widths": inputs.subnetwork.widths if inputs.subnetwork else (),
         "search_space": inputs.space.hash,
         "stages": [{name: value for name, value in asdict(stage).items() if name != "lr"} for stage in schedule.stages],
         "processes": processes,
@@ -97,9 +97,10 @@ def make_record(
     seconds: float,
 ) -> TrainingRecord:
     """Make the record of a finished training; `hashes` are from its start, `seconds` those of this run."""
-    start, glue, recovered = inputs.start, inputs.data.options.glue, None
-    if start:
-        recovered = Recovered(start.located.name, hashes.start, start.subnetwork.name, start.subnetwork.widths)
+    source, glue, recovered = inputs.source, inputs.data.options.glue, None
+    if inputs.subnetwork:
+        name = (source.adapter or source.base).name
+        recovered = Recovered(name, hashes.start, inputs.subnetwork.name, inputs.subnetwork.widths)
     return TrainingRecord(
         base=TrainedBase(inputs.base.name, inputs.base.revision, hashes.base),
         search_space=inputs.space.hash if inputs.space.groups else None,
@@ -109,7 +110,7 @@ def make_record(
             TrainedData(file.path.name, digest, file.kind, file.weight, len(tokens.files[index]), tokens.dropped(file, index))
             for index, (file, digest) in enumerate(zip(inputs.data.files, hashes.data, strict=True))
         ),
-        task=glue.name if glue else (start.source.training.task if start and start.source.training else None),
+        task=glue.name if glue else (source.training.task if source.training else None),
         prompt=tokens.prompting.template if tokens.prompting else None,
         chat_template=tokens.prompting.chat if tokens.prompting else None,
         options=json.loads(json.dumps(asdict(options))),

@@ -12,7 +12,7 @@ from lonas_edge.files import read_json
 from lonas_edge.network import adapters
 from lonas_edge.network.channel_order import ChannelOrder
 from lonas_edge.network.location import TRAINING, Located
-from lonas_edge.network.training_record import Recovered, TrainingRecord
+from lonas_edge.network.training_record import TrainingRecord
 
 _ORDER = (
     "lonas-edge sorts the channels of base and adapter by importance on loading (`channel_order.safetensors`). The adapter is "
@@ -65,50 +65,37 @@ def super_adapter_card(record: TrainingRecord) -> str:
     base, options, recovered, prompt = record.base, record.options, record.recovered, record.prompt
     pipeline = record.pipeline or (CLASSIFICATION if record.task else CAUSAL_LM).pipeline_tag
     lonas, stored = record.search_space is not None, options.get("weight_format")
-    export = "lonas-edge export THIS_DIRECTORY --output DIR"
-    export += " --subnet heuristic" if lonas and not recovered else ""
-    lines = ["---", "library_name: peft", *([f"base_model: {base.name}"] if base.revision else [])]
-    lines += [f"tags: [{'lonas, ' if lonas else ''}lora, {pipeline}]", f"pipeline_tag: {pipeline}", "---"]
-    lines += [f"# {_kind(recovered, lonas)} for {base.name}", "", _training(record), ""]
-    lines += [_recovery(recovered, lonas), ""] if recovered else []
-    if record.teacher:
-        lines += [f"The loss is the distance of the outputs from those of the frozen teacher `{record.teacher.name}`.", ""]
-    if stored:
-        lines += [
-            f"It was trained for `{stored}` (quantization-aware training). Export it so; calibrate only an INT4 head.",
-            "",
-        ]
-    lines += [_ORDER, ""] if record.reordered else []
-    lines += ["```", export + (f" --weight-format {stored}" if stored else ""), "```", ""]
-    if prompt:
-        lines += ["Its prompt:", "", "```", prompt.without_input + prompt.response, "```", ""]
-    return "\n".join(lines)
-
-
-def _kind(recovered: Recovered | None, lonas: bool) -> str:
-    if not lonas:
-        return "LoRA adapter"
-    return f"LoNAS adapter of one sub-network ({recovered.subnetwork})" if recovered else "LoNAS super-adapter"
-
-
-def _training(record: TrainingRecord) -> str:
-    options = record.options
+    title, started = "LoRA adapter", ""
+    if lonas:
+        title = f"LoNAS adapter of one sub-network ({recovered.subnetwork})" if recovered else "LoNAS super-adapter"
+    if recovered:
+        started = f"Training started from the {'super-' if lonas else 'LoRA '}adapter `{recovered.super_adapter}`."
+    if recovered and lonas and not recovered.sha256:
+        started = f"It recovers the {recovered.subnetwork} sub-network of the base; lonas-edge loads this one."
+    elif recovered and lonas:
+        started += f" lonas-edge loads its {recovered.subnetwork} sub-network; parts of other sub-networks are unchanged."
     data = ", ".join(f"`{file.name}` ({file.examples} examples)" for file in record.data)
-    encoder = f"GLUE's {record.task}" if record.task else f"pooling: {record.pooling}" if record.pooling else "without labels"
-    learned = f"prompt `{record.prompt.name}`" if record.prompt else encoder
+    learned = f"GLUE's {record.task}" if record.task else f"pooling: {record.pooling}" if record.pooling else "without labels"
+    learned = f"prompt `{prompt.name}`" if prompt else learned
     last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
-    return (
+    paragraphs = [
+        f"# {title} for {base.name}",
         f"Trained by lonas-edge: rank {options['rank']}, alpha {options['alpha']:g}, {record.steps} steps of "
-        f"{options['batch_size']} examples of {data}, {learned}{last}. `training.json` has the complete record."
-    )
-
-
-def _recovery(recovered: Recovered, lonas: bool) -> str:
-    if not lonas:
-        return f"Training started from the LoRA adapter `{recovered.super_adapter}`."
-    if not recovered.sha256:
-        return f"It recovers the {recovered.subnetwork} sub-network of the base; lonas-edge loads this one."
-    return (
-        f"Training started from the super-adapter `{recovered.super_adapter}`. Only its {recovered.subnetwork} sub-network was "
-        "recovered; lonas-edge loads this one. Parts of other sub-networks are unchanged."
-    )
+        f"{options['batch_size']} examples of {data}, {learned}{last}. `training.json` has the complete record.",
+        started,
+    ]
+    if record.teacher:
+        paragraphs.append(f"The loss is the distance of the outputs from those of the frozen teacher `{record.teacher.name}`.")
+    if stored:
+        paragraphs.append(
+            f"It was trained for `{stored}` (quantization-aware training). Export it so; calibrate only an INT4 head."
+        )
+    if record.reordered:
+        paragraphs.append(_ORDER)
+    export = "lonas-edge export THIS_DIRECTORY --output DIR" + (" --subnet heuristic" if lonas and not recovered else "")
+    paragraphs.append(f"```\n{export}{f' --weight-format {stored}' if stored else ''}\n```")
+    if prompt:
+        paragraphs.append(f"Its prompt:\n\n```\n{prompt.without_input + prompt.response}\n```")
+    head = ["---", "library_name: peft", *([f"base_model: {base.name}"] if base.revision else [])]
+    head += [f"tags: [{'lonas, ' if lonas else ''}lora, {pipeline}]", f"pipeline_tag: {pipeline}", "---", ""]
+    return "\n".join(head) + "\n\n".join(filter(None, paragraphs)) + "\n"

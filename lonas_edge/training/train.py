@@ -80,8 +80,7 @@ def train(
         directory.check(0 if resume else _needed_bytes(inputs, options), resumable=True)
         search_space = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
         hashes = Hashes.of(inputs)
-        if inputs.start:
-            check_base(inputs.start.source.training, hashes.base, inputs.base.folder)
+        check_base(inputs.source.training, hashes.base, inputs.base.folder)
         settings = identity(inputs, hashes, options, schedule, state.num_processes)
         restart = overwrite and not resume
         with directory.resume("train", settings, resume, restart), clearing(directory.partial):
@@ -124,10 +123,10 @@ def _agree_on_precision(options: TrainOptions, directory: OutputDirectory, state
 
 
 def _make_schedule(inputs: Inputs, options: TrainOptions, examples: int) -> Schedule:
-    if inputs.start is None:
+    if inputs.subnetwork is None:
         return make_schedule(inputs.space, options, examples, None, default_lr(inputs))
     space = replace(inputs.space, stages=())  # the stages are those of the super-network's training
-    return make_schedule(space, options, examples, inputs.start.subnetwork.widths, default_lr(inputs))
+    return make_schedule(space, options, examples, inputs.subnetwork.widths, default_lr(inputs))
 
 
 def _training_arguments(
@@ -171,6 +170,6 @@ def _training_arguments(
 
 def _needed_bytes(inputs: Inputs, options: TrainOptions) -> int:
     """Estimate the size of the adapter and, at the peak, three checkpoints with two moments each, in fp32."""
-    ranks = inputs.start.source.ranks() if inputs.start and inputs.start.config else adapter_ranks(options, inputs.architecture)
+    ranks = inputs.source.ranks() or adapter_ranks(options, inputs.architecture)
     sizes = inputs.architecture.linears
     return 40 * sum(rank * (sizes[name].in_features + sizes[name].out_features) for name, rank in ranks.items())

@@ -8,13 +8,13 @@ average that out. So the rounds are spread over several process starts, as pyper
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.measure import Failures, Measurement, PromptSource, Schedule, measure
-from lonas_edge.bench.memory import group_by_memory, too_large, weight_bytes
+from lonas_edge.bench.memory import group_by_memory, weight_bytes
 from lonas_edge.bench.variants import Case, Facts, Placement, Variant, npu_lengths
 from lonas_edge.bench.worker import VariantFailedError, VariantProcess
 from lonas_edge.errors import raise_all
@@ -58,11 +58,19 @@ def measure_latency(variants: Sequence[Variant], plan: Plan) -> Measurement:
 
 def _measure_start(group: Sequence[Variant], plan: Plan, failures: Failures, first: bool) -> Measurement:
     """Start the processes once and measure; collect facts if it is the first start."""
-    failures = dict(failures)
+    failures, loaded, seconds = dict(failures), dict[str, VariantProcess](), dict[str, float]()
     with ExitStack() as stack:
         try:
-            loaded, seconds = _load(group, plan, failures, stack)
-            failures = too_large(group, plan.cases) | failures
+            for variant in group:
+                if all((variant.name, case) in failures for case in plan.cases):
+                    continue
+                plan.progress(f"loading {variant.name}", None)
+                process = stack.enter_context(VariantProcess(variant, plan.placement))
+                try:
+                    seconds[variant.name] = process.wait_loaded()
+                    loaded[variant.name] = process
+                except VariantFailedError as error:
+                    failures.update({(variant.name, case): str(error) for case in plan.cases})
         except KeyboardInterrupt:
             return Measurement(failures=failures, interrupted=True)
         pids = [process.pid for process in loaded.values() if process.pid]
@@ -75,42 +83,12 @@ def _measure_start(group: Sequence[Variant], plan: Plan, failures: Failures, fir
         result = measure(loaded, plan.cases, plan.schedule, plan.prompts, plan.progress, failures, measure_bandwidth)
         result.bandwidths = bandwidths
         result.loads = [machine.others_share(before, machine.CpuTimes.now(pids), os.cpu_count() or 1)]
-        if first and not result.interrupted:
-            result.facts = _facts(group, loaded, seconds)
+        for variant in group if first and not result.interrupted else ():
+            if variant.name in loaded and loaded[variant.name].alive:
+                with suppress(VariantFailedError):  # its latency is known nevertheless
+                    known = {"parameters": variant.parameters, **loaded[variant.name].facts()}
+                    result.facts[variant.name] = Facts(seconds[variant.name], **known)
     return result
-
-
-def _load(
-    group: Sequence[Variant], plan: Plan, failures: Failures, stack: ExitStack
-) -> tuple[dict[str, VariantProcess], dict[str, float]]:
-    """Start every variant that has a case left; return processes and load times by name, and add to `failures`."""
-    loaded: dict[str, VariantProcess] = {}
-    seconds: dict[str, float] = {}
-    for variant in group:
-        if all((variant.name, case) in failures for case in plan.cases):
-            continue
-        plan.progress(f"loading {variant.name}", None)
-        process = stack.enter_context(VariantProcess(variant, plan.placement))
-        try:
-            seconds[variant.name] = process.wait_loaded()
-        except VariantFailedError as error:
-            failures.update({(variant.name, case): str(error) for case in plan.cases})
-            continue
-        loaded[variant.name] = process
-    return loaded, seconds
-
-
-def _facts(group: Sequence[Variant], loaded: Mapping[str, VariantProcess], seconds: Mapping[str, float]) -> dict[str, Facts]:
-    facts = {}
-    for variant in group:
-        process = loaded.get(variant.name)
-        if process is None or not process.alive:
-            continue
-        try:
-            facts[variant.name] = Facts(seconds[variant.name], **{"parameters": variant.parameters, **process.facts()})
-        except VariantFailedError:
-            continue  # its latency is known nevertheless
-    return facts
 
 
 @dataclass(frozen=True)

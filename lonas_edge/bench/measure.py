@@ -39,22 +39,15 @@ class Sample:
 
 @dataclass
 class Measurement:
-    """Result of a measurement.
+    """Result of a measurement."""
 
-    Attributes:
-        samples: Every measured generation, in order.
-        groups: Names of the variants that were loaded together.
-        bandwidths: Bytes per second read from memory, before each round.
-        loads: Shares of the processor that others used, for each start.
-    """
-
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)  # in order
     failures: Failures = field(default_factory=dict)
     interrupted: bool = False
-    groups: list[list[str]] = field(default_factory=list)
+    groups: list[list[str]] = field(default_factory=list)  # names of the variants that were loaded together
     facts: dict[str, Facts] = field(default_factory=dict)
-    bandwidths: list[float] = field(default_factory=list)
-    loads: list[dict[str, float]] = field(default_factory=list)
+    bandwidths: list[float] = field(default_factory=list)  # bytes per second read from memory, before each round
+    loads: list[dict[str, float]] = field(default_factory=list)  # shares of the processor that others used, for each start
 
     def timings(self, variant: str, case: Case) -> list[Timing]:
         """Return the generations of one variant in one case, in the order of rounds."""
@@ -105,19 +98,12 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Number of runs, and their order.
+    """Number of runs, and their order."""
 
-    Attributes:
-        rounds: Measured generations of every variant in each case, over all starts.
-        starts: How often the processes of all variants are started; the rounds are divided among the starts.
-        warmup: Generations of every variant in each case before them, at every start.
-        seed: Seed of the order and of the prompts.
-    """
-
-    rounds: int = 24
-    starts: int = 8
-    warmup: int = 2
-    seed: int = 0
+    rounds: int = 24  # measured generations of every variant in each case, over all starts
+    starts: int = 8  # how often the processes of all variants are started; the rounds are divided among the starts
+    warmup: int = 2  # generations of every variant in each case before them, at every start
+    seed: int = 0  # of the order and of the prompts
 
     @classmethod
     def of(cls, rounds: int) -> "Schedule":

@@ -1,4 +1,4 @@
-"""Memory of variants: which can be loaded together, and which cases do not fit."""
+"""Memory of variants: weights, KV cache, and which can be loaded together."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import psutil
 
-from lonas_edge.bench.variants import Case, Variant
+from lonas_edge.bench.variants import Variant
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import WEIGHTS
 from lonas_edge.network.configuration import parse_config
@@ -24,19 +24,8 @@ def weight_bytes(folder: Path) -> int:
 
 def kv_bytes(config: Mapping[str, Any], tokens: float, precision: str) -> float:
     """Return the bytes of the KV cache of one sequence; a precision that is not in `KV_BYTES` counts as two bytes."""
-    return _architecture(config).kv_elements() * tokens * KV_BYTES.get(precision, 2)
-
-
-def run_bytes(config: Mapping[str, Any], case: Case) -> float:
-    """Return the minimum memory of a generation besides the weights: a 16-bit KV cache, and fp32 activations of one layer."""
-    cache = kv_bytes(config, case.prompt_len + case.new_tokens, "f16")
-    architecture = _architecture(config)
-    width = int(architecture.config.hidden_size) + architecture.inner_width()
-    return case.batch_size * (cache + 4.0 * case.prompt_len * width + 4.0 * int(architecture.config.vocab_size))
-
-
-def _architecture(config: Mapping[str, Any]) -> Architecture:
-    return Architecture.from_config(parse_config(config, "config.json"), "config.json")
+    architecture = Architecture.from_config(parse_config(config, "config.json"), "config.json")
+    return architecture.kv_elements() * tokens * KV_BYTES.get(precision, 2)
 
 
 def group_by_memory(variants: Sequence[Variant]) -> list[list[Variant]]:
@@ -45,20 +34,3 @@ def group_by_memory(variants: Sequence[Variant]) -> list[list[Variant]]:
     if needed <= _SHARE_OF_MEMORY * psutil.virtual_memory().available or len(variants) < 3:
         return [list(variants)]
     return [[variants[0], variant] for variant in variants[1:]]
-
-
-def too_large(variants: Sequence[Variant], cases: Sequence[Case]) -> dict[tuple[str, Case], str]:
-    """Return messages for cases whose KV cache and activations exceed the free memory, by variant and case."""
-    available = psutil.virtual_memory().available
-    messages = {}
-    for variant in variants:
-        if variant.device.lower() != "cpu":
-            continue
-        for case in cases:
-            needed = run_bytes(variant.config, case)
-            if needed > available:
-                messages[variant.name, case] = (
-                    f"{variant.name}: {case}: not enough memory: needs about {needed / 1e9:.1f} GB, "
-                    f"{available / 1e9:.1f} GB are free. Choose a smaller --batch-size."
-                )
-    return messages

@@ -45,25 +45,16 @@ class VariantReport:
 
 @dataclass(frozen=True)
 class Row:
-    """Latency of one variant in one case, in milliseconds.
-
-    Attributes:
-        ttft: Time to first token; None for a classifier.
-        tpot: Time per output token; None for a classifier.
-        generate_duration: The complete generation, or the pass of a classifier.
-        throughput: Tokens (sequences for a classifier) per second over the batch.
-        decode_limit_ms: Bytes of weights and KV cache that a decoding step reads, over the memory bandwidth. CPU only.
-        decode_share_of_limit: That over the median TPOT.
-    """
+    """Latency of one variant in one case, in milliseconds."""
 
     variant: str
     case: Case
-    ttft: Summary | None
+    ttft: Summary | None  # time to first token; None for a classifier, as TPOT
     tpot: Summary | None
-    generate_duration: Summary
-    throughput: Summary
-    decode_limit_ms: float | None
-    decode_share_of_limit: float | None
+    generate_duration: Summary  # the complete generation, or the pass of a classifier
+    throughput: Summary  # tokens (sequences for a classifier) per second over the batch
+    decode_limit_ms: float | None  # weights and KV cache that a decoding step reads, over the memory bandwidth. CPU only
+    decode_share_of_limit: float | None  # that over the median TPOT
 
 
 @dataclass(frozen=True)
@@ -88,29 +79,21 @@ class Failure:
 
 @dataclass(frozen=True)
 class BenchRecord(Record):
-    """A benchmark.
-
-    Attributes:
-        model: Base, adapter and sub-network, from `lonas_edge.json`.
-        conditions: Machine, versions, placement, schedule.
-        load: Largest shares of the processor that other programs used and the host took.
-        bandwidth: Bytes per second read from memory, median over the rounds.
-        warnings: Limits of the figures.
-    """
+    """A benchmark."""
 
     NAME = "bench"
     VERSION = 1
     AGAIN = "Run `lonas-edge bench` again."
 
-    model: Mapping[str, Any]
-    conditions: Mapping[str, Any]
-    load: Mapping[str, float]
-    bandwidth: float | None
+    model: Mapping[str, Any]  # base, adapter and sub-network, from `lonas_edge.json`
+    conditions: Mapping[str, Any]  # machine, versions, placement, schedule
+    load: Mapping[str, float]  # largest shares of the processor that other programs used and the host took
+    bandwidth: float | None  # bytes per second read from memory, median over the rounds
     variants: Sequence[VariantReport]
     rows: Sequence[Row]
     comparisons: Sequence[Comparison]
     failures: Sequence[Failure]
-    warnings: Sequence[str]
+    warnings: Sequence[str]  # limits of the figures
     interrupted: bool
     samples: Sequence[Sample] = field(repr=False)
 

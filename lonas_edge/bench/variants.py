@@ -13,28 +13,19 @@ NPU_LENGTHS = ("MAX_PROMPT_LEN", "MIN_RESPONSE_LEN")  # of openvino_genai's NPU 
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant; `adapter`, `merged` and `outputs` (of a classifier's head) are for PyTorch.
-
-    Attributes:
-        kind: Key of `runners.RUNNERS`.
-        path: Directory of the IR or of the base model.
-        device: OpenVINO device; cpu for PyTorch.
-        precision: Weight format of an IR, dtype of a PyTorch model.
-        parameters: Number of parameters, if known before loading.
-        bytes_estimate: Memory of its weights in bytes.
-    """
+    """A variant."""
 
     name: str
-    kind: Kind
-    path: Path
-    device: str = "cpu"
-    precision: str = ""
-    adapter: Path | None = None
+    kind: Kind  # key of `runners.RUNNERS`
+    path: Path  # directory of the IR or of the base model
+    device: str = "cpu"  # OpenVINO device; cpu for PyTorch
+    precision: str = ""  # weight format of an IR, dtype of a PyTorch model
+    adapter: Path | None = None  # for PyTorch, as the following one
     merged: bool = False
     properties: Mapping[str, str] = field(default_factory=dict)
-    parameters: int | None = None
-    bytes_estimate: int = 0
-    outputs: int = 0
+    parameters: int | None = None  # if known before loading
+    bytes_estimate: int = 0  # memory of its weights
+    outputs: int = 0  # outputs of a classifier's head, for PyTorch
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -85,14 +76,9 @@ class Placement:
 
 @dataclass(frozen=True)
 class Timing:
-    """One generation of a fixed number of tokens, or one pass of a classifier. Seconds from the start.
+    """One generation of a fixed number of tokens, or one pass of a classifier. Seconds from the start."""
 
-    Attributes:
-        token_times: Time of each new token (those of a batch come together); empty for a classifier.
-        end_to_end: Time of the end.
-    """
-
-    token_times: tuple[float, ...]
+    token_times: tuple[float, ...]  # of each new token (those of a batch come together); empty for a classifier
     end_to_end: float
 
     @property
@@ -108,20 +94,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Facts:
-    """Properties of a variant other than latency; None if unknown.
+    """Properties of a variant other than latency; None if unknown."""
 
-    Attributes:
-        load_seconds: From files to ready to run, without imports.
-        peak_memory_bytes: Peak resident memory of its process.
-        macs_per_token: Multiply-accumulates of its linear layers per token.
-        weight_bytes_per_token: Bytes of weights that one decoding step (or one pass of a classifier) reads.
-        kv_precision: Precision of its KV cache; empty without one.
-    """
-
-    load_seconds: float
-    peak_memory_bytes: int | None
+    load_seconds: float  # from files to ready to run, without imports
+    peak_memory_bytes: int | None  # peak resident memory of its process
     disk_bytes: int
     parameters: int | None
-    macs_per_token: int | None
-    weight_bytes_per_token: int | None
-    kv_precision: str
+    macs_per_token: int | None  # multiply-accumulates of its linear layers
+    weight_bytes_per_token: int | None  # weights that one decoding step (or one pass of a classifier) reads
+    kv_precision: str  # precision of its KV cache; empty without one

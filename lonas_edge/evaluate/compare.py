@@ -17,23 +17,13 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of one model to one task.
-
-    Attributes:
-        task: The task.
-        samples: Indices in the test set, [questions].
-        correct: 1 for a correct answer, 0 for a wrong one; of a regression minus the distance from the label (of an
-            embedding model: of their ranks); of retrieval the query's nDCG, [questions].
-        given: The answers: words, numbers of choices, cosines, or lists of documents as text, [questions].
-        labels: The labels, where the metric is another one of GLUE's than accuracy, [questions].
-        metric: The metric.
-    """
+    """The answers of one model to one task, each array [questions]."""
 
     task: str
-    samples: np.ndarray
-    correct: np.ndarray
-    given: np.ndarray
-    labels: np.ndarray | None = None
+    samples: np.ndarray  # indices in the test set
+    correct: np.ndarray  # 1 or 0; of a regression minus the distance from the label or its rank; of retrieval the nDCG
+    given: np.ndarray  # words, numbers of choices, cosines, or lists of documents as text
+    labels: np.ndarray | None = None  # where the metric is another one of GLUE's than accuracy
     metric: str = ACCURACY
 
     def at(self, kept: np.ndarray) -> "Answers":
@@ -61,58 +51,37 @@ class TaskAnswers:
 class Difference:
     """`target` minus `against`, on the questions that both answered.
 
-    Attributes:
-        target: Name of the compared model.
-        against: Name of the reference.
-        scope: A task, or `average` for the mean over the tasks.
-        points: Difference of accuracy (of the task's metric) in percentage points.
-        half_width_95: Half of its 95 % interval: a normal approximation of the paired difference, with tasks as strata; by
-            bootstrap for other metrics than accuracy. None below two questions of a task, and where all answers are equally
-            correct: other questions might show a difference.
-        only_target: Questions that only `target` answers correctly; of a regression, those where it is nearer to the label;
-            of retrieval, those with a higher nDCG.
-        only_against: Questions that only `against` answers correctly.
-        mcnemar_p: Two-sided exact p of McNemar's test (1947), a sign test on those two.
-        identical: Share of questions with equal answers, right or wrong.
-        questions: Number of questions.
+    The interval is a normal approximation of the paired difference, with tasks as strata; by bootstrap for other metrics than
+    accuracy. There is none below two questions of a task, and where all answers are equally correct: other questions might show
+    a difference.
     """
 
     target: str
     against: str
-    scope: str
-    points: float
-    half_width_95: float | None
-    only_target: int
+    scope: str  # a task, or `average` for the mean over the tasks
+    points: float  # difference of accuracy (of the task's metric) in percentage points
+    half_width_95: float | None  # half of the 95 % interval
+    only_target: int  # questions that only `target` answers correctly, or nearer to the label, or with a higher nDCG
     only_against: int
-    mcnemar_p: float
-    identical: float
+    mcnemar_p: float  # two-sided exact p of McNemar's test (1947), a sign test on those two
+    identical: float  # share of questions with equal answers, right or wrong
     questions: int
 
 
 @dataclass(frozen=True)
 class EvalRecord(Record):
-    """An evaluation, `eval.json`. The other targets are compared with the first.
-
-    Attributes:
-        protocol: Name of the protocol.
-        num_beams: Beams, where it generates.
-        limit: Samples of each task; None for complete test sets.
-        seed: Seed of their choice.
-        targets: The results of each.
-        differences: Of each from the first, by task and on average.
-        conditions: Machine, versions, date.
-    """
+    """An evaluation, `eval.json`. The other targets are compared with the first."""
 
     NAME = "eval"
     VERSION = 1
     AGAIN = "Run `lonas-edge eval` again."
 
-    protocol: str
-    num_beams: int | None
-    limit: int | None
-    seed: int
+    protocol: str  # name of the protocol
+    num_beams: int | None  # where it generates
+    limit: int | None  # samples of each task; None for complete test sets
+    seed: int  # seed of their choice
     targets: tuple[TargetResult, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[Difference, ...]  # of each from the first, by task and on average
     conditions: Conditions
 
 

@@ -47,26 +47,15 @@ class RunOptions(Options):
 
 @plain_dataclass(frozen=True)
 class EvalSettings:
-    """Tasks, protocol and choice of samples.
+    """Tasks, protocol and choice of samples."""
 
-    Attributes:
-        tasks: Tasks of the protocol, or of lm-evaluation-harness; of classifiers GLUE's; of embedding models STS-B or names of
-            retrieval data; of rerankers names of reranking data.
-        datasets: Directory of the test sets; only the harness's own tasks need none.
-        protocol: The protocol.
-        prompt: Name of the prompt; each target's own when None.
-        num_beams: Beams of a protocol that generates; its own number when None.
-        limit: Samples of each task, a seeded choice; all when None.
-        seed: Seed of that choice.
-    """
-
-    tasks: tuple[str, ...]
-    datasets: Path | None
+    tasks: tuple[str, ...]  # tasks of the protocol, or of lm-evaluation-harness; names of retrieval or reranking data
+    datasets: Path | None  # directory of the test sets; only the harness's own tasks need none
     protocol: Protocol = CLASSIFY
-    prompt: str | None = None
-    num_beams: int | None = None
-    limit: int | None = None
-    seed: int = 0
+    prompt: str | None = None  # name of the prompt; each target's own when None
+    num_beams: int | None = None  # the protocol's own number when None
+    limit: int | None = None  # samples of each task, a seeded choice; all when None
+    seed: int = 0  # seed of that choice
 
     @property
     def beams(self) -> int | None:

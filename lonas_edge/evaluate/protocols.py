@@ -27,17 +27,11 @@ Ask = Callable[[Any, Sample, Template], Document]  # the first is the task, of t
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(ABC):
-    """A way to evaluate models.
+    """A way to evaluate models."""
 
-    Attributes:
-        name: Its name on the command line, in records and in the harness's definitions.
-        reported: A phrase for reports; of language models with {beams} and {answers}.
-        num_beams: Beams by default; None where nothing is generated.
-    """
-
-    name: str
-    reported: str
-    num_beams: int | None = None
+    name: str  # on the command line, in records and in the harness's definitions
+    reported: str  # a phrase for reports; of language models with {beams} and {answers}
+    num_beams: int | None = None  # beams by default; None where nothing is generated
 
     @abstractmethod
     def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
@@ -46,19 +40,12 @@ class Protocol(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptProtocol(Protocol):
-    """How a sample becomes a prompt of a language model, and how answers are judged.
-
-    Attributes:
-        tasks: Its tasks.
-        metric: The metric that is a task's accuracy, unless the task has another.
-        ask: Makes a document of a valid sample, or raises ValueError with the reason.
-        prompt: Its own prompt, as reports show it; None where a template makes the prompt.
-    """
+    """How a sample becomes a prompt of a language model, and how answers are judged."""
 
     tasks: Mapping[str, TestSet]
-    metric: str
-    ask: Ask
-    prompt: str | None = None
+    metric: str  # a task's accuracy, unless the task has another
+    ask: Ask  # makes a document of a valid sample, or raises ValueError with the reason
+    prompt: str | None = None  # its own prompt, as reports show it; None where a template makes the prompt
 
     @property
     def generates(self) -> bool:
@@ -140,15 +127,10 @@ def _document(prompt: str, answer: str, words: Sequence[str], choices: Sequence[
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderProtocol(Protocol):
-    """How encoders are evaluated: texts without a prompt template, judged by metrics of the task.
+    """How encoders are evaluated: texts without a prompt template, judged by metrics of the task."""
 
-    Attributes:
-        metrics: Metrics by task, as reports name it; the first one is its accuracy.
-        others: Metrics of other tasks.
-    """
-
-    metrics: Mapping[str, Sequence[str]]
-    others: Sequence[str] = ()
+    metrics: Mapping[str, Sequence[str]]  # by task, as reports name it; the first one is its accuracy
+    others: Sequence[str] = ()  # metrics of other tasks
 
     def metrics_of(self, task: str) -> Sequence[str]:
         """The metrics of a task."""

@@ -46,43 +46,24 @@ _CONTEXT = 2048  # tokens, where config.json states none
 
 @dataclass(frozen=True)
 class Target:
-    """A model to evaluate.
+    """A model to evaluate."""
 
-    Attributes:
-        name: Its name in reports.
-        kind: `ir` or `torch`.
-        precision: Weight format of an IR, dtype in PyTorch.
-        prompt: Name of the template that it was trained with, where known; else the default.
-        max_length: The longest sequence in tokens.
-        tokenizer: Its transformers tokenizer.
-        sizes: Its sizes, where they are known.
-        identity: Everything that its answers depend on: hashes of files, sub-network, properties, versions.
-        batch_size: Prompts of a batch.
-        load: Loads a model of lm-evaluation-harness, or an encoder.
-        folder: The directory, where `lonas-edge export` wrote it and so has a model card.
-        base: The base model's directory, where it is not the target itself.
-        outputs: Names of a classifier's outputs; none of other models.
-        pooling: Pooling of an embedding model, with the longest text; None for other models.
-        template: The prompt `chat`; by the tokenizer's chat template when None.
-        close: Releases what it shares with other targets; call it once, after the last answer.
-    """
-
-    name: str
-    kind: str
-    precision: str
-    prompt: str
-    max_length: int
+    name: str  # in reports
+    kind: str  # `ir` or `torch`
+    precision: str  # weight format of an IR, dtype in PyTorch
+    prompt: str  # name of the template that it was trained with, where known; else the default
+    max_length: int  # the longest sequence in tokens
     tokenizer: Any
     sizes: Sizes | None
-    identity: Mapping[str, Any]
-    batch_size: int
-    load: Callable[[], Any]
-    folder: Path | None = None
-    base: Path | None = None
-    outputs: tuple[str, ...] = ()
-    pooling: Pooling | None = None
-    template: Template | None = None
-    close: Callable[[], None] = lambda: None
+    identity: Mapping[str, Any]  # what its answers depend on: hashes of files, sub-network, properties, versions
+    batch_size: int  # prompts of a batch
+    load: Callable[[], Any]  # loads a model of lm-evaluation-harness, or an encoder
+    folder: Path | None = None  # the directory, where `lonas-edge export` wrote it and so has a model card
+    base: Path | None = None  # the base model's directory, where it is not the target itself
+    outputs: tuple[str, ...] = ()  # names of a classifier's outputs
+    pooling: Pooling | None = None  # of an embedding model, with the longest text
+    template: Template | None = None  # the prompt `chat`; by the tokenizer's chat template when None
+    close: Callable[[], None] = lambda: None  # releases what it shares with others; call it once, after the last answer
 
     @property
     def model_kind(self) -> ModelKind:

@@ -1,7 +1,6 @@
 """`measure_latency` and `ir_latencies` with fake processes: starts, groups, failures, facts; memory estimates."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ from fake_variants import FACTS, Fakes
 from lonas_edge.bench import memory
 from lonas_edge.bench.latency import Latency, Plan, ir_latencies, measure_latency
 from lonas_edge.bench.measure import PromptSource, Schedule
-from lonas_edge.bench.memory import kv_bytes, run_bytes, too_large
+from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.bench.variants import Case, Placement, Variant, npu_lengths
 from lonas_edge.bench.worker import VariantFailedError
 from lonas_edge.errors import LonasEdgeError
@@ -85,22 +84,6 @@ def test_ctrl_c_ends_all_starts(
     fakes.fails["unpruned", moment] = KeyboardInterrupt()
     result = measure_latency(variants, plan(Schedule(8, 4, 0)))
     assert result.interrupted and {s.start for s in result.samples} == (set() if moment == "load" else {0, 1})
-
-
-def test_a_case_beyond_the_free_memory_is_skipped(
-    variants: list[Variant], fakes: Fakes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = Case(8, 4)
-    needed = run_bytes(SMOLLM2, case)
-    assert needed == 2 * 30 * 192 * 12 * 2 + 4 * 8 * (576 + 2 * 1536) + 4 * 49152
-    free(monkeypatch, 2.5 * needed)
-    variant = replace(variants[0], device="CPU")
-    large = Case(8, 4, 3)
-    problem = too_large([variant], [large, Case(8, 4, 2)])
-    assert list(problem) == [("subnet", large)]
-    assert "8+4 tokens, batch 3: not enough memory" in problem["subnet", large] and "--batch-size" in problem["subnet", large]
-    result = measure_latency([variant], plan(Schedule(1, 1, 0), case, large))
-    assert result.failures == problem and [s.case for s in result.samples] == [case]
 
 
 def test_kv_cache() -> None:

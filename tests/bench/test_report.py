@@ -115,7 +115,7 @@ def test_files(made: BenchRecord, tmp_path: Path) -> None:
 
 def test_plots(made: BenchRecord, tmp_path: Path) -> None:
     files = write_plots(made, tmp_path)
-    assert [path.name for path in files] == ["distributions.png", "prompt_length.png", "ratio.png"]
+    assert [path.name for path in files] == ["distributions.png", "ratio.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in files)
     alone = [row for row in made.rows if row.variant == "subnet" and row.case == CASES[0]]
     files = write_plots(BenchRecord(**{**vars(made), "rows": alone, "comparisons": []}), tmp_path)

@@ -114,10 +114,10 @@ def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tens
         return float((answers_of(network(**inputs, use_cache=False), inputs) - exact).abs().max())
 
 
-def check_materialized(of: Path, parity: Parity, reference: torch.Tensor) -> None:
-    """Refuse a materialized model whose logits are not the super-network's (`reference`); `of` is named in the error."""
+def check_materialized(source: Path, parity: Parity, reference: torch.Tensor) -> None:
+    """Refuse a materialized model whose logits are not the super-network's (`reference`); the error names `source`."""
     what = f"the {parity.compared} of the materialized model differ from the activated super-network's"
-    _require(of, what, parity.max_logit_difference, CHECKPOINT_TOLERANCE * _scale(reference))
+    _require(source, what, parity.max_logit_difference, CHECKPOINT_TOLERANCE * _scale(reference))
 
 
 def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype) -> None:
@@ -145,8 +145,8 @@ def check_checkpoint(model: MaterializedModel, folder: Path, dtype: torch.dtype)
     )
 
 
-def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[[], float]) -> None:
-    """Refuse an IR whose logits are not those of its stored weights (`reference`); `of` is named in the error.
+def check_ir(source: Path, parity: Parity, reference: torch.Tensor, noise: Callable[[], float]) -> None:
+    """Refuse an IR whose logits are not those of its stored weights (`reference`); the error names `source`.
 
     `noise` gives `arithmetic_noise`; it is called only beyond the tolerance, since a sensitive network needs more.
     """
@@ -154,14 +154,14 @@ def check_ir(of: Path, parity: Parity, reference: torch.Tensor, noise: Callable[
     tolerance = IR_TOLERANCE * _scale(reference)
     if parity.max_logit_difference > tolerance:
         tolerance = max(tolerance, NOISE_ALLOWED * noise())
-    _require(of, what, parity.max_logit_difference, tolerance)
+    _require(source, what, parity.max_logit_difference, tolerance)
 
 
 def _scale(reference: torch.Tensor) -> float:
     return max(1.0, reference.abs().max().item() / LOGIT_RANGE)
 
 
-def _require(of: Path, what: str, value: float, tolerance: float) -> None:
+def _require(source: Path, what: str, value: float, tolerance: float) -> None:
     if value <= tolerance:  # false for NaN
         return
-    raise LonasEdgeError(f"{of}: verification failed: {what}: {value:.3g}, allowed {tolerance:.3g}. {_ADVICE}")
+    raise LonasEdgeError(f"{source}: verification failed: {what}: {value:.3g}, allowed {tolerance:.3g}. {_ADVICE}")

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 import openvino
 import torch
+from openvino import opset13 as ops
 from optimum.exporters.openvino import convert as optimum_convert
 from optimum.exporters.openvino import export_from_model, model_configs
 from optimum.intel import OVConfig, OVWeightQuantizationConfig
@@ -113,7 +114,10 @@ def _run(conversion: Conversion, log: Path, parent: int | None) -> None:
             os.dup2(output.fileno(), 2)
     except FileNotFoundError:  # the parent was interrupted meanwhile, and has removed the directory
         os._exit(1)
-    _end_with(parent)
+    if parent is None:
+        threading.Thread(target=_wait_for_parent, daemon=True).start()
+    else:
+        end_with_parent(parent)
     gc.disable()  # it lives for seconds
     code = 1
     try:
@@ -140,15 +144,8 @@ def _save_tokenizer(tokenizer: Any, folder: Path, kind: ModelKind) -> None:
         )
 
 
-def _end_with(parent: int | None) -> None:
-    """Have this process end when its parent does: by the system if it was forked, by a thread if it was spawned."""
-    if parent is None:
-        threading.Thread(target=_outlive_nobody, daemon=True).start()
-        return
-    end_with_parent(parent)
-
-
-def _outlive_nobody() -> None:
+def _wait_for_parent() -> None:
+    """End this process when its parent has ended."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -169,8 +166,6 @@ def _model_without_matrices(config: dict[str, Any], vectors: Path) -> Any:
 
 def _matrices_to_inputs(model: Any, names: list[str]) -> None:
     """Replace each weight matrix by an input of its name, so that writing the graph writes no matrix."""
-    from openvino import opset13 as ops
-
     wanted = {f"self.{name}": name for name in names}
     inputs = []
     for node in model.get_ordered_ops():
@@ -190,7 +185,7 @@ def _matrices_to_inputs(model: Any, names: list[str]) -> None:
 def _dummy_caches(heads: list[int]) -> None:
     """Give the caches of the trace each layer's own number of heads; optimum-intel has one number for all."""
 
-    def narrowed(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def narrow(stock: Callable[..., Any]) -> Callable[..., Any]:
         def generate(self: Any, input_name: str, *args: Any, **kwargs: Any) -> Any:
             caches = stock(self, input_name, *args, **kwargs)
             if torch.is_tensor(caches[0]):  # states, then keys and values in turn
@@ -206,7 +201,7 @@ def _dummy_caches(heads: list[int]) -> None:
         kind = pending.pop()
         pending += kind.__subclasses__()
         if "generate" in vars(kind):
-            kind.generate = narrowed(kind.generate)
+            kind.generate = narrow(kind.generate)
 
 
 def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:

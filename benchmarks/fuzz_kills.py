@@ -25,8 +25,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz import PACKAGES, prepared  # sets the environment of the libraries and the import path
-from runner import Ran, import_all, main_in, redirect, run_command, run_in_jobs
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from runner import Ran, import_all, main_in, redirect, run_command, run_forked, run_in_jobs  # noqa: E402 - numpy counts threads
+
+PACKAGES = (
+    "lonas-edge",
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "openvino",
+    "openvino-genai",
+    "optimum-intel",
+    "lm-eval",
+)
 
 TIME_LIMIT = 600  # seconds of one run
 ORPHAN_LIMIT = 20  # seconds in which child processes must end after the command
@@ -111,7 +127,7 @@ class Kills:
 
     def __init__(self, originals: Path, work: Path, seed: int):
         """Set up; nothing runs yet."""
-        self.home, self.work, self.seed = originals / "llama", work, seed
+        self.home, self.work, self.seed = originals, work, seed
         self._references: dict[str, Reference] = {}
 
     def _case(self, name: str, scenario: Scenario) -> Path:
@@ -330,6 +346,46 @@ def summary(kills: list[Kill], seed: int, seconds: float) -> dict[str, Any]:
         "versions": versions(PACKAGES),
         "processor": describe("CPU")["processor"],
     }
+
+
+def make_inputs(home: Path) -> None:
+    """Write the inputs of all commands: a tiny model, its adapter, search space, data, an export and a task."""
+    from tiny_models import TinyModels
+
+    models = TinyModels(home.parent / "tiny")
+    source = models.source("llama")
+    for name in ("base", "adapter"):
+        shutil.copytree(getattr(source, name), home / name)
+    config = json.loads((home / "base/config.json").read_text()) | {"max_position_embeddings": 1024}
+    (home / "base/config.json").write_text(json.dumps(config))
+    shutil.copy(source.space, home / "space.json")
+    sums = [(a, b) for a in range(2) for b in range(4)]
+    examples = [{"instruction": f"What is {a} plus {b}?", "input": "", "output": str(a + b)} for a, b in sums]
+    (home / "data.json").write_text(json.dumps(examples))
+    shutil.copytree(ROOT / "tests/evaluate/data/boolq", home / "datasets/boolq")
+
+
+def prepared(work: Path) -> Path:
+    """The directory of the inputs, made if it is not there."""
+    home = work / "originals/llama"
+    if not (home / "in/ir").exists():
+        (home / "in").mkdir(parents=True)
+        (home / "logs").mkdir()
+        _check(run_forked(lambda: make_inputs(home / "in"), home, home / "logs", TIME_LIMIT), ["inputs"])
+        export = [
+            "export",
+            "adapter",
+            "--model",
+            "base",
+            "--nncf-config",
+            "space.json",
+            "--weight-format",
+            "fp32",
+            "--output",
+            "ir",
+        ]
+        _check(run_command(export, home, TIME_LIMIT), export)
+    return home / "in"
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def export_ir(job: Job) -> Outcome:
     calibration = read_calibration(model, job.tokenizer, options)
     with (
         # Windows keeps mapped files, so errors of the removal are ignored
-        TemporaryDirectory(dir=job.folder.parent, prefix="graph-", ignore_cleanup_errors=True) as temporary,
+        TemporaryDirectory(dir=job.folder, prefix="graph-", ignore_cleanup_errors=True) as temporary,
         GraphConversion(_conversion(job, Path(temporary))) as conversion,
     ):
         schemes, head = _schemes(job, calibration)

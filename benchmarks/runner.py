@@ -11,7 +11,6 @@ import pickle
 import pkgutil
 import resource
 import signal
-import stat
 import sys
 import tempfile
 import time
@@ -180,18 +179,3 @@ def run_command(arguments: list[str], case: Path, seconds: float) -> Ran:
     for name in ("tmp", "home", "logs", "cache"):
         (case / name).mkdir(exist_ok=True)
     return run_forked(lambda: main_in(case, arguments), case / "in", case / "logs", seconds)
-
-
-def snapshot(case: Path) -> dict[str, tuple[object, ...]]:
-    """Kind, size and modification time of everything in a case's directories, by path; without lock files."""
-    paths = {}
-    for root in ("in", "tmp", "outside"):
-        for folder, names, files in os.walk(case / root):
-            for name in (*names, *files):
-                path = Path(folder, name)
-                status = path.lstat()
-                kind = stat.S_IFMT(status.st_mode)
-                changed = () if stat.S_ISDIR(kind) else (status.st_size, status.st_mtime_ns)
-                if not name.endswith(".lock"):
-                    paths[str(path.relative_to(case))] = (kind, *changed)
-    return paths

@@ -88,7 +88,7 @@ def networks(arguments: argparse.Namespace, seed: int) -> dict[str, Path]:
     if not space.exists():
         lonas_edge("space", "--model", base, "--depth", "layer", "--ratios", "1", "--output", space)
     if not search.exists():
-        options = ["--nncf-config", space, "--data", held_out, "--num-prompts", 256, "--cost", "macs", "--no-measure"]
+        options = ["--nncf-config", space, "--data", held_out, "--num-prompts", 256, "--cost", "macs"]
         lonas_edge("search", base, *options, "--seed", seed, "--output", search)
     chosen = {}
     for path in sorted((search / "subnetworks").glob("front-*.json")):

@@ -78,7 +78,7 @@ class Study:
         output = self.work / "search"
         if not output.exists():
             command = ["search", self.lora, "--nncf-config", self.space, "--data", self.held_out, "--output", output]
-            lonas_edge(*command, "--cost", "weights", "--no-measure", "--evals", self.arguments.evals, "--seed", self.seed)
+            lonas_edge(*command, "--cost", "weights", "--evals", self.arguments.evals, "--seed", self.seed)
         found = {}
         for path in sorted((output / "subnetworks").glob("*.json")):
             widths = json.loads(path.read_text())["widths"]

@@ -51,7 +51,7 @@ def test_remove_recover_export_eval(minilm: Path, tmp_path: Path) -> None:
     program = [Path(sys.executable).parent / "lonas-edge", "space", "--model", minilm, "--depth", "layer", "--ratios", 1]
     subprocess.run([*map(str, program), "--output", str(tmp_path / "space.json")], check=True, capture_output=True)
     options = ["--nncf-config", tmp_path / "space.json", "--data", texts]
-    bounds = ["--cost", "macs", "--pick", "macs<=0.85x", "--num-prompts", 32, "--no-measure"]
+    bounds = ["--cost", "macs", "--pick", "macs<=0.85x", "--num-prompts", 32]
     searched = run(tmp_path, "search", minilm, *options, *bounds, "--output", tmp_path / "search")
     [pick] = searched["picks"]
     subnet = tmp_path / "search/subnetworks" / f"{pick['file']}.json"

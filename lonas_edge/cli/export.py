@@ -73,15 +73,25 @@ def _warnings(source: "Source", name: str, manifest: "Manifest", options: Export
 
 
 def _print(manifest: "Manifest", output: Path) -> None:
+    from rich.table import Table
+
+    from lonas_edge.families import CAUSAL_LM
+
     shown = console()
     before, after = manifest.sizes.unpruned.parameters, manifest.sizes.subnetwork.parameters
     shown.print(
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.formats}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
-    if manifest.verified:
-        manifest.parity_table.print(shown)
-    else:
-        shown.print("not verified (--no-verify)")
+    table = Table(title="Parity", title_justify="left")
+    for name, parity in manifest.compared:
+        same = [] if parity.top1_agreement is None else [f"{parity.top1_agreement:.1%}"]
+        if not table.columns:
+            table.add_column(parity.compared)
+            agreement = ["same top token" if manifest.pipeline == CAUSAL_LM.pipeline_tag else "same class"] if same else []
+            for column in ("largest difference", parity.measure, *agreement):
+                table.add_column(column, justify="right")
+        table.add_row(name, f"{parity.max_logit_difference:.1e}", f"{parity.distance:.1e}", *same)
+    shown.print(table if manifest.parity else "not verified (--no-verify)")
     seconds = {name.replace("_", " "): step.seconds for name, step in manifest.steps.items()}
     shown.print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))

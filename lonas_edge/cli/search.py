@@ -35,7 +35,6 @@ class SearchCommand(JsonOptions, SearchOptions, SourceOptions):
         None, panel="Device", minimum=1, help="Prompt tokens of a latency.", unset="256; 128 for an encoder"
     )
     new_tokens: int = option(64, panel="Device", minimum=2, help="Generated tokens of a latency.")
-    batch_size: int = option(1, panel="Device", minimum=1, help="Prompts or texts per batch of a latency.")
     sampler: str = option("nsga2", panel="Advanced", choices=("nsga2",), help="Sampler of networks: NSGA-II.")
 
 
@@ -63,9 +62,9 @@ def run(options: SearchCommand) -> None:
 
             check_device(options.device)
         else:
-            timing = ("device", "prompt_len", "new_tokens", "batch_size")
+            timing = ("device", "prompt_len", "new_tokens")
             if idle := [f"--{name.replace('_', '-')}" for name in timing if options.given(name)]:
-                raise click.UsageError(f"{', '.join(idle)}: no effect, nothing is timed (--cost {plan.cost}, no --measure)")
+                raise click.UsageError(f"{', '.join(idle)}: no effect, nothing is timed (--cost {plan.cost})")
         with importing():
             from lonas_edge.search.run import search
         record = search(plan, report)
@@ -83,12 +82,12 @@ def _cost_settings(source: "Source", options: SearchCommand) -> "CostSettings":
             raise click.UsageError(f"{', '.join(idle)}: no effect, a {task.name} has no prompts and generates no tokens")
         length = min(task.sequence_length, source.architecture.context or task.sequence_length)
         prompt_len, new_tokens = prompt_len or length, 0
-    return CostSettings(options.weight_format, options.device, prompt_len or 256, new_tokens, options.batch_size)
+    return CostSettings(options.weight_format, options.device, prompt_len or 256, new_tokens)
 
 
 def _print(record: "SearchRecord", output: Path) -> None:
     from lonas_edge.search import SUBNETWORKS
-    from lonas_edge.search.report import tables
+    from lonas_edge.search.report import table
 
     shown = console()
     shown.print(
@@ -98,5 +97,4 @@ def _print(record: "SearchRecord", output: Path) -> None:
     if record.data.unseen is False:
         shown.print("The super-adapter was trained on this data. Unseen prompts give a better choice.", style="yellow")
     shown.print(f"{output / SUBNETWORKS}: the Pareto front and the picks, for --subnet")
-    for table in tables(record):
-        table.print(shown)
+    table(record).print(shown)

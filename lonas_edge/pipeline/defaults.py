@@ -9,7 +9,7 @@ from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDIN
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.source import Source
 from lonas_edge.pipeline.options import AUTO, KEEP, CompressOptions
-from lonas_edge.search.cost import COSTS, CostSettings, context_faults, default_cost
+from lonas_edge.search.cost import COSTS, CostSettings, context_errors, default_cost
 from lonas_edge.search.picks import Pick, parse_picks
 
 _ATTENTION, _LAYER = BLOCK_KINDS[0], BLOCK_KINDS[2]
@@ -114,7 +114,7 @@ def check_options(defaults: Defaults, options: CompressOptions, source: Source) 
         )
     settings = defaults.cost_settings(options)
     settings = settings if defaults.kind.generates else replace(settings, new_tokens=0)
-    problems += context_faults(settings, source.architecture.context)
+    problems += context_errors(settings, source.architecture.context)
     raise_all(f"{source.base.folder}: these options do not fit the model:", problems)
 
 

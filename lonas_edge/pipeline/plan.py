@@ -106,7 +106,6 @@ class Plan:
             evals=max(_LEAST_EVALS, _EVALS_PER_BLOCK * removable),
             num_prompts=min(self.fitting, prompts),
             prompt=self.options.prompt,
-            measure=False,
             seed=self.options.seed,
             cost_settings=self.cost_settings,
         )

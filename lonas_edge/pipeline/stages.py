@@ -27,12 +27,11 @@ from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.defaults import Defaults
 from lonas_edge.pipeline.steps import Command, Step, to_argv
 from lonas_edge.progress import Progress
-from lonas_edge.search.cost import COUNTED, CostSettings, cost_function
+from lonas_edge.search.cost import COUNTED, CostSettings, counted_cost
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.picks import Pick
-from lonas_edge.search.plan import check_picks, make_plan
+from lonas_edge.search.picks import Pick, check_picks
+from lonas_edge.search.plan import make_plan
 from lonas_edge.search.run import search
-from lonas_edge.search.warm_start import named
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space, removable_blocks
@@ -225,8 +224,8 @@ class Stages:
                 path = Path(folder) / "space.json"
                 replace_text(path, json.dumps(self._generate_space(source)))
                 source = replace(source, elasticity=bind(source.architecture, read_search_space(path), str(path)))
-        networks = named(find_dimensions(source))
-        costs = {name: cost_function(name, source, settings) for name in COUNTED}
+        networks = find_dimensions(source).named()
+        costs = {name: counted_cost(name, source, settings.weight_format) for name in COUNTED}
         check_picks(self.picks, networks["minimal"], networks["maximal"], costs)
 
     def check_adapter(self) -> None:

@@ -1,11 +1,11 @@
-"""Costs of a sub-network; lower is better. Sizes follow from the configuration, latency from a device's latency table.
+"""What a search measures: the quality of a network and its cost. Lower is better. Nothing heavy is imported here.
 
-A registry for the command line: nothing heavy is imported before a cost is computed.
+Qualities are measured in one super-network, loaded once. Sizes follow from the configuration, latency from a device's latency
+table (`latency_table`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lonas_edge.bench.variants import Case
@@ -13,38 +13,27 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import DEFAULT_FORMAT
 
 if TYPE_CHECKING:
-    from lonas_edge.families.kinds import ModelKind
+    from lonas_edge.families import ModelKind
     from lonas_edge.network.source import Source
-    from lonas_edge.search.dimensions import Cost as CostFunction
-    from lonas_edge.search.latency_table import LatencyTable
     from lonas_edge.space.subnetwork import Sizes
 
 END_TO_END = "end-to-end"
+CostFunction = Callable[[Sequence[int]], float]  # of a network's widths
 
 
 @dataclass(frozen=True)
-class CostSettings:
-    """How a cost is counted or measured."""
+class Quality:
+    """A quality measure."""
 
-    weight_format: str = DEFAULT_FORMAT  # weight format of the IR
-    device: str = "CPU"  # OpenVINO device
-    prompt_len: int = 256  # prompt tokens; text tokens of a classifier
-    new_tokens: int = 64  # generated tokens; 0 for a classifier
-    batch_size: int = 1  # prompts or texts per batch
-    threads: int | None = None  # CPU threads; one per physical core if None
-    cache: Path | None = None  # directory of latency tables and of the networks behind them; the user's cache if None
-    rounds: int = 12  # measurements of each network, over all starts
-    starts: int = 4  # starts of the process of each network
+    name: str  # on the command line and in records
+    unit: str  # unit of the figure
+    title: str  # in plots
 
-    @property
-    def case(self) -> Case:
-        """Lengths and batch size of each measurement."""
-        return Case(self.prompt_len, self.new_tokens, self.batch_size)
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The measured fields of `bench.latency.Latency`."""
-        return ("ttft", "tpot") if self.new_tokens else ("latency",)
+QUALITIES = {
+    quality.name: quality
+    for quality in (Quality("kl", "nats", "KL from the unpruned network"), Quality("loss", "nats", "loss"))
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +63,26 @@ COSTS = {
 COUNTED = tuple(name for name, cost in COSTS.items() if not cost.timed)
 
 
+@dataclass(frozen=True)
+class CostSettings:
+    """How a cost is counted or measured."""
+
+    weight_format: str = DEFAULT_FORMAT  # weight format of the IR
+    device: str = "CPU"  # OpenVINO device
+    prompt_len: int = 256  # prompt tokens; text tokens of an encoder
+    new_tokens: int = 64  # generated tokens; 0 for an encoder
+
+    @property
+    def case(self) -> Case:
+        """Lengths of each measurement."""
+        return Case(self.prompt_len, self.new_tokens, 1)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The measured fields of `bench.latency.Latency`."""
+        return ("ttft", "tpot") if self.new_tokens else ("latency",)
+
+
 def default_cost(kind: "ModelKind") -> str:
     """Return the default of `--cost`."""
     return "tpot" if kind.generates else "latency"
@@ -87,31 +96,22 @@ def check_cost(name: str, kind: "ModelKind") -> None:
         raise LonasEdgeError(f"--cost {name}: a {kind.name} {does}; use {' or '.join(others)}")
 
 
-def context_faults(settings: CostSettings, context: int | None) -> list[str]:
-    """Lengths beyond a model's context in tokens, by option; none where the context is not limited (None)."""
-    length, options = settings.prompt_len + settings.new_tokens, f"--prompt-len {settings.prompt_len}"
+def context_errors(settings: CostSettings, context: int | None) -> list[str]:
+    """List lengths beyond a model's context in tokens; none where the context is not limited (None)."""
+    length = settings.prompt_len + settings.new_tokens
     if context is None or length <= context:
         return []
-    if not settings.new_tokens:
-        return [f"{options}: beyond the model's context of {context} tokens; choose at most {context}"]
-    options += f", --new-tokens {settings.new_tokens}"
+    options = f"--prompt-len {settings.prompt_len}"
+    if settings.new_tokens:
+        options += f", --new-tokens {settings.new_tokens}"
     return [f"{options}: {length} tokens are beyond the model's context of {context}; choose lower ones"]
 
 
-def cost_function(name: str, source: "Source", settings: CostSettings, table: "LatencyTable | None" = None) -> "CostFunction":
-    """Make the function that computes a cost."""
+def counted_cost(name: str, source: "Source", weight_format: str) -> CostFunction:
+    """Make the function that computes a cost from the sizes of a network."""
     count = COSTS[name].count
-    if count is not None:
-        return lambda chosen: float(count(source.sizes(source.subnetwork(chosen)), settings.weight_format))
-    from lonas_edge.search.latency_table import predict
-    from lonas_edge.search.uniform import find_kinds
-
-    assert table is not None
-    curves, kinds, canonical = table.curves, find_kinds(source), source.elasticity.canonical
-    if name != END_TO_END:
-        return lambda chosen: predict(curves, name, kinds, canonical(chosen))
-    first, further = (cost_function(metric, source, settings, table) for metric in settings.metrics)
-    return lambda chosen: end_to_end(first(chosen), further(chosen), settings.new_tokens)
+    assert count is not None
+    return lambda widths: float(count(source.sizes(source.subnetwork(widths)), weight_format))
 
 
 def end_to_end(ttft: float, tpot: float, new_tokens: int) -> float:

@@ -1,27 +1,22 @@
-"""The groups that a search varies, and their translation to Optuna's parameters."""
+"""The groups that a search varies. A group has levels: 0 is its widest width."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from lonas_edge.network.source import Source
+from lonas_edge.search.cost import CostFunction
 from lonas_edge.space.search_space import SearchSpace
 
-if TYPE_CHECKING:
-    from optuna.trial import Trial
-
 Widths = tuple[int, ...]  # one width per group of the search space, in group order
-Cost = Callable[[Sequence[int]], float]  # of a network's widths
+Table = tuple[tuple[float, ...], ...]  # a row per group of the search space, a figure per width; empty rows if not searched
+NAMES = ("maximal", "heuristic", "minimal")  # the networks that every search evaluates
 
 
 @dataclass(frozen=True)
 class Dimensions:
-    """The dimensions of a search.
-
-    Optuna sees a group as an ordered integer, its level: 0 is the widest width. Mutation can use the order.
-    """
+    """The dimensions of a search."""
 
     space: SearchSpace
     searched: tuple[int, ...]  # indices of the searched groups; the others keep their widest width
@@ -30,19 +25,19 @@ class Dimensions:
     inside: Mapping[int, int] = field(default_factory=dict)
 
     @property
-    def fixed(self) -> tuple[int, ...]:
-        """Indices of the groups that are not searched."""
-        return tuple(index for index in range(len(self.space.groups)) if index not in self.searched)
-
-    @property
     def only_blocks(self) -> bool:
         """Whether removable blocks are all that is searched."""
         return all(self.space.groups[index].kind == "block" for index in self.searched)
 
+    @property
+    def levels_of_groups(self) -> list[int]:
+        """Number of levels of each searched group."""
+        return [len(self.space.groups[index].widths) for index in self.searched]
+
     @cached_property
     def size(self) -> int:
         """Number of distinct networks. A removed block makes the widths inside it irrelevant."""
-        choices = {index: len(self.space.groups[index].widths) for index in self.searched}
+        choices = dict(zip(self.searched, self.levels_of_groups, strict=True))
         for group, block in self.inside.items():
             if group in choices and block in choices:
                 choices[block] = (choices[block] - 1) * choices.pop(group) + 1
@@ -64,31 +59,21 @@ class Dimensions:
         """Return the level of each searched group."""
         return [self.space.groups[index].widths.index(widths[index]) for index in self.searched]
 
-    def projected(self, widths: Sequence[int]) -> Widths:
-        """Return the same widths, with the fixed groups at their widest."""
-        return self.widths(self.levels(widths))
+    def named(self) -> dict[str, Widths]:
+        """Return the networks of `NAMES`, groups that are not searched at their widest."""
+        return {name: self.widths(self.levels(self.space.preset(name))) for name in NAMES}
 
-    def parameters(self, widths: Sequence[int]) -> dict[str, int]:
-        """Return a network as Optuna's parameters."""
-        return {_name(index): level for index, level in zip(self.searched, self.levels(widths), strict=True)}
-
-    def suggested(self, trial: "Trial") -> Widths:
-        """Draw all parameters of a trial."""
-        for index in self.searched:
-            trial.suggest_int(_name(index), 0, len(self.space.groups[index].widths) - 1)
-        return self.of(trial.params)
-
-    def of(self, parameters: Mapping[str, int]) -> Widths:
-        """Return the network of Optuna's parameters."""
-        return self.widths([parameters[_name(index)] for index in self.searched])
-
-    def complete(self, parameters: Mapping[str, int]) -> bool:
-        """Check whether all parameters are set, since another worker may still be drawing them."""
-        return all(_name(index) in parameters for index in self.searched)
-
-
-def _name(group: int) -> str:
-    return f"group_{group}"
+    def costs(self, cost: CostFunction) -> list[list[float]]:
+        """Return the cost of each level of each searched group above its narrowest, all other groups at their widest."""
+        rows = []
+        for dim, count in enumerate(self.levels_of_groups):
+            row = []
+            for level in range(count):
+                levels = [0] * len(self.searched)
+                levels[dim] = level
+                row.append(cost(self.widths(levels)))
+            rows.append([value - row[-1] for value in row])
+        return rows
 
 
 def find_dimensions(source: Source) -> Dimensions:
@@ -104,19 +89,3 @@ def find_dimensions(source: Source) -> Dimensions:
         if len(group.widths) > 1 and source.sizes(source.subnetwork(narrowest)).parameters < largest:
             searched.append(index)
     return Dimensions(source.space, tuple(searched), source.elasticity.canonical, source.elasticity.inside)
-
-
-def costs_by_width(dimensions: Dimensions, cost: Cost) -> list[list[float]]:
-    """Return the cost of each width of each searched group above the group's narrowest, all other groups at their widest.
-
-    Returns:
-        A row per searched group, the widest first.
-    """
-    rows = []
-    for dim, index in enumerate(dimensions.searched):
-        choices = [[0] * len(dimensions.searched) for _ in dimensions.space.groups[index].widths]
-        for level, choice in enumerate(choices):
-            choice[dim] = level
-        costs = [cost(dimensions.widths(choice)) for choice in choices]
-        rows.append([value - costs[-1] for value in costs])
-    return rows

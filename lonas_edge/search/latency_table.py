@@ -1,20 +1,28 @@
 """The latency table of a device: a few uniform networks, measured once. The latency of any other network adds up from it.
 
-Layers of one shape cost the same, so latency is c + Σ f(w) over the layers. A network in which all n layers of a kind have the
+Layers of one shape cost the same wherever they are. So groups that narrow the same layers of their decoder layers form a kind.
+The cost of a width shows in the network in which every group of a kind has it; the cost of removable blocks shows in the
+network without any of their kind. Latency is c + Σ f(w) over the layers. A network in which all n layers of a kind have the
 width w takes c + n·f(w). So each layer of width w saves 1/n of what that network saves compared with the widest.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from filelock import FileLock
 
 from lonas_edge.bench import machine
-from lonas_edge.bench.latency import Latency
+from lonas_edge.bench.latency import Latency, ir_latencies
+from lonas_edge.bench.measure import Schedule
+from lonas_edge.bench.options import BenchOptions
+from lonas_edge.bench.worker import run_in_process
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.files import json_sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir.core import check_device
@@ -22,113 +30,191 @@ from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.network.source import Source
 from lonas_edge.progress import Progress, silent
 from lonas_edge.schema import Record
-from lonas_edge.search.cost import CostSettings
-from lonas_edge.search.timed import cache_of, cached_ir, one_at_a_time, shape_hash, time_irs, used_versions
-from lonas_edge.search.uniform import Kind, find_kinds, uniform_networks
+from lonas_edge.search.cost import END_TO_END, CostFunction, CostSettings, end_to_end
+from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.versions import versions
+
+SCHEDULE = Schedule(12, 4, 1)  # measurements of each network, process starts, discarded measurements at each start
+_PACKAGES = ("lonas-edge", "nncf", "openvino", "openvino-genai", "optimum-intel", "transformers")
+_NOT_SHAPES = ("dtype", "torch_dtype", "transformers_version", "architectures")  # fields of a configuration
+_MOST_WIDTHS = 9  # measured per kind; others are interpolated
+_MACHINE = ("processor", "processors", "instructions", "device", "device_name")
 
 
 @dataclass(frozen=True)
-class Identity:
-    """Everything that a table depends on; it is reused where all of this is the same."""
+class LayerKind:
+    """Groups that narrow layers of one shape."""
 
-    shape: str  # hash of the model's shapes and of the measured networks
-    weight_format: str  # weight format of the IRs
-    device: str  # OpenVINO device
-    device_name: str  # its full name
-    processor: str  # name of the machine's processor
-    processors: int  # number of logical processors
-    memory_gb: int  # memory of the machine
-    threads: int  # computing threads
-    prompt_len: int  # prompt tokens
-    new_tokens: int  # generated tokens; 0 for a classifier
-    batch_size: int  # prompts or texts per batch
-    versions: dict[str, str]  # packages that write and run an IR
-    graph: int  # version of the graphs that `export` writes (`ir.fuse.GRAPH`)
-    instructions: tuple[str, ...]  # instruction sets: machines with one processor name differ
+    name: str  # the layers, as named inside a decoder layer
+    layers: dict[int, int]  # number of decoder layers that each group narrows, by group index
+    widths: tuple[int, ...]  # the measured widths, widest first
 
-    @property
-    def key(self) -> str:
-        """Short hash for a file name."""
-        return json_sha256(asdict(self))[:16]
+
+def find_kinds(source: Source) -> tuple[LayerKind, ...]:
+    """Find the kinds of groups that latency depends on. Ranks are not among them: they vanish when merged.
+
+    Layers of one name and other full widths are another kind, with the width in its name.
+    """
+    architecture, groups = source.architecture, source.space.groups
+    layers: dict[tuple[str, int], dict[int, int]] = {}
+    for index, group in enumerate(groups):
+        if group.kind == "rank":
+            continue
+        parts: dict[str, list[str]] = {}  # the group's modules by decoder layer
+        full = 0
+        for module in group.modules:
+            layer, relative = architecture.split(module)
+            parts.setdefault(layer, []).append(relative or "layer")
+            if module in architecture.linears:
+                full = max(full, architecture.linears[module].out_features)
+        names = sorted(", ".join(sorted(part)) for part in parts.values())
+        alike = len(set(names)) == 1  # several layers that lose the same modules share a kind with single layers
+        name, count = (names[0], len(names)) if alike else ("; ".join(names), 1)
+        layers.setdefault((name, full), {})[index] = count
+    kinds, names = [], [name for name, _ in layers]
+    for (name, full), counts in layers.items():
+        widths = sorted({width for index in counts for width in groups[index].widths}, reverse=True)
+        if len(widths) > 1:
+            kinds.append(LayerKind(name if names.count(name) == 1 else f"{name} of {full}", counts, _thin(widths)))
+    return tuple(kinds)
+
+
+def _thin(widths: Sequence[int]) -> tuple[int, ...]:
+    """Return at most `_MOST_WIDTHS` of them, evenly spread, with both ends."""
+    count = min(len(widths), _MOST_WIDTHS)
+    return tuple(widths[round(position * (len(widths) - 1) / (count - 1))] for position in range(count))
+
+
+def uniform_networks(source: Source, kinds: Sequence[LayerKind]) -> dict[tuple[str, int], tuple[int, ...]]:
+    """List the networks to measure: the groups of one kind have one width, all others their kind's widest.
+
+    Returns:
+        Widths in group order, by kind and width. The widest network occurs once per kind.
+    """
+    widest = list(source.elasticity.maximal)
+    for kind in kinds:
+        for index in kind.layers:
+            widest[index] = kind.widths[0]
+    networks = {}
+    for kind in kinds:
+        for width in kind.widths:
+            networks[kind.name, width] = tuple(width if index in kind.layers else widest[index] for index in range(len(widest)))
+    return networks
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Median latency over the width of one kind's layers, all others at their widest; milliseconds, the widest first.
+    """Median latency over the width of one kind's layers, all others at their widest.
 
-    TTFT and TPOT of a language model, latency of a classifier; the others are empty.
+    Attributes:
+        widths: The widest first.
+        times: Milliseconds of each width, by metric: TTFT and TPOT of a language model, latency of an encoder.
     """
 
     widths: tuple[int, ...]
-    ttft: tuple[float, ...] = ()
-    tpot: tuple[float, ...] = ()
-    latency: tuple[float, ...] = ()
+    times: dict[str, tuple[float, ...]]
 
 
-def curves_of(source: Source, kinds: Sequence[Kind], latencies: Mapping[tuple[int, ...], Latency]) -> dict[str, Curve]:
+def make_curves(
+    source: Source, kinds: Sequence[LayerKind], latencies: Mapping[tuple[int, ...], Latency], metrics: Sequence[str]
+) -> dict[str, Curve]:
     """Make the curve of each kind from the measured latency of every uniform network."""
     networks = uniform_networks(source, kinds)
-
-    def curve(kind: Kind) -> Curve:
-        points = [asdict(latencies[networks[kind.name, width]]) for width in kind.widths]
-        measured = [metric for metric, seconds in points[0].items() if seconds is not None]
-        return Curve(kind.widths, **{metric: tuple(1e3 * point[metric] for point in points) for metric in measured})
-
-    return {kind.name: curve(kind) for kind in kinds}
-
-
-def predict(curves: Mapping[str, Curve], metric: str, kinds: Sequence[Kind], chosen: Sequence[int]) -> float:
-    """Predict the latency of a network.
-
-    Args:
-        curves: By kind.
-        metric: ttft, tpot or latency.
-        kinds: The kinds of the search space.
-        chosen: The network's widths in group order.
-
-    Returns:
-        Milliseconds.
-    """
-    total = widest = getattr(curves[kinds[0].name], metric)[0]
+    curves = {}
     for kind in kinds:
-        curve = curves[kind.name]
-        values, layers = getattr(curve, metric), sum(kind.layers.values())
+        measured = [latencies[networks[kind.name, width]] for width in kind.widths]
+        times = {metric: tuple(1e3 * getattr(latency, metric) for latency in measured) for metric in metrics}
+        curves[kind.name] = Curve(kind.widths, times)
+    return curves
+
+
+def predict(curves: Mapping[str, Curve], metric: str, kinds: Sequence[LayerKind], widths: Sequence[int]) -> float:
+    """Predict a metric of a network with these widths, in milliseconds."""
+    total = widest = curves[kinds[0].name].times[metric][0]
+    for kind in kinds:
+        curve, layers = curves[kind.name], sum(kind.layers.values())
         for group, count in kind.layers.items():
-            alone = float(np.interp(chosen[group], curve.widths[::-1], values[::-1]))
+            alone = float(np.interp(widths[group], curve.widths[::-1], curve.times[metric][::-1]))
             total += count / layers * (alone - widest)
     return float(total)
 
 
+def predicted_cost(name: str, source: Source, settings: CostSettings, curves: Mapping[str, Curve]) -> CostFunction:
+    """Make the function that predicts a timed cost."""
+    kinds, canonical = find_kinds(source), source.elasticity.canonical
+
+    def cost(widths: Sequence[int]) -> float:
+        times = {metric: predict(curves, metric, kinds, canonical(widths)) for metric in settings.metrics}
+        return end_to_end(times["ttft"], times["tpot"], settings.new_tokens) if name == END_TO_END else times[name]
+
+    return cost
+
+
+def cache_folder() -> Path:
+    """Return the directory of latency tables and of the networks behind them."""
+    return BenchOptions().cache
+
+
+def shape_hash(source: Source, networks: Sequence[Sequence[int]]) -> str:
+    """Hash everything that the latency of networks depends on in their model; values of weights do not matter."""
+    config = source.architecture.config.to_dict()
+    known = {name: value for name, value in config.items() if not name.startswith("_") and name not in _NOT_SHAPES}
+    shapes = [source.subnetwork(widths).shapes(source.unties) for widths in networks]
+    return json_sha256([known, shapes], default=str)
+
+
+def cached_ir(source: Source, widths: Sequence[int], weight_format: str) -> Path:
+    """Export an IR for timing, or find the one in the cache; its logits are not verified."""
+    identity = [shape_hash(source, [widths]), weight_format, versions(_PACKAGES), GRAPH]
+    folder = cache_folder() / f"latency-{json_sha256(identity)[:16]}"
+    if not folder.exists():
+        export_apart(
+            source, source.subnetwork(widths, "latency"), folder, ExportOptions(weight_format=weight_format, verify=False)
+        )
+    return folder
+
+
+def export_apart(source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
+    """Export in a separate process, which frees its memory."""
+    run_in_process(_export, source, subnetwork, folder, options)
+
+
+def _export(source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `lonas-edge export` does
+    export(source, subnetwork, folder, options)
+
+
+def time_irs(folders: Sequence[Path], settings: CostSettings, progress: Progress) -> list[Latency]:
+    """Measure IRs in one interleaved run with the properties of stock clients; return their medians in order."""
+    has_cache = settings.new_tokens and not settings.device.startswith("NPU")
+    properties = {"KV_CACHE_PRECISION": FORMATS[settings.weight_format].kv_cache} if has_cache else {}
+    run = [(folder, properties) for folder in folders]
+    return ir_latencies(run, settings.case, SCHEDULE, settings.device, progress=progress)
+
+
 @dataclass(frozen=True)
 class LatencyTable(Record):
-    """A device's table, measured in one interleaved run."""
+    """A device's table, measured in one interleaved run.
+
+    Attributes:
+        identity: Everything that the table depends on; it is reused where all of this is the same.
+        date: Date of the measurement.
+        seconds: Its duration, exports included.
+        curves: By kind of layers.
+    """
 
     NAME: ClassVar[str] = "latency-table"
     VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = "Delete the file; the table is then measured again."
-    identity: Identity  # what the table depends on
-    date: str  # date of the measurement
-    seconds: float  # its duration, exports included
-    rounds: int  # measurements of every network
-    starts: int  # process starts that they are spread over
-    curves: dict[str, Curve]  # by kind of layers
+    identity: dict[str, Any]
+    date: str
+    seconds: float
+    curves: dict[str, Curve]
 
     @property
     def machine(self) -> dict[str, Any]:
         """The machine that measured it: fields of `bench.machine.describe`."""
-        identity = self.identity
-        return {
-            "processor": identity.processor,
-            "processors": identity.processors,
-            "instructions": list(identity.instructions),
-            "device": identity.device,
-            "device_name": identity.device_name,
-        }
-
-    @property
-    def of_this_machine(self) -> bool:
-        """Whether this machine measured it."""
-        return self.machine.items() <= machine.describe(self.identity.device).items()
+        return {name: self.identity[name] for name in _MACHINE}
 
 
 def open_table(source: Source, settings: CostSettings, progress: Progress = silent) -> LatencyTable:
@@ -136,79 +222,47 @@ def open_table(source: Source, settings: CostSettings, progress: Progress = sile
     check_device(settings.device)
     if not find_kinds(source):
         raise LonasEdgeError("The search space has no width that latency depends on; choose another --cost.")
-    cache = cache_of(settings)
-    with one_at_a_time(cache, progress):
-        identity = _identity(source, settings)
-        file = cache / f"latency-table-{identity.key}.json"
-        table = _read(file, identity, progress)
-        if table:
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    progress("Latency table", None)
+    with FileLock(cache / ".latency.lock"):  # a second process waits for the first one's table
+        identity = table_identity(source, settings)
+        file = cache / f"latency-table-{json_sha256(identity)[:16]}.json"
+        if file.exists():
+            table = LatencyTable.read(file)
             again = "Delete the file to measure again."
             progress(f"Reusing the latency table of {table.date}: {file}. {again}\nLatency table", None)
         else:
-            table = _measured(source, settings, identity, progress)
+            table = _measure(source, settings, identity, progress)
             table.write(file)
     return table
 
 
-def _identity(source: Source, settings: CostSettings) -> Identity:
+def table_identity(source: Source, settings: CostSettings) -> dict[str, Any]:
+    """Collect everything that a table depends on: the shapes, the measurement, the machine and the versions."""
     here = machine.describe(settings.device)
     networks = list(uniform_networks(source, find_kinds(source)).values())
-    return Identity(
-        shape=shape_hash(source, networks),
-        weight_format=settings.weight_format,
-        device=settings.device,
-        device_name=here["device_name"],
-        processor=here["processor"],
-        processors=here["processors"],
-        memory_gb=round(here["memory_bytes"] / 1e9),  # the kernel's own part of it varies
-        threads=machine.placement(settings.threads).threads,
-        prompt_len=settings.prompt_len,
-        new_tokens=settings.new_tokens,
-        batch_size=settings.batch_size,
-        versions=used_versions(),
-        graph=GRAPH,
-        instructions=tuple(here["instructions"]),
-    )
+    return {
+        "shape": shape_hash(source, networks),
+        "weight_format": settings.weight_format,
+        "prompt_len": settings.prompt_len,
+        "new_tokens": settings.new_tokens,
+        **{name: here[name] for name in _MACHINE},
+        "memory_gb": round(here["memory_bytes"] / 1e9),  # the kernel's own part of it varies
+        "threads": machine.placement(None).threads,
+        "versions": versions(_PACKAGES),
+        "graph": GRAPH,
+    }
 
 
-def _read(file: Path, identity: Identity, progress: Progress) -> LatencyTable | None:
-    """Read the table in a file, if it can be reused."""
-    if not file.exists():
-        return None
-    try:
-        table = LatencyTable.read(file)
-    except LonasEdgeError as error:
-        progress(f"{error}\nMeasuring again.\nLatency table", None)
-        return None
-    return table if table.identity == identity else None
-
-
-def _measured(source: Source, settings: CostSettings, identity: Identity, progress: Progress) -> LatencyTable:
+def _measure(source: Source, settings: CostSettings, identity: dict[str, Any], progress: Progress) -> LatencyTable:
     """Export the uniform networks and measure them in one run; the widest is measured once for all kinds."""
-    start, kinds, weight_format = time.perf_counter(), find_kinds(source), settings.weight_format
+    start, kinds = time.perf_counter(), find_kinds(source)
     networks = list(dict.fromkeys(uniform_networks(source, kinds).values()))
-    _report_group_sizes(source, networks, weight_format, progress)
     folders = []
     for number, widths in enumerate(networks):
         progress(f"Latency table: exporting network {number + 1} of {len(networks)}", number / len(networks))
-        folders.append(cached_ir(source, widths, weight_format, cache_of(settings)))
+        folders.append(cached_ir(source, widths, settings.weight_format))
     times = time_irs(folders, settings, lambda what, done: progress(f"Latency table: {what}", done))
-    curves = curves_of(source, kinds, dict(zip(networks, times, strict=True)))
-    seconds = round(time.perf_counter() - start, 1)
-    return LatencyTable(identity, time.strftime("%Y-%m-%d"), seconds, settings.rounds, settings.starts, curves)
-
-
-def _report_group_sizes(source: Source, networks: Sequence[Sequence[int]], weight_format: str, progress: Progress) -> None:
-    """Report it where the quantization group size depends on the widths: predictions are then less exact."""
-    other = {source.architecture.family.head, *(name.removesuffix(".weight") for name in source.architecture.eight_bits)}
-    sizes = set()
-    for network in networks:
-        columns = [widths.in_features for name, widths in source.subnetwork(network).linears.items() if name not in other]
-        sizes.add(FORMATS[weight_format].group_size([count for count in columns if count]))
-    if len(sizes) > 1:
-        shown = ", ".join(sorted(map(str, sizes)))
-        progress(
-            f"{weight_format}: group sizes of {shown}, depending on the widths. A network with mixed widths uses the smallest "
-            "and is slower than predicted.\nLatency table",
-            None,
-        )
+    curves = make_curves(source, kinds, dict(zip(networks, times, strict=True)), settings.metrics)
+    return LatencyTable(identity, time.strftime("%Y-%m-%d"), round(time.perf_counter() - start, 1), curves)

@@ -7,8 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.options import LARGEST_SEED, Options, UserPath, option
-from lonas_edge.search.cost import COSTS, CostSettings
-from lonas_edge.search.quality import QUALITIES
+from lonas_edge.search.cost import COSTS, QUALITIES, CostSettings
 
 LEAST_EVALS = 3  # maximal, heuristic, minimal
 
@@ -42,9 +41,6 @@ class SearchOptions(Options):
     prompt: str | None = option(
         None, panel="Data", choices=(*TEMPLATES, CHAT), help="Prompt template.", unset="the one of the training"
     )
-    measure: bool | None = option(
-        None, panel="Advanced", help="Export and time the Pareto front at the end.", unset="if the cost is a latency"
-    )
     seed: int = option(
         0, panel="Advanced", minimum=0, maximum=LARGEST_SEED, help="Seed of the sampler and of the choice of prompts."
     )
@@ -56,11 +52,7 @@ class SearchOptions(Options):
         unset="a file in --output",
     )
     study: str | None = option(None, panel="Advanced", help="Name of the study in --storage.")
-    overwrite: bool = option(
-        False,
-        panel="Output",
-        help="Replace an earlier search in --output.",
-    )
+    overwrite: bool = option(False, panel="Output", help="Replace an earlier search in --output.")
     cost_settings: CostSettings = field(default_factory=CostSettings)
 
     def conflicts(self) -> Iterator[str]:

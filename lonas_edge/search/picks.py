@@ -2,15 +2,14 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.search.quality import QUALITIES
+from lonas_edge.search.cost import QUALITIES, CostFunction
 from lonas_edge.search.record import Evaluation, front
 
 _FORM = re.compile(r"\s*([a-z]+(?:-[a-z]+)*)\s*<=\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*(x?)\s*", re.IGNORECASE)
-Value = Callable[[Evaluation], float]  # of one measure
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,32 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
     return picks
 
 
-def resolve(pick: Pick, evaluations: Sequence[Evaluation], values: Mapping[str, Value], maximal: Evaluation) -> Evaluation:
-    """Find the best network under a bound: the best quality if a cost is bounded, the cheapest if a quality is."""
-    value = values[pick.measure]
-    largest = value(maximal)
-    met = [evaluation for evaluation in evaluations if pick.meets(value(evaluation), largest)]
+def resolve(pick: Pick, evaluations: Sequence[Evaluation], value: Callable[[Evaluation], float], maximal: float) -> Evaluation:
+    """Find the best network under a bound: the best quality if a cost is bounded, the cheapest if a quality is.
+
+    `value` is the figure of the pick's measure, and `maximal` that of the maximal network.
+    """
+    met = [evaluation for evaluation in evaluations if pick.meets(value(evaluation), maximal)]
     if not met:
         closest = min(evaluations, key=lambda evaluation: (value(evaluation), evaluation.number))
-        figure = f"{value(closest) / largest:.3g}x" if pick.relative else f"{value(closest):.6g}"
+        figure = f"{value(closest) / maximal:.3g}x" if pick.relative else f"{value(closest):.6g}"
         raise LonasEdgeError(
             f"No network meets {pick.expression}; the closest is {figure} (evaluation {closest.number}). "
             "Relax the bound or raise --evals."
         )
     best = front(met)
     return best[0] if pick.measure in QUALITIES else best[-1]
+
+
+def check_picks(
+    picks: Iterable[Pick], smallest: Sequence[int], largest: Sequence[int], costs: Mapping[str, CostFunction]
+) -> None:
+    """Refuse a pick below the cost of the smallest network; picks of other measures than `costs` are ignored."""
+    for pick in picks:
+        if pick.measure not in costs:
+            continue
+        cost = costs[pick.measure]
+        least, most = cost(smallest), cost(largest)
+        if not pick.meets(least, most):
+            figure = f"{least / most:.3g}x" if pick.relative else f"{least:.6g}"
+            raise LonasEdgeError(f"{pick.expression}: the smallest network has {pick.measure} {figure}. Relax the bound.")

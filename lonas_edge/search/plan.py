@@ -1,6 +1,5 @@
 """What a search will do: options resolved and checked; no weights are read."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -10,13 +9,19 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source
-from lonas_edge.search.cost import COSTS, COUNTED, check_cost, context_faults, cost_function, default_cost
-from lonas_edge.search.dimensions import Cost, Dimensions, find_dimensions
-from lonas_edge.search.options import LEAST_EVALS, SearchOptions
-from lonas_edge.search.picks import Pick, parse_picks
-from lonas_edge.search.quality import QUALITIES
-from lonas_edge.search.warm_start import named
-from lonas_edge.space.search_space import SearchSettings
+from lonas_edge.search.cost import (
+    COSTS,
+    COUNTED,
+    QUALITIES,
+    CostFunction,
+    check_cost,
+    context_errors,
+    counted_cost,
+    default_cost,
+)
+from lonas_edge.search.dimensions import Dimensions, find_dimensions
+from lonas_edge.search.options import SearchOptions
+from lonas_edge.search.picks import Pick, check_picks, parse_picks
 
 REFINED = 0.25  # share of the evaluations, at the end, in which the refinement comes before the sampler
 REFINED_PICKS = 0.5  # the same where picks bound a cost
@@ -34,14 +39,9 @@ class SearchPlan:
     picks: tuple[Pick, ...]
 
     @property
-    def measures(self) -> bool:
-        """Whether the front is exported and measured at the end."""
-        return COSTS[self.cost].timed if self.options.measure is None else self.options.measure
-
-    @property
     def timed(self) -> bool:
-        """Whether any latency is measured."""
-        return COSTS[self.cost].timed or self.measures
+        """Whether the cost is a latency."""
+        return COSTS[self.cost].timed
 
     @property
     def units(self) -> dict[str, str]:
@@ -50,33 +50,23 @@ class SearchPlan:
         return {quality: self.data.units.get(quality, QUALITIES[quality].unit), self.cost: COSTS[self.cost].unit}
 
     @property
-    def greedy(self) -> bool:
-        """Whether blocks are removed greedily: where nothing else is searched."""
-        return self.dimensions.only_blocks
-
-    @property
     def only_greedy(self) -> bool:
-        """Whether the search ends with the greedy removal, when the bounds of its picks are met."""
-        return self.greedy and bool(self.picks)
+        """Whether the search ends with the greedy removal of blocks, when the bounds of its picks are met."""
+        return self.dimensions.only_blocks and bool(self.picks)
 
     @property
     def refine_from(self) -> int:
         """Evaluations after which proposals come before the sampler."""
-        if self.greedy:
+        if self.dimensions.only_blocks:
             return 0
         bounded = any(pick.measure not in QUALITIES for pick in self.picks)
         return round(self.options.evals * (1 - (REFINED_PICKS if bounded else REFINED)))
 
     @cached_property
-    def sampler_settings(self) -> SearchSettings:
-        """The search space's settings of NSGA-II, with the seed of the options."""
-        return self.source.space.search.model_copy(update={"seed": self.options.seed})
-
-    @cached_property
-    def counted_costs(self) -> dict[str, Cost]:
+    def counted_costs(self) -> dict[str, CostFunction]:
         """Costs that need no measurement, by name; the figures of each network are computed once."""
-        settings = self.options.cost_settings
-        return {name: cache(cost_function(name, self.source, settings)) for name in COUNTED}
+        weight_format = self.options.cost_settings.weight_format
+        return {name: cache(counted_cost(name, self.source, weight_format)) for name in COUNTED}
 
     @cached_property
     def data_sha256(self) -> str:
@@ -93,7 +83,6 @@ class SearchPlan:
     def identity(self) -> dict[str, Any]:
         """What the evaluations depend on, as JSON: searches with the same identity can share a study."""
         options, source, settings = self.options, self.source, self.options.cost_settings
-        lengths = [settings.device, settings.prompt_len, settings.new_tokens, settings.batch_size]
         return {
             "base": sha256(source.base.folder / "config.json"),
             "super_adapter": fingerprint(source.adapter.folder) if source.adapter else None,
@@ -103,31 +92,26 @@ class SearchPlan:
             "template": self.data.described,
             "quality": options.quality,
             "cost": self.cost,
-            "device": lengths if COSTS[self.cost].timed else None,
+            "device": [settings.device, settings.prompt_len, settings.new_tokens] if self.timed else None,
             "weight_format": settings.weight_format,
             "seed": options.seed,
             **({} if source.adapter else {"weights": fingerprint(source.base.folder)}),
             **({"pooling": asdict(source.pooling)} if source.pooling else {}),
         }
 
-    @property
-    def files(self) -> dict[str, object]:
-        """The files behind the identity's hashes, for errors."""
-        base, adapter = self.source.base.folder / "config.json", self.source.adapter
-        space = "nncf_config.json, or --nncf-config"
-        return {"base": base, "search_space": space, "data": self.options.data} | (
-            {"super_adapter": adapter.folder} if adapter else {}
-        )
-
 
 def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
     """Resolve and check the options."""
-    _check_source(source)
-    task = source.architecture.family.kind
-    cost = options.cost or default_cost(task)
-    check_cost(cost, task)
-    if options.evals < LEAST_EVALS:
-        raise LonasEdgeError(f"--evals {options.evals}: expected at least {LEAST_EVALS}.")
+    if not source.space.groups:
+        raise source.without_space("there is nothing to search")
+    if recovered := source.own:
+        raise LonasEdgeError(
+            f"{source.folder}: this adapter has only its {recovered.name} sub-network (`train --from`). "
+            "Search the super-adapter that it was trained from."
+        )
+    kind = source.architecture.family.kind
+    cost = options.cost or default_cost(kind)
+    check_cost(cost, kind)
     picks = parse_picks(options.picks, list(dict.fromkeys((options.quality, cost, *COUNTED))))
     dimensions = find_dimensions(source)
     if not dimensions.searched:
@@ -141,30 +125,8 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
         raise LonasEdgeError(f"{options.data}: --quality loss needs labels. Use kl, the distance from the unpruned network.")
     plan = SearchPlan(source, options, cost, dimensions, data, tuple(picks))
     if plan.timed:
-        lengths = context_faults(options.cost_settings, source.architecture.context)
-        raise_all(f"{source.base.folder}: the latency cannot be measured:", lengths)
-    known = named(plan.dimensions)
+        errors = context_errors(options.cost_settings, source.architecture.context)
+        raise_all(f"{source.base.folder}: the latency cannot be measured:", errors)
+    known = dimensions.named()
     check_picks(plan.picks, known["minimal"], known["maximal"], plan.counted_costs)
     return plan
-
-
-def _check_source(source: Source) -> None:
-    if not source.space.groups:
-        raise source.without_space("there is nothing to search")
-    if recovered := source.own:
-        raise LonasEdgeError(
-            f"{source.folder}: this adapter has only its {recovered.name} sub-network (`train --from`). "
-            "Search the super-adapter that it was trained from."
-        )
-
-
-def check_picks(picks: Iterable[Pick], smallest: Sequence[int], largest: Sequence[int], costs: Mapping[str, Cost]) -> None:
-    """Refuse a pick below the cost of the smallest network; picks of other measures than `costs` are ignored."""
-    for pick in picks:
-        if pick.measure not in costs:
-            continue
-        cost = costs[pick.measure]
-        least, most = cost(smallest), cost(largest)
-        if not pick.meets(least, most):
-            figure = f"{least / most:.3g}x" if pick.relative else f"{least:.6g}"
-            raise LonasEdgeError(f"{pick.expression}: the smallest network has {pick.measure} {figure}. Relax the bound.")

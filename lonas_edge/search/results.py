@@ -1,150 +1,118 @@
 """The results of a search: its record, and the files of its sub-networks and plots."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.bench.machine import describe
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.search import SEARCH, SUBNETWORKS, report
-from lonas_edge.search.dimensions import Cost
-from lonas_edge.search.latency_table import LatencyTable
+from lonas_edge.search.dimensions import Table
 from lonas_edge.search.picks import resolve
 from lonas_edge.search.plan import SearchPlan
-from lonas_edge.search.record import Evaluation, Measured, Named, Scored, SearchRecord, front, hypervolume
+from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front, hypervolume
 from lonas_edge.search.study import SAMPLER
-from lonas_edge.search.warm_start import named
 from lonas_edge.space.selection import SubnetworkRecord
 from lonas_edge.space.subnetwork import SearchOrigin, Subnetwork
 from lonas_edge.versions import versions
 
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "optuna", "openvino", "nncf")
-Value = Callable[[Evaluation], float]
 
 
-@dataclass(frozen=True)
-class SearchResults:
-    """The results of a search."""
+def make_record(
+    plan: SearchPlan, study: str, evaluations: Sequence[Evaluation], sensitivity: Table, dtype: str, machine: Mapping[str, Any]
+) -> SearchRecord:
+    """Make the record of the evaluations.
 
-    plan: SearchPlan
-    study: str
-    evaluations: tuple[Evaluation, ...]  # in the order of the trials
-    sensitivity: tuple[tuple[float, ...], ...]  # rows of the sensitivity table
-    dtype: str  # in which PyTorch scored the networks
-    seconds: Mapping[str, float]  # by step
-    latency: LatencyTable | None = None  # whose machine predicted latencies mean
-    measured: tuple[Measured, ...] = ()  # the networks measured at the end
-
-    def write(self, folder: Path) -> None:
-        """Write record, sub-networks and plots into an empty directory."""
-        record = self.record
-        (folder / SUBNETWORKS).mkdir()
-        for entry in (*record.named, *record.picks):
-            if entry.file:
-                evaluation = self.evaluations[entry.evaluation]
-                elasticity, origin = self.plan.source.elasticity, self._origin(evaluation)
-                subnetwork = Subnetwork(elasticity, evaluation.widths, f"search:{entry.name}", origin)
-                SubnetworkRecord.of(subnetwork).write(folder / SUBNETWORKS / f"{entry.file}.json")
-        report.write(record, folder)
-        record.write(folder / SEARCH)
-
-    @property
-    def missed(self) -> list[str]:
-        """An error for each pick that no network meets."""
-        return self._picks[1]
-
-    @cached_property
-    def record(self) -> SearchRecord:
-        """The record."""
-        plan, options = self.plan, self.plan.options
-        members = front(self.evaluations)
-        return SearchRecord(
-            study=self.study,
-            model=plan.source.base.name,
-            identity=plan.identity,
-            data=Scored(options.data.name, plan.data_sha256, options.num_prompts, plan.data.described, plan.unseen),
-            quality=plan.options.quality,
-            cost=plan.cost,
-            units=plan.units,
-            settings=self._settings(),
-            fixed=plan.dimensions.fixed,
-            sensitivity=self.sensitivity,
-            evaluations=self.evaluations,
-            front=tuple(member.number for member in members),
-            named=(
-                *(Named(name, evaluation.number) for name, evaluation in self._named.items()),
-                *(Named(f"front:{rank}", member.number, f"front-{rank:02}") for rank, member in enumerate(members, 1)),
-            ),
-            picks=self._picks[0],
-            measured=self.measured,
-            hypervolume=tuple(self._hypervolume()),
-            conditions={**describe("CPU"), **(self.latency.machine if self.latency else {}), "versions": versions(_PACKAGES)},
-            seconds=dict(self.seconds),
-        )
-
-    @cached_property
-    def _named(self) -> dict[str, Evaluation]:
-        """The evaluations of maximal, heuristic and minimal."""
-        known = {evaluation.widths: evaluation for evaluation in self.evaluations}
-        return {name: known[widths] for name, widths in named(self.plan.dimensions).items() if widths in known}
-
-    @cached_property
-    def _picks(self) -> tuple[tuple[Named, ...], list[str]]:
-        """The picks, and an error for each that no network meets."""
-        picked, missed = [], []
-        for pick in self.plan.picks:
-            try:
-                best = resolve(pick, self.evaluations, self._values(), self._named["maximal"])
-                picked.append(Named(f"pick:{pick.expression}", best.number, pick.file))
-            except LonasEdgeError as error:
-                missed.append(str(error))
-        return tuple(picked), missed
-
-    def _values(self) -> dict[str, Value]:
-        """Return every measure that a pick can bound."""
-
-        def value(cost: Cost) -> Value:
-            return lambda evaluation: cost(evaluation.widths)
-
-        values = {name: value(cost) for name, cost in self.plan.counted_costs.items()}
-        return values | {self.plan.cost: attrgetter("cost"), self.plan.options.quality: attrgetter("quality")}
-
-    def _hypervolume(self) -> list[float]:
-        points = [(evaluation.quality, evaluation.cost) for evaluation in self.evaluations]
-        maximal, minimal = (points[self._named[name].number] for name in ("maximal", "minimal"))
-        return hypervolume(points, (maximal[0], min(cost for _, cost in points)), (minimal[0], maximal[1]))
-
-    def _settings(self) -> dict[str, Any]:
-        """Return the options that the result depends on, without paths."""
-        plan, options = self.plan, self.plan.options
-        costs, nsga2 = asdict(options.cost_settings), plan.sampler_settings
-        return {
+    Args:
+        plan: The search.
+        study: Name of the study.
+        evaluations: All evaluations, in the order of the trials.
+        sensitivity: The sensitivity table.
+        dtype: Dtype in which PyTorch scored the networks.
+        machine: The machine of predicted latencies, fields of `bench.machine.describe`; empty without a latency.
+    """
+    options, nsga2 = plan.options, plan.source.space.search
+    known = {evaluation.widths: evaluation for evaluation in evaluations}
+    presets = {name: known[widths] for name, widths in plan.dimensions.named().items()}
+    maximal, minimal = presets["maximal"], presets["minimal"]
+    members = front(evaluations)
+    named = [Named(name, evaluation.number) for name, evaluation in presets.items()]
+    for rank, member in enumerate(members, 1):
+        named.append(Named(f"front:{rank}", member.number, f"front-{rank:02}"))
+    points = [(evaluation.quality, evaluation.cost) for evaluation in evaluations]
+    ideal = maximal.quality, min(evaluation.cost for evaluation in evaluations)
+    return SearchRecord(
+        study=study,
+        model=plan.source.base.name,
+        identity=plan.identity,
+        data=Scored(options.data.name, plan.data_sha256, options.num_prompts, plan.data.described, plan.unseen),
+        quality=options.quality,
+        cost=plan.cost,
+        units=plan.units,
+        settings={
             "evals": options.evals,
             "sampler": SAMPLER,
             "population": nsga2.population,
             "crossover_prob": nsga2.crossover_prob,
             "mutation_prob": nsga2.mutation_prob,
             "seed": options.seed,
-            "dtype": self.dtype,
-            **{name: value for name, value in costs.items() if name not in ("cache", "rounds", "starts")},
-        }
+            "dtype": dtype,
+            **asdict(options.cost_settings),
+        },
+        fixed=tuple(index for index in range(len(plan.source.space.groups)) if index not in plan.dimensions.searched),
+        sensitivity=sensitivity,
+        evaluations=tuple(evaluations),
+        front=tuple(member.number for member in members),
+        named=tuple(named),
+        picks=(),
+        hypervolume=tuple(hypervolume(points, ideal, (minimal.quality, maximal.cost))),
+        conditions={**describe("CPU"), **machine, "versions": versions(_PACKAGES)},
+        seconds={},
+    )
 
-    def _origin(self, evaluation: Evaluation) -> SearchOrigin:
-        """Describe the origin of a sub-network, for its file."""
-        plan = self.plan
-        return SearchOrigin(
-            quality=plan.options.quality,
+
+def resolve_picks(plan: SearchPlan, record: SearchRecord) -> tuple[tuple[Named, ...], list[str]]:
+    """Find the network of each pick, and an error for each pick that no network meets."""
+    maximal = next(record.evaluations[entry.evaluation] for entry in record.named if entry.name == "maximal")
+    picks, missed = [], []
+    for pick in plan.picks:
+
+        def value(evaluation: Evaluation, measure: str = pick.measure) -> float:
+            if measure == record.quality:
+                return evaluation.quality
+            return evaluation.cost if measure == record.cost else plan.counted_costs[measure](evaluation.widths)
+
+        try:
+            best = resolve(pick, record.evaluations, value, value(maximal))
+            picks.append(Named(f"pick:{pick.expression}", best.number, pick.file))
+        except LonasEdgeError as error:
+            missed.append(str(error))
+    return tuple(picks), missed
+
+
+def write_results(plan: SearchPlan, record: SearchRecord, folder: Path) -> None:
+    """Write record, sub-networks and plots into an empty directory."""
+    (folder / SUBNETWORKS).mkdir()
+    for entry in (*record.named, *record.picks):
+        if entry.file is None:
+            continue
+        evaluation = record.evaluations[entry.evaluation]
+        origin = SearchOrigin(
+            quality=record.quality,
             quality_value=evaluation.quality,
-            cost=plan.cost,
+            cost=record.cost,
             cost_value=evaluation.cost,
-            units=plan.units,
+            units=record.units,
             weight_format=plan.options.cost_settings.weight_format,
             proposed_by=evaluation.origin,
             evaluation=evaluation.number,
-            evaluations=len(self.evaluations),
-            prompts=plan.options.num_prompts,
-            super_adapter=plan.identity["super_adapter"],
+            evaluations=len(record.evaluations),
+            prompts=record.data.prompts,
+            super_adapter=record.identity["super_adapter"],
         )
+        subnetwork = Subnetwork(plan.source.elasticity, evaluation.widths, f"search:{entry.name}", origin)
+        SubnetworkRecord.of(subnetwork).write(folder / SUBNETWORKS / f"{entry.file}.json")
+    report.write(record, folder)
+    record.write(folder / SEARCH)

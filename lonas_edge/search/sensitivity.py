@@ -6,46 +6,30 @@ inputs. Sums over groups predict the KL of networks that are not too narrow, whi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-    from lonas_edge.data.task import Batch
-    from lonas_edge.network.super_network import SuperNetwork
-    from lonas_edge.network.walk import Walk
-    from lonas_edge.space.architecture import Architecture
+from lonas_edge.data.task import Batch
+from lonas_edge.network.super_network import SuperNetwork
+from lonas_edge.network.walk import Walk
+from lonas_edge.search.dimensions import Table
 
-
-@dataclass(frozen=True)
-class SensitivityTable:
-    """KL of each group alone: a row per group of the search space, a figure per width, the widest first.
-
-    Rows of groups that are not searched are empty.
-    """
-
-    rows: tuple[tuple[float, ...], ...]
-
-    @classmethod
-    def of_rows(cls, rows: Sequence[Sequence[float]]) -> "SensitivityTable":
-        """Return a table from JSON."""
-        return cls(tuple(map(tuple, rows)))
+SKIP = 4  # a sensitivity table uses every fourth prompt; the networks that it proposes are evaluated on all prompts
 
 
-def first_layer(architecture: "Architecture", modules: Sequence[str]) -> int:
-    """Return the first decoder layer with one of a group's modules; 0 if a module is outside the layers."""
-    return min(int(layer.rpartition(".")[2] or 0) for layer, _ in map(architecture.split, modules))
+def thin(batch: Batch) -> Batch:
+    """Keep every `SKIP`-th prompt of a batch, which is sorted by length, and all positions."""
+    return {name: values if name == "logits_to_keep" else values[::SKIP] for name, values in batch.items()}
 
 
 def measure_sensitivity(
-    network: "SuperNetwork",
-    batches: "Sequence[Batch]",
-    reference: "Sequence[torch.Tensor]",
+    network: SuperNetwork,
+    batches: Sequence[Batch],
+    reference: Sequence[torch.Tensor],
     searched: Sequence[int],
     progress: Callable[[float], None] = lambda _done: None,
     around: Sequence[int] | None = None,
-) -> SensitivityTable:
+) -> Table:
     """Evaluate each searched group alone at each of its widths.
 
     Args:
@@ -59,20 +43,20 @@ def measure_sensitivity(
     Returns:
         The table. Each figure is the KL of that network less that of `around`; it can be negative.
     """
-    from lonas_edge.network.walk import Walk
-
     elasticity = network.elasticity
-    groups, architecture = elasticity.space.groups, elasticity.architecture
-    first = {index: first_layer(architecture, groups[index].modules) for index in searched}
+    groups = elasticity.space.groups
+    first = {}  # the first decoder layer that a group changes; 0 for modules outside the layers
+    for index in searched:
+        layers = [elasticity.architecture.split(module)[0] for module in groups[index].modules]
+        first[index] = min(int(layer.rpartition(".")[2] or 0) for layer in layers)
     center = tuple(around or elasticity.maximal)
     center_kl = network.kl([center], batches, reference)[0] if around else 0.0
-    rows: dict[int, tuple[float, ...]] = {}
+    rows: list[tuple[float, ...]] = [()] * len(groups)
     network.activate(center)
     walk = Walk(network, batches)
-    layers = len(walk)
-    work = {index: (layers - first[index]) * (len(groups[index].widths) - 1) for index in searched}
+    work = {index: (len(walk) - first[index]) * (len(groups[index].widths) - 1) for index in searched}
     done, total = 0, sum(work.values()) or 1
-    for layer in range(layers):
+    for layer in range(len(walk)):
         for index in (index for index in searched if first[index] == layer):
             row = []
             for width in groups[index].widths:
@@ -84,17 +68,15 @@ def measure_sensitivity(
             progress(done / total)
         network.activate(center)
         walk.step()
-    return SensitivityTable(tuple(rows.get(index, ()) for index in range(len(groups))))
+    return tuple(rows)
 
 
-def _kl(walk: "Walk", network: "SuperNetwork", batches: "Sequence[Batch]", reference: "Sequence[torch.Tensor]") -> float:
+def _kl(walk: Walk, network: SuperNetwork, batches: Sequence[Batch], reference: Sequence[torch.Tensor]) -> float:
     """Compute the mean KL of the active sub-network, which equals the walked one before the walk's current layer."""
-    import torch
-
     total, positions = 0.0, 0
     for index, batch in enumerate(batches):
-        counted = network.task.select(walk.hidden(index), batch)
+        selected = network.task.select(walk.hidden(index), batch)
         with torch.inference_mode():
-            total += network.distance(reference[index], counted).item()
-        positions += len(counted)
+            total += network.distance(reference[index], selected).item()
+        positions += len(selected)
     return total / positions

@@ -1,4 +1,4 @@
-"""A worker: evaluates the warm start, NSGA-II's draws and the refinement's moves, each network once.
+"""The Optuna study of a search, sampled by NSGA-II, and a worker that evaluates each network once.
 
 All decisions follow from the stored trials, so any number of workers can share a study. Optuna's heartbeat queues the trial of
 a dead worker again. No worker waits for another: with nothing else to do, it evaluates a network that another one has taken.
@@ -9,24 +9,54 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Any
 
+import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, one_line, raise_all
+from lonas_edge.schema import differences
 from lonas_edge.search.dimensions import Dimensions, Widths
+from lonas_edge.search.proposals import Propose
 from lonas_edge.search.record import Evaluation
-from lonas_edge.search.refine import Propose
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.trial import FrozenTrial, Trial
+from lonas_edge.space.search_space import SearchSettings
 
 SAMPLER = "nsga2"
+IDENTITY = "lonas_edge"  # study attribute with the identity of the search
 REPEATS = 3  # known networks drawn in a row, after which an unknown one is drawn at random
 DRAWS = 10_000  # attempts to draw it
 Measure = Callable[[Widths], tuple[float, float]]  # quality and cost of a network
+
+
+def open_study(
+    storage: BaseStorage, name: str, identity: Mapping[str, Any], settings: SearchSettings, seed: int, where: str
+) -> optuna.Study:
+    """Open or create a study of two minimized objectives, sampled by NSGA-II."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(study_name=name, storage=storage, directions=["minimize"] * 2, load_if_exists=True)
+        trials = study.get_trials(deepcopy=False)
+        if IDENTITY not in study.user_attrs and not trials:
+            study.set_user_attr(IDENTITY, dict(identity))
+        stored = study.user_attrs.get(IDENTITY)
+    except Exception as error:  # each database has its own exceptions
+        raise LonasEdgeError(f"{where}: cannot open the study {name!r}: {one_line(str(error))}") from error
+    if stored is None:
+        raise LonasEdgeError(f"{where}: the study {name!r} was created by another program. Choose another --study.")
+    raise_all(
+        f"{where}: the study {name!r} belongs to another search:",
+        differences(stored, identity),
+        "Choose another --output and --study, or use the options that it was started with.",
+    )
+    study.sampler = optuna.samplers.NSGAIISampler(
+        population_size=settings.population,
+        crossover_prob=settings.crossover_prob,
+        mutation_prob=settings.mutation_prob,
+        seed=(seed + len(trials)) % 2**32,  # a continued study does not repeat its first draws
+    )
+    return study
 
 
 class _KnownNetworkError(Exception):
@@ -38,7 +68,7 @@ class Worker:
 
     def __init__(
         self,
-        study: "Study",
+        study: optuna.Study,
         dimensions: Dimensions,
         evals: int,
         propose: Propose | None = None,
@@ -71,14 +101,21 @@ class Worker:
                 self._queue(widths, origin)
 
     def _queue(self, widths: Widths, origin: str) -> None:
-        self.study.enqueue_trial(self.dimensions.parameters(widths), {"origin": origin})
+        names = map(_name, self.dimensions.searched)
+        parameters = dict(zip(names, self.dimensions.levels(widths), strict=True))
+        self.study.enqueue_trial(parameters, {"origin": origin})
 
     def evaluations(self) -> list[Evaluation]:
         """Return all evaluations so far, in the order of the trials."""
         first: dict[Widths, FrozenTrial] = {}
         for trial in self._trials(TrialState.COMPLETE):
-            first.setdefault(self.dimensions.of(trial.params), trial)
-        return [self._evaluation(number, *item) for number, item in enumerate(first.items())]
+            first.setdefault(self._widths(trial.params), trial)
+        evaluations = []
+        for number, (widths, trial) in enumerate(first.items()):
+            (quality, cost), attributes = trial.values, trial.user_attrs
+            seconds, origin = attributes.get("seconds", 0.0), attributes.get("origin", SAMPLER)
+            evaluations.append(Evaluation(number, widths, quality, cost, seconds, origin))
+        return evaluations
 
     def run(self, measure: Measure, report: Callable[[list[Evaluation]], None]) -> None:
         """Evaluate networks until there are enough, or none is left."""
@@ -106,11 +143,16 @@ class Worker:
             if not self._measured:  # else Optuna could not store the result
                 raise
 
-    def _objective(self, trial: "Trial", measure: Measure) -> tuple[float, float]:
+    def _objective(self, trial: Trial, measure: Measure) -> tuple[float, float]:
         _ = trial.relative_params  # Optuna draws lazily; a queued trial would otherwise never become a parent
-        widths = self.dimensions.suggested(trial)
-        queued = "origin" in trial.user_attrs
-        if widths in (self._networks(TrialState.COMPLETE) if queued else self._earlier(trial.number)):
+        for index, count in zip(self.dimensions.searched, self.dimensions.levels_of_groups, strict=True):
+            trial.suggest_int(_name(index), 0, count - 1)
+        widths = self._widths(trial.params)
+        queued = "origin" in trial.user_attrs  # a queued network may be one that another worker has taken
+        known = self._networks(TrialState.COMPLETE)
+        if not queued:
+            known |= self._networks(TrialState.RUNNING, before=trial.number)
+        if widths in known:
             self._repeats += 1
             raise _KnownNetworkError
         self._repeats = 0
@@ -151,30 +193,29 @@ class Worker:
     def _unknown(self, known: set[Widths]) -> Widths | None:
         """Draw a random unknown network."""
         draw = random.Random(len(known))
-        groups = [self.dimensions.space.groups[index] for index in self.dimensions.searched]
         for _ in range(DRAWS):
-            widths = self.dimensions.widths([draw.randrange(len(group.widths)) for group in groups])
+            widths = self.dimensions.widths([draw.randrange(count) for count in self.dimensions.levels_of_groups])
             if widths not in known:
                 return widths
         return None
 
-    def _trials(self, *states: TrialState) -> "list[FrozenTrial]":
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return list(self.study.get_trials(deepcopy=False, states=states))
 
+    def _widths(self, parameters: Mapping[str, int]) -> Widths:
+        """Return the network of Optuna's parameters: the level of each searched group."""
+        return self.dimensions.widths([parameters[_name(index)] for index in self.dimensions.searched])
+
     def _networks(self, *states: TrialState, before: float = math.inf) -> set[Widths]:
-        """Return the networks of trials whose parameters are all set."""
+        """Return the networks of trials, without those whose parameters another worker is still drawing."""
         trials = [trial for trial in self._trials(*states) if trial.number < before]
         parameters = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
-        return {self.dimensions.of(values) for values in parameters if self.dimensions.complete(values)}
+        return {self._widths(values) for values in parameters if len(values) == len(self.dimensions.searched)}
 
     def _known(self) -> set[Widths]:
         return self._networks(TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
 
-    def _earlier(self, number: int) -> set[Widths]:
-        """Return the evaluated networks, and those that earlier trials are evaluating."""
-        return self._networks(TrialState.COMPLETE) | self._networks(TrialState.RUNNING, before=number)
 
-    def _evaluation(self, number: int, widths: Widths, trial: "FrozenTrial") -> Evaluation:
-        quality, cost = trial.values
-        origin = str(trial.user_attrs.get("origin", SAMPLER))
-        return Evaluation(number, widths, quality, cost, float(trial.user_attrs.get("seconds", 0.0)), origin)
+def _name(group: int) -> str:
+    """Name Optuna's parameter of a group. It is an ordered integer, so that mutation can use the order."""
+    return f"group_{group}"

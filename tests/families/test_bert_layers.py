@@ -143,7 +143,7 @@ def test_the_sensitivity_walk(task: str, tiny_bert: TinyBert) -> None:
         own = network.kl([center], batches)[0]
         for index in searched:
             alone = [[*center[:index], width, *center[index + 1 :]] for width in source.groups()[index]]
-            assert table.rows[index] == pytest.approx([kl - own for kl in network.kl(alone, batches)], abs=1e-5)
+            assert table[index] == pytest.approx([kl - own for kl in network.kl(alone, batches)], abs=1e-5)
     whole, small = (expected_of(task, source, [*maximal[:-2], *depth]) for depth in ([1, 1], [0, 0]))
     if task == "classifier":
         expected = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean()

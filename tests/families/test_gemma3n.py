@@ -32,7 +32,7 @@ from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.pipeline.stages import optimum_options, run_optimum
 from lonas_edge.pipeline.steps import Command
-from lonas_edge.search.uniform import find_kinds, uniform_networks
+from lonas_edge.search.latency_table import find_kinds, uniform_networks
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import removable_blocks
 from lonas_edge.vocabulary.model_vocabulary import ModelVocabulary

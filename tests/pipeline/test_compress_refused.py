@@ -137,7 +137,7 @@ def test_sizes_are_those_of_the_search(
         with pytest.raises(LonasEdgeError) as searched:
             search = {"data": data, "output": tmp_path / "search", "cost": measure, "prompt": "question", "num_prompts": 4}
             lora = open_source(str(steps / "lora"), base, steps / "space.json")
-            make_plan(lora, SearchOptions(**search, picks=(target,), measure=False))
+            make_plan(lora, SearchOptions(**search, picks=(target,)))
         assert str(before.value) == str(searched.value)
     figure = float(re.search(r"0\.\d+(?=x\. Relax)", str(searched.value))[0])
     monkeypatch.setattr(Stages, "fine_tune", forbidden)
@@ -149,7 +149,7 @@ def test_an_unreachable_latency(
     llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Latencies are measured, in two rounds."""
-    monkeypatch.setattr("lonas_edge.search.timed.Schedule", lambda *_: Schedule(2, 1, 1))
+    monkeypatch.setattr("lonas_edge.search.latency_table.SCHEDULE", Schedule(2, 1, 1))
     with pytest.raises(LonasEdgeError, match=r"tpot<=0\.01x: the smallest network has tpot "):
         compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "tpot<=0.01x"})
     assert not (tmp_path / "out").exists()

@@ -4,9 +4,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 from lonas_edge.bench.latency import Latency
 from lonas_edge.exporting.export import ExportOptions
 from lonas_edge.network.source import Source
+from lonas_edge.search import latency_table
 from lonas_edge.space.subnetwork import Subnetwork
 
 
@@ -17,17 +20,20 @@ class Device:
         exported: Widths, weight format and directory of each export.
         runs: Runtime properties of the networks of each run.
         arguments: The other arguments of each run.
-        slower: Factor of all times.
-        slower_later: Factor of all times but those of the first run.
     """
 
     def __init__(self, seconds: Callable[[Sequence[int]], float], classifier: bool = False) -> None:
         """`seconds` is the TTFT of a network, or the latency of a classifier; TPOT is a tenth of it."""
-        self.seconds, self.classifier, self.slower = seconds, classifier, 1.0
-        self.slower_later: float | None = None
+        self.seconds, self.classifier = seconds, classifier
         self.exported: list[tuple[tuple[int, ...], str, Path]] = []
         self.runs: list[list[Mapping[str, str]]] = []
         self.arguments: list[tuple[object, ...]] = []
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Replace the functions, and the user's cache."""
+        monkeypatch.setattr(latency_table, "export_apart", self.export)
+        monkeypatch.setattr(latency_table, "ir_latencies", self.measure)
+        monkeypatch.setattr(latency_table, "cache_folder", lambda: cache)
 
     def export(self, _source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
         assert not options.verify
@@ -35,9 +41,8 @@ class Device:
         folder.mkdir(parents=True)
         (folder / "widths.json").write_text(json.dumps(subnetwork.widths))
 
-    def measure(self, irs: Sequence[tuple[Path, Mapping[str, str]]], *arguments: object) -> list[Latency]:
-        self.slower = self.slower_later if self.slower_later and self.runs else self.slower
+    def measure(self, irs: Sequence[tuple[Path, Mapping[str, str]]], *arguments: object, **_: object) -> list[Latency]:
         self.runs.append([properties for _, properties in irs])
         self.arguments.append(arguments)
-        times = [self.slower * self.seconds(json.loads((folder / "widths.json").read_text())) for folder, _ in irs]
+        times = [self.seconds(json.loads((folder / "widths.json").read_text())) for folder, _ in irs]
         return [Latency(latency=time) if self.classifier else Latency(time, time / 10) for time in times]

@@ -1,9 +1,8 @@
 """The record of an artificial search."""
 
 import random
-from dataclasses import replace
 
-from lonas_edge.search.record import Evaluation, Measured, Named, Scored, SearchRecord, front, hypervolume
+from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front, hypervolume
 
 WIDTHS = (1536, 1344, 1152, 960, 768)
 GROUPS = 30
@@ -27,7 +26,7 @@ def made_up(evaluations: int = 200, cost: str = "tpot", seed: int = 1) -> Search
     named = [Named(name, number) for number, name in enumerate(("maximal", "heuristic", "minimal"))]
     named += [Named(f"front:{level}", member.number, f"front-{level:02}") for level, member in enumerate(members, 1)]
     picks = [Named(f"pick:{cost}<=0.85x", members[2].number, "a"), Named("pick:kl<=0.05", members[-3].number, "b")]
-    settings = {"weight_format": "int8", "device": "CPU", "prompt_len": 256, "new_tokens": 64, "batch_size": 1}
+    settings = {"weight_format": "int8", "device": "CPU", "prompt_len": 256, "new_tokens": 64}
     return SearchRecord(
         study="search",
         model="smollm2-135m",
@@ -43,7 +42,6 @@ def made_up(evaluations: int = 200, cost: str = "tpot", seed: int = 1) -> Search
         front=tuple(member.number for member in members),
         named=tuple(named),
         picks=tuple(picks),
-        measured=(),
         hypervolume=tuple(
             hypervolume(
                 [(member.quality, member.cost) for member in evaluated], (0, evaluated[2].cost), (0.6, evaluated[0].cost)
@@ -52,12 +50,3 @@ def made_up(evaluations: int = 200, cost: str = "tpot", seed: int = 1) -> Search
         conditions={"processor": "Intel(R) Xeon(R) Processor", "date": "2026-11-25"},
         seconds={"evaluations": 300.0},
     )
-
-
-def with_measured(record: SearchRecord) -> SearchRecord:
-    """Its heuristic network and the front's first, measured 4 % slower than predicted."""
-    measured = []
-    for name, number in (("heuristic", 1), ("front:1", record.front[0])):
-        cost = record.evaluations[number].cost
-        measured.append(Measured(name, number, 12.5 * cost, 1.04 * cost, 12.5 * cost, cost))
-    return replace(record, measured=tuple(measured))

@@ -6,7 +6,7 @@ from tiny_models import HIDDEN, TinySource
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
 from lonas_edge.families.kinds import ModelKind
-from lonas_edge.search.cost import CostSettings, check_cost, cost_function, default_cost
+from lonas_edge.search.cost import check_cost, counted_cost, default_cost
 
 
 def test_counted_costs(llama: TinySource) -> None:
@@ -17,7 +17,7 @@ def test_counted_costs(llama: TinySource) -> None:
     narrowed[maximal.index(128)] = 64
 
     def saved(name: str, weight_format: str = "int8") -> float:
-        cost = cost_function(name, opened, CostSettings(weight_format))
+        cost = counted_cost(name, opened, weight_format)
         return cost(maximal) - cost(narrowed)
 
     weights = 64 * (3 * HIDDEN + 3 * 8)

@@ -14,10 +14,9 @@ from lonas_edge.bench.latency import Latency
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.latency_table import curves_of, predict
+from lonas_edge.search.latency_table import find_kinds, make_curves, predict, uniform_networks
 from lonas_edge.search.picks import parse_picks
-from lonas_edge.search.sensitivity import SensitivityTable, measure_sensitivity
-from lonas_edge.search.uniform import find_kinds, uniform_networks
+from lonas_edge.search.sensitivity import measure_sensitivity
 from lonas_edge.search.warm_start import warm_start
 from lonas_edge.space.elasticity import Elasticity
 
@@ -109,8 +108,8 @@ def test_sensitivity_of_blocks(case: str, heads: bool, tiny_models: TinyModels, 
     maximal = [values[0] for values in groups]
     for group in searched:
         alone = [[*maximal[:group], value, *maximal[group + 1 :]] for value in groups[group]]
-        assert table.rows[group] == pytest.approx(network.kl(alone, batches), rel=1e-3, abs=1e-5)
-        assert len(table.rows[group]) == len(groups[group]) and table.rows[group][-1] > 1e-4
+        assert table[group] == pytest.approx(network.kl(alone, batches), rel=1e-3, abs=1e-5)
+        assert len(table[group]) == len(groups[group]) and table[group][-1] > 1e-4
 
 
 def test_latency_of_heads_and_blocks(tiny_models: TinyModels) -> None:
@@ -134,7 +133,9 @@ def test_latency_of_heads_and_blocks(tiny_models: TinyModels) -> None:
         narrow = (most - width) / (most - least)
         return Latency(ttft=(10 - saved[name] * narrow) / 1e3, tpot=(1 - saved[name] * narrow / 10) / 1e3)
 
-    table = curves_of(source, find_kinds(source), {network: latency(*key) for key, network in networks.items()})
+    table = make_curves(
+        source, find_kinds(source), {network: latency(*key) for key, network in networks.items()}, ("ttft", "tpot")
+    )
 
     def predicted(metric: str, mlp: list[int], kept: list[int], depth: list[int]) -> float:
         chosen = source.elasticity.canonical([*groups[0][:1] * 3, *mlp, *groups[6][:1] * 3, *kept, *depth])
@@ -167,7 +168,7 @@ def test_warm_start_at_a_pick_with_blocks(share: float, tiny_models: TinyModels)
         return sum(row[level] for row, level in zip(rows, levels, strict=True) if row)
 
     (pick,) = parse_picks([f"bytes<={share}x"], ["bytes"])
-    origins = warm_start(dimensions, 100, SensitivityTable(rows), cost, {pick: cost})
+    origins = warm_start(dimensions, 100, rows, cost, {pick: cost})
     (chosen,) = [widths for widths, origin in origins.items() if origin == f"warm-start:pick:{pick.expression}"]
     bound = share * cost(source.elasticity.maximal)
     under = [widths for widths in distinct(source.elasticity, groups) if cost(widths) <= bound]

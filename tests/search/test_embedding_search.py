@@ -72,7 +72,7 @@ def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
     for index in searched:
         for level, width in enumerate(source.groups()[index][1:], 1):
             changed = [*MAXIMAL[:index], width, *MAXIMAL[index + 1 :]]
-            assert table.rows[index][level] == pytest.approx(embedded.distance(changed), rel=1e-3, abs=1e-8)
+            assert table[index][level] == pytest.approx(embedded.distance(changed), rel=1e-3, abs=1e-8)
 
 
 def test_a_search(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:

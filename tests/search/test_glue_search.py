@@ -82,7 +82,7 @@ def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
         for level, width in enumerate(source.groups()[index][1:], 1):
             small = answers.of([*maximal[:index], width, *maximal[index + 1 :]])
             kl = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean()
-            assert table.rows[index][level] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
+            assert table[index][level] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
 
 
 def test_compressed_networks_equal_their_irs(tiny_bert: TinyBert, tmp_path: Path) -> None:

@@ -5,16 +5,15 @@ import itertools
 import pytest
 
 from lonas_edge.search.dimensions import Dimensions, Widths
-from lonas_edge.search.greedy import greedy_proposer
+from lonas_edge.search.proposals import greedy_proposer
 from lonas_edge.search.record import Evaluation
-from lonas_edge.search.sensitivity import SensitivityTable
 from lonas_edge.space.search_space import BLOCK_WIDTHS, Group, Member, SearchSpace
 
 ALONE = (3.0, 0.3, 0.1, 0.2, 0.5)
 PAIRS = {(1, 2): 0.9, (2, 3): 0.05, (3, 4): 0.6}  # what two blocks cost more together
 SPACE = SearchSpace(tuple(Group((Member(f"{i}", "block", f"{i}"),), BLOCK_WIDTHS) for i in range(5)))
 DIMENSIONS = Dimensions(SPACE, tuple(range(5)))
-TABLE = SensitivityTable(tuple((0.0, cost) for cost in ALONE))
+TABLE = tuple((0.0, cost) for cost in ALONE)
 
 
 def quality(removed: tuple[int, ...]) -> float:

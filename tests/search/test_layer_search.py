@@ -12,8 +12,7 @@ from tiny_bert import HIDDEN, LAYERS, MLP, RANK, TinyBert
 
 from lonas_edge.bench.latency import Latency
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.latency_table import curves_of, predict
-from lonas_edge.search.uniform import find_kinds, uniform_networks
+from lonas_edge.search.latency_table import find_kinds, make_curves, predict, uniform_networks
 
 WHOLE = [HIDDEN] * LAYERS + [RANK] * LAYERS + [MLP] * LAYERS
 
@@ -69,6 +68,6 @@ def test_latency(tiny_bert: TinyBert) -> None:
         kept = [1, 1, 1] if widths[-1] else [0, 1, 0]
         return Latency(latency=sum(kept[i] * (0.1 + widths[i] / 64 + widths[6 + i] / 128) for i in range(LAYERS)))
 
-    curves = curves_of(source, kinds, {widths: seconds(widths) for widths in networks.values()})
+    curves = make_curves(source, kinds, {widths: seconds(widths) for widths in networks.values()}, ["latency"])
     alone = source.elasticity.canonical([32, 64, 64, 8, 8, 8, 128, 64, 64, 1, 0])
     assert predict(curves, "latency", kinds, alone) == pytest.approx(1e3 * (2 * 2.1 - 0.5 - 0.5))

@@ -42,12 +42,12 @@ def test_all_problems_are_listed() -> None:
 )
 def test_resolved(text: str, number: int) -> None:
     [pick] = parse_picks([text], list(VALUES))
-    assert resolve(pick, EVALUATIONS, VALUES, EVALUATIONS[0]).number == number
+    assert resolve(pick, EVALUATIONS, VALUES[pick.measure], 100.0).number == number
 
 
 def test_the_closest_is_named() -> None:
     with pytest.raises(LonasEdgeError, match=r"No network meets macs<=0.4x; the closest is 0.5x \(evaluation 3\)"):
-        resolve(Pick("macs<=0.4x", "macs", 0.4, True), EVALUATIONS, VALUES, EVALUATIONS[0])
+        resolve(Pick("macs<=0.4x", "macs", 0.4, True), EVALUATIONS, VALUES["macs"], 100.0)
 
 
 def test_names_of_files() -> None:

@@ -4,17 +4,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from lonas_edge.search import refine
+from lonas_edge.search import proposals
 from lonas_edge.search.dimensions import Dimensions, Widths
 from lonas_edge.search.picks import Pick
+from lonas_edge.search.proposals import front_proposer, pick_proposer
 from lonas_edge.search.record import Evaluation
-from lonas_edge.search.refine import front_proposer, pick_proposer
-from lonas_edge.search.sensitivity import SensitivityTable
 from lonas_edge.space.search_space import Group, Member, SearchSpace
 
 SPACE = SearchSpace(tuple(Group((Member(f"layer{i}", "base", "node"),), (4, 3, 2)) for i in range(3)))
 DIMENSIONS = Dimensions(SPACE, (0, 1, 2))
-TABLE = SensitivityTable(((0.0, 0.1, 0.3), (0.0, 0.4, 0.9), (0.0, 0.2, 0.5)))
+TABLE = ((0.0, 0.1, 0.3), (0.0, 0.4, 0.9), (0.0, 0.2, 0.5))
 
 
 def cost(widths: tuple[int, ...]) -> float:
@@ -54,7 +53,7 @@ def test_hopeless_moves_are_not_tried() -> None:
 
 
 def test_the_end(monkeypatch) -> None:
-    monkeypatch.setattr(refine, "PATIENCE", 2)
+    monkeypatch.setattr(proposals, "PATIENCE", 2)
     done = [evaluation(0, (4, 3, 4), 0.4), evaluation(1, (3, 4, 4), 0.5, "refined")]
     assert proposed(done)
     done.append(evaluation(2, (2, 4, 4), 0.9, "refined"))  # cheaper: in the front, so the refinement goes on
@@ -70,7 +69,7 @@ def of_pick(
     done: list[Evaluation], rows: Sequence[Sequence[float]], center: Sequence[int], dimensions: Dimensions = DIMENSIONS
 ) -> tuple[Widths, str] | None:
     """The proposal for the pick, with a table measured around `center`."""
-    table = SensitivityTable(tuple(map(tuple, rows)))
+    table = tuple(map(tuple, rows))
     propose = pick_proposer(dimensions, {PICK: cost}, lambda _pick, _best: (center, table))
     return propose(done, {evaluation.widths for evaluation in done})
 
@@ -92,9 +91,7 @@ def test_moved_groups_are_fixed() -> None:
     space = SearchSpace(tuple(Group((Member(f"layer{i}", "base", "node"),), (4, 3, 2)) for i in range(4)))
     wider = Dimensions(space, (0, 1, 2, 3))
     done = [evaluation(0, (4, 2, 3, 3), 0.4, "refined:macs<=12")]  # from (3, 3, 3, 3)
-    pick = pick_proposer(
-        wider, {Pick("macs<=12", "macs", 12.0): cost}, lambda *_: ((3, 3, 3, 3), SensitivityTable(tuple(map(tuple, rows))))
-    )
+    pick = pick_proposer(wider, {Pick("macs<=12", "macs", 12.0): cost}, lambda *_: ((3, 3, 3, 3), tuple(map(tuple, rows))))
     assert pick(done, set()) == ((4, 2, 4, 2), "refined:macs<=12")
 
 
@@ -121,7 +118,7 @@ def test_widths_inside_a_removed_block_are_no_moves() -> None:
 
 
 def test_the_end_of_a_pick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refine, "PICK_PATIENCE", 1)
+    monkeypatch.setattr(proposals, "PICK_PATIENCE", 1)
     done = [evaluation(0, (3, 3, 3), 0.5)]
     assert of_pick(done, AROUND_333, (3, 3, 3))
     done.append(evaluation(1, (4, 2, 3), 0.7, "refined:macs<=9"))

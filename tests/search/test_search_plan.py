@@ -8,10 +8,10 @@ import pytest
 from tiny_models import LAYERS, TinySource
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.search.cost import CostSettings, cost_function
+from lonas_edge.search.cost import CostSettings, counted_cost
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.plan import SearchOptions, make_plan
-from lonas_edge.search.sensitivity import SensitivityTable
+from lonas_edge.search.options import SearchOptions
+from lonas_edge.search.plan import make_plan
 from lonas_edge.search.warm_start import warm_start
 
 
@@ -23,39 +23,35 @@ def test_nsga2_is_set_by_the_search_space(llama_copy: TinySource, data: Path, tm
     lengths = CostSettings(prompt_len=120, new_tokens=8)  # as long as the context
     options = SearchOptions(data, tmp_path / "out", num_prompts=8, prompt="alpaca", cost_settings=lengths)
     plan = make_plan(llama_copy.opened(), options)
-    settings = plan.sampler_settings
-    assert (settings.population, settings.mutation_prob, settings.crossover_prob, settings.seed) == (7, 0.5, 0.9, 0)
+    settings = plan.source.space.search
+    assert (settings.population, settings.mutation_prob, settings.crossover_prob) == (7, 0.5, 0.9)
     assert (plan.options.evals, plan.cost, plan.timed) == (80, "tpot", True)
 
 
 def test_lengths_beyond_the_context(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    """Of 128 tokens. Refused before the search where the search ends with a measurement; unused without one."""
+    """Of 128 tokens. Refused before the search where the cost is a latency; unused for other costs."""
     lengths = CostSettings(prompt_len=120, new_tokens=9)
     options = SearchOptions(data, tmp_path / "out", num_prompts=8, prompt="alpaca", cost="macs", cost_settings=lengths)
     assert not make_plan(llama.opened(), options).timed
     message = "--prompt-len 120, --new-tokens 9: 129 tokens are beyond the model's context of 128"
-    for changes in ({"measure": True}, {"cost": "tpot", "measure": False}):
-        with pytest.raises(LonasEdgeError, match=message):
-            make_plan(llama.opened(), replace(options, **changes))
+    with pytest.raises(LonasEdgeError, match=message):
+        make_plan(llama.opened(), replace(options, cost="tpot"))
 
 
 def test_ranks_are_not_searched(llama: TinySource) -> None:
     source = llama.opened()
     dimensions = find_dimensions(source)
-    assert dimensions.searched == (3, 4, 5) and dimensions.fixed == (0, 1, 2, 6, 7, 8)
-    assert dimensions.size == 3**LAYERS
-    narrowest = tuple(group.widths[-1] for group in source.space.groups)
-    projected = dimensions.projected(narrowest)
-    assert projected == (8, 8, 8, 64, 64, 64, 8, 8, 8)
-    assert dimensions.parameters(projected) == {"group_3": 2, "group_4": 2, "group_5": 2}
-    assert dimensions.of(dimensions.parameters(projected)) == projected
+    assert dimensions.searched == (3, 4, 5) and dimensions.size == 3**LAYERS
+    minimal = dimensions.named()["minimal"]
+    assert minimal == (8, 8, 8, 64, 64, 64, 8, 8, 8), "ranks at their widest"
+    assert dimensions.levels(minimal) == [2, 2, 2] and dimensions.widths([2, 2, 2]) == minimal
 
 
 def test_warm_start(llama: TinySource) -> None:
     source = llama.opened()
     dimensions = find_dimensions(source)
-    cost = cost_function("bytes", source, CostSettings())
-    table = SensitivityTable(((), (), (), (0.0, 0.01, 0.02), (0.0, 1.0, 2.0), (0.0, 0.1, 0.2), (), (), ()))
+    cost = counted_cost("bytes", source, "int8_sym")
+    table = ((), (), (), (0.0, 0.01, 0.02), (0.0, 1.0, 2.0), (0.0, 0.1, 0.2), (), (), ())
     origins = warm_start(dimensions, 100, table, cost)
     assert list(origins.values())[:3] == [f"warm-start:{name}" for name in ("maximal", "heuristic", "minimal")]
     rungs = [widths for widths, origin in origins.items() if origin.startswith("warm-start:knapsack")]

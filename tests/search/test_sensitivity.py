@@ -9,8 +9,7 @@ from tiny_models import LAYERS, TinyModels, TinySource
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.run import SKIP, _thinned
-from lonas_edge.search.sensitivity import measure_sensitivity
+from lonas_edge.search.sensitivity import SKIP, measure_sensitivity, thin
 
 
 def scored(source: TinySource, data: Path) -> tuple[SuperNetwork, list]:
@@ -34,9 +33,9 @@ def test_equal_to_complete_evaluations(case: str, around: str, tiny_models: Tiny
     for group, values in enumerate(groups):
         alone = [[*center[:group], value, *center[group + 1 :]] for value in values]
         expected = [kl - own for kl in network.kl(alone, batches)]
-        assert table.rows[group] == pytest.approx(expected, rel=1e-3, abs=1e-5)
-        assert table.rows[group][values.index(center[group])] == 0
-    assert (min(min(row) for row in table.rows) < -1e-4) == (around != "maximal")
+        assert table[group] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+        assert table[group][values.index(center[group])] == 0
+    assert (min(min(row) for row in table) < -1e-4) == (around != "maximal")
     assert not any("forward" in vars(layer) for layer in network.base.get_submodule(network.family.layers))
 
 
@@ -52,7 +51,7 @@ def test_only_the_layers_from_the_changed_one_run(llama: TinySource, data: Path)
     # two narrower widths per layer, each from there to the end, and one step through each layer but the last
     expected = {layer: len(batches) * (2 * (layer + 1) + (layer < LAYERS - 1)) for layer in range(LAYERS)}
     assert {layer: ran.count(layer) for layer in range(LAYERS)} == expected
-    assert [bool(row) for row in table.rows] == [index in searched for index in range(len(llama.groups()))]
+    assert [bool(row) for row in table] == [index in searched for index in range(len(llama.groups()))]
     assert shares == [pytest.approx(3 / 6), pytest.approx(5 / 6), 1.0]
 
 
@@ -67,5 +66,5 @@ def test_a_thinned_batch_is_those_prompts_alone(llama: TinySource, data: Path, c
             alone |= {"logits_to_keep": batch["logits_to_keep"][kept], "labels": batch["labels"][row : row + 1, kept]}
             total += network.kl([widths], [alone])[0] * int(kept.sum())
             count += int(kept.sum())
-    assert network.kl([widths], [_thinned(batch) for batch in batches])[0] == pytest.approx(total / count, rel=1e-4)
+    assert network.kl([widths], [thin(batch) for batch in batches])[0] == pytest.approx(total / count, rel=1e-4)
     assert any(len(batch["input_ids"]) > SKIP for batch in batches)

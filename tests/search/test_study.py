@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from tiny_models import TinySource
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.search import storage as storage_module
 from lonas_edge.search.dimensions import Dimensions, Widths, find_dimensions
-from lonas_edge.search.storage import open_journal, open_storage, open_study
-from lonas_edge.search.study import Worker
+from lonas_edge.search.storage import open_journal, open_storage
+from lonas_edge.search.study import Worker, open_study
 from lonas_edge.space.search_space import SearchSettings
 
 SETTINGS = SearchSettings(population=4)
@@ -52,7 +51,7 @@ def joined(dimensions: Dimensions, tmp_path: Path) -> Callable[..., Worker]:
 
     def join(evals: int, propose: Any = None, refine_from: int = 0, journal: bool = False) -> Worker:
         storage = open_journal(tmp_path / "study.log") if journal else optuna.storages.InMemoryStorage()
-        study = open_study(storage, "s", {}, SETTINGS, "here")
+        study = open_study(storage, "s", {}, SETTINGS, 0, "here")
         return Worker(study, dimensions, evals, propose, refine_from)
 
     return join
@@ -73,6 +72,12 @@ class Measuring:
 def silent(_: object) -> None: ...
 
 
+def suggest(worker: Worker, trial: Any = None) -> Widths:
+    """Draw the parameters of a trial that another worker evaluates."""
+    trial = trial or worker.study.ask()
+    return worker.dimensions.widths([trial.suggest_int(f"group_{group}", 0, 2) for group in worker.dimensions.searched])
+
+
 def test_every_network_of_a_space_once(joined: Callable, dimensions: Dimensions) -> None:
     worker, measure, reported = joined(1000), Measuring(dimensions), list[int]()
     worker.enqueue({dimensions.maximal: "warm-start:maximal"})
@@ -87,7 +92,7 @@ def test_the_trial_of_a_killed_process_is_evaluated_again(joined: Callable, dime
     worker, measure = joined(5, journal=True), Measuring(dimensions)
     start = {dimensions.widths([2, 0, 1]): "warm-start:minimal"}
     worker.enqueue(start)
-    dimensions.suggested(worker.study.ask())  # never completed
+    suggest(worker)  # never completed
     worker = joined(5, journal=True)
     worker.fail_unfinished()
     worker.enqueue(start)
@@ -115,7 +120,7 @@ def test_required_networks_whose_workers_failed(joined: Callable, dimensions: Di
     worker.enqueue(required)
     failed, dead = worker.study.ask(), worker.study.ask()
     for trial in (failed, dead):
-        dimensions.suggested(trial)
+        suggest(worker, trial)
     worker.study.tell(failed.number, state=TrialState.FAIL)
     worker.enqueue(dict.fromkeys(others, "other"))
     worker = Worker(worker.study, dimensions, 3, required=required)
@@ -139,7 +144,7 @@ def test_a_journal_where_links_are_refused(joined: Callable, dimensions: Dimensi
 def test_the_largest_seed_can_be_continued(dimensions: Dimensions) -> None:
     storage = optuna.storages.InMemoryStorage()
     for evals in (1, 2):
-        study = open_study(storage, "s", {}, replace(SETTINGS, seed=2**32 - 1), "here")
+        study = open_study(storage, "s", {}, SETTINGS, 2**32 - 1, "here")
         worker = Worker(study, dimensions, evals)
         worker.run(Measuring(dimensions), silent)
     assert len(worker.evaluations()) == 2
@@ -175,7 +180,7 @@ def test_proposals_that_need_the_result_of_another_worker(joined: Callable, dime
     worker._draws = False
     worker.enqueue({first: "warm-start:maximal"})
     running = worker.study.ask()
-    assert dimensions.suggested(running) == first
+    assert suggest(worker, running) == first
     worker.run(measure, silent)
     assert measure.seen == [first, second] and [each.widths for each in worker.evaluations()] == [first, second]
 
@@ -185,7 +190,7 @@ def test_the_last_networks_of_other_workers_are_evaluated(joined: Callable, dime
     worker, measure = joined(2), Measuring(dimensions)
     taken = dimensions.widths([0, 1, 2])
     worker.enqueue({taken: "warm-start:knapsack"})
-    dimensions.suggested(worker.study.ask())
+    suggest(worker)
     worker.run(measure, silent)
     assert len(measure.seen) == 2 and taken in measure.seen
 
@@ -215,7 +220,7 @@ def test_an_error_of_a_measurement_is_raised(joined: Callable) -> None:
 
 
 def shared_study(url: str) -> optuna.Study:
-    return open_study(open_storage(url), "s", {}, SETTINGS, "here")
+    return open_study(open_storage(url), "s", {}, SETTINGS, 0, "here")
 
 
 def test_a_dead_worker_s_network_is_queued_again(

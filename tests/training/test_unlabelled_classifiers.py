@@ -34,7 +34,7 @@ def distance(base: Path, adapter: Path | None, space: Path, widths: list[int]) -
 def test_search_and_recovery(outputs: int, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     base, data, space = reranker(tiny_bert, tmp_path / "base", outputs), write(tmp_path), tiny_bert.space()
     inputs = ("--nncf-config", space, "--data", data)
-    search = ("--num-prompts", 12, "--evals", 8, "--cost", "macs", "--no-measure", "--json")
+    search = ("--num-prompts", 12, "--evals", 8, "--cost", "macs", "--json")
     ran = run_cli("search", base, *inputs, *search, "--output", tmp_path / "search")
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)

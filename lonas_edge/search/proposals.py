@@ -1,12 +1,15 @@
-"""Refinement: move widths between two groups at nearly the same cost; each move is evaluated like any other network.
+"""Proposals of networks from the evaluations so far: a greedy removal of blocks, then moves of picks and of the front.
 
-Picks come first. The sensitivity of a group depends on what else is removed, above all among attention blocks: a table of the
-maximal network predicts little for a network with many cuts. So a table is measured around the best network of each pick, and
-its most promising moves are tried first. A better network becomes the new start; groups that moved are then fixed, because the
-table no longer holds for them.
+Greedy removal: remove the block that costs least in the network without those already removed. The cost of a block depends on
+what else is removed, so each step evaluates networks as they are. Costs rarely fall when more blocks are removed. So only the
+block that was cheapest when it was last measured is evaluated again (lazy greedy, Minoux 1978).
 
-The front comes next: one level moves between two groups, as the first table predicts. EvoPress finishes with such level
-switches (Sieberling et al., 2410.14649).
+Refinement: move widths between two groups at nearly the same cost. Picks come first. The sensitivity of a group depends on what
+else is removed, above all among attention blocks: a table of the maximal network predicts little for a network with many cuts.
+So a table is measured around the best network of each pick, and its most promising moves are tried first. A better network
+becomes the new start; groups that moved are then fixed, because the table no longer holds for them. The front comes next: one
+level moves between two groups, as the first table predicts. EvoPress finishes with such level switches (Sieberling et al.,
+2410.14649).
 """
 
 import itertools
@@ -14,22 +17,54 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from lonas_edge.search.dimensions import Cost, Dimensions, Widths, costs_by_width
+from lonas_edge.search.cost import CostFunction
+from lonas_edge.search.dimensions import Dimensions, Table, Widths
 from lonas_edge.search.picks import Pick
 from lonas_edge.search.record import Evaluation, front
-from lonas_edge.search.sensitivity import SensitivityTable
 
-ORIGIN = "refined"
+REFINED = "refined"
 Proposal = tuple[Widths, str]  # a network and its origin
 Propose = Callable[[Sequence[Evaluation], set[Widths]], Proposal | None]  # from the evaluations and all known networks
-Around = Callable[[Pick, Evaluation], tuple[Sequence[int], SensitivityTable]]
+Around = Callable[[Pick, Evaluation], tuple[Sequence[int], Table]]
 PICK_PATIENCE = 8  # moves of a pick without a gain, after which it is finished
 PATIENCE = 16  # the same for moves of the front
 NEARLY_EQUAL = 0.5  # largest cost that a pair of moves may add, as a share of one move
 HOPELESS = 0.1  # largest predicted increase of a network's total sensitivity
 
 
-def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, Cost], around: Around) -> Propose:
+def greedy_proposer(dimensions: Dimensions, table: Table, met: Callable[[Widths, float], bool]) -> Propose:
+    """Make the function that proposes the next network of a greedy removal.
+
+    Args:
+        dimensions: The dimensions of the search: blocks alone.
+        table: The KL of each block removed alone.
+        met: Whether a network is small enough, or its quality bad enough, so that the removal ends.
+    """
+    alone = {dim: table[index][1] for dim, index in enumerate(dimensions.searched)}
+
+    def without(removed: Sequence[int]) -> Widths:
+        return dimensions.widths([int(dim in removed) for dim in alone])
+
+    def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
+        quality = {evaluation.widths: evaluation.quality for evaluation in evaluations}
+        costs, removed = dict(alone), list[int]()
+        while costs and without(removed) in quality and not met(without(removed), quality[without(removed)]):
+            candidates = {dim: without([*removed, dim]) for dim in costs}
+            measured = [dim for dim, widths in candidates.items() if widths in quality]
+            costs |= {dim: quality[candidates[dim]] - quality[without(removed)] for dim in measured}
+            best = min(costs, key=costs.__getitem__)
+            if best in measured:
+                removed.append(best)
+                del costs[best]
+                continue
+            unknown = [dim for dim in sorted(costs, key=costs.__getitem__) if candidates[dim] not in known]
+            return (candidates[unknown[0]], "greedy") if unknown else None  # else other workers evaluate all of them
+        return None
+
+    return propose
+
+
+def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, CostFunction], around: Around) -> Propose:
     """Make the function that proposes moves of the picks' networks.
 
     Args:
@@ -38,19 +73,19 @@ def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, Cost], around: Aro
         around: Gives the sensitivity table of a pick, and the widths that it was measured around.
     """
     largest = {pick: cost(dimensions.maximal) for pick, cost in aims.items()}
-    costs = {pick: costs_by_width(dimensions, cost) for pick, cost in aims.items()}
+    costs = {pick: dimensions.costs(cost) for pick, cost in aims.items()}
 
     def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
         for pick, cost in aims.items():
             met = [evaluation for evaluation in evaluations if pick.meets(cost(evaluation.widths), largest[pick])]
             if not met:
                 continue
-            best, origin = front(met)[-1], f"{ORIGIN}:{pick.expression}"
+            best, origin = front(met)[-1], f"{REFINED}:{pick.expression}"
             if sum(later.origin == origin for later in evaluations[best.number + 1 :]) >= PICK_PATIENCE:
                 continue
             center, table = around(pick, best)
             room = pick.limit(largest[pick]) - cost(best.widths)
-            rows = [table.rows[index] for index in dimensions.searched]
+            rows = [table[index] for index in dimensions.searched]
             levels, free = dimensions.levels(best.widths), _free(dimensions, best.widths, center)
             for _, moved in sorted(_swaps(levels, free, rows, costs[pick], room)):
                 widths = dimensions.widths(moved)
@@ -93,15 +128,15 @@ def _swaps(
             yield change, tuple(moved)
 
 
-def front_proposer(dimensions: Dimensions, table: SensitivityTable, cost: Cost) -> Propose:
+def front_proposer(dimensions: Dimensions, table: Table, cost: CostFunction) -> Propose:
     """Make the function that proposes the most promising move of a member of the front."""
-    costs = costs_by_width(dimensions, cost)
-    rows = [table.rows[index] for index in dimensions.searched]
+    costs = dimensions.costs(cost)
+    rows = [table[index] for index in dimensions.searched]
 
     def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
         best = front(evaluations)
         members = {member.number for member in best}
-        tried = [evaluation for evaluation in evaluations if evaluation.origin == ORIGIN][-PATIENCE:]
+        tried = [evaluation for evaluation in evaluations if evaluation.origin == REFINED][-PATIENCE:]
         if len(tried) == PATIENCE and not any(evaluation.number in members for evaluation in tried):
             return None
         moves = [
@@ -112,7 +147,7 @@ def front_proposer(dimensions: Dimensions, table: SensitivityTable, cost: Cost) 
         for _, _, moved in sorted(moves):
             widths = dimensions.widths(moved)
             if widths not in known:
-                return widths, ORIGIN
+                return widths, REFINED
         return None
 
     return propose
@@ -122,14 +157,10 @@ def _moves(
     levels: list[int], rows: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
 ) -> Iterator[tuple[float, tuple[int, ...]]]:
     """Yield pairs of one level wider and one narrower: the predicted change of the sensitivity, and the levels."""
-    dims = range(len(levels))
     total = sum(row[level] for row, level in zip(rows, levels, strict=True))
-    wider = [_change(rows, levels, dim, -1) for dim in dims]
-    narrower = [_change(rows, levels, dim, 1) for dim in dims]
-    spent = [_change(costs, levels, dim, -1) for dim in dims]
-    saved = [_change(costs, levels, dim, 1) for dim in dims]
-    change = np.add.outer(wider, narrower)
-    added = np.add.outer(spent, saved)
+    spent = _change(costs, levels, -1)
+    change = np.add.outer(_change(rows, levels, -1), _change(rows, levels, 1))
+    added = np.add.outer(spent, _change(costs, levels, 1))
     size = np.abs(np.asarray(spent))[:, None]
     good = (change <= HOPELESS * total) & (np.abs(added) <= NEARLY_EQUAL * size) & ~np.eye(len(levels), dtype=bool)
     for first, second in np.argwhere(good):
@@ -139,7 +170,9 @@ def _moves(
         yield float(change[first, second]), tuple(moved)
 
 
-def _change(rows: Sequence[Sequence[float]], levels: Sequence[int], dim: int, by: int) -> float:
-    """Compute the change of a figure with a step of one group; infinite if the group has no such level."""
-    row, level = rows[dim], levels[dim]
-    return row[level + by] - row[level] if 0 <= level + by < len(row) else float("inf")
+def _change(rows: Sequence[Sequence[float]], levels: Sequence[int], by: int) -> list[float]:
+    """Compute the change of each group's figure with a step of its level; infinite if the group has no such level."""
+    changes = []
+    for row, level in zip(rows, levels, strict=True):
+        changes.append(row[level + by] - row[level] if 0 <= level + by < len(row) else float("inf"))
+    return changes

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from tiny_bert import CONFIG, HIDDEN, LAYERS, MLP, RANK, TinyBert, oracle_embeddings, oracle_hidden, pairs
-from torch.nn import functional as F
+from safetensors.torch import load_file
+from tiny_bert import CONFIG, HIDDEN, LAYERS, TinyBert, oracle_embeddings, oracle_hidden, pairs
 from transformers import AutoConfig, AutoModel
 
 from lonas_edge import load_checkpoint
@@ -25,7 +23,6 @@ from lonas_edge.network.source import kind_of_folder, open_source
 from lonas_edge.network.stored import StoredWeights, round_trip
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.generate import generate_space
 from lonas_edge.space.subnetwork import unpruned
 
 NAMED = {**CONFIG, "architectures": ["BertModel"]}
@@ -60,27 +57,6 @@ def matrices() -> list[str]:
     return [*names, "attention.output.dense", "intermediate.dense", "output.dense"]
 
 
-def test_node_names_are_those_of_a_live_model() -> None:
-    """NNCF names a weight by the classes and names of the modules that hold it, from the PEFT model down."""
-    config = AutoConfig.for_model(**NAMED)
-    options = {"r": RANK, "target_modules": ["query", "value"], "task_type": "FEATURE_EXTRACTION"}
-    model = get_peft_model(AutoModel.from_config(config), LoraConfig(**options))
-    width = generate_space(Architecture.from_config(config, "bert"), (1, 0.5), (8, 6))["bootstrapNAS"]["training"][
-        "elasticity"
-    ]["width"]
-    nodes = [node for group in width["overwrite_groups"] for node in group] + width["add_dynamic_inputs"]
-    assert len(nodes) == LAYERS * (5 + 2 + 1 + 1)
-    for node in nodes:
-        module: Any = model
-        parts = node.split("/")[:-1]
-        assert parts[0] == type(model).__name__
-        for part in parts[1:]:
-            kind, name = part.rstrip("]").split("[")
-            if name != "self_linear":
-                module = getattr(module, name) if not name.isdecimal() else module[int(name)]
-                assert kind in (type(module).__name__, f"NNCF{type(module).__name__}"), node
-
-
 @pytest.mark.parametrize(
     ("ordered", "targets"), [(False, ("query", "value")), (True, ("query", "key", "value", "attention.output.dense"))]
 )
@@ -106,25 +82,6 @@ def test_embeds_as_defined(
         assert type(opened).__name__ == "BertModel"
 
 
-def test_a_base_of_another_head(tiny_bert: TinyBert, materialize: Callable, tmp_path: Path) -> None:
-    """A checkpoint of pre-training: prefix, other heads and old names; the files of sentence-transformers make it embed."""
-    source = tiny_bert.embedder().copied_to(tmp_path)
-    path = source.base / "model.safetensors"
-    expected = oracle_embeddings(oracle_hidden(source, UNEQUAL, pairs()), pairs()["attention_mask"])
-    tensors = {f"bert.{name}": tensor for name, tensor in load_file(path).items()}
-    tensors = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in tensors.items()}
-    tensors |= {"cls.predictions.bias": torch.zeros(320), "classifier.weight": torch.zeros(2, HIDDEN)}
-    save_file(tensors, path, metadata={"format": "pt"})
-    config = json.loads((source.base / "config.json").read_text())
-    (source.base / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
-    network = load_super_network(source.opened())
-    network.activate(UNEQUAL)
-    assert (embedded(network.model) - expected).abs().max() < 1e-4
-    folder = materialize(source, UNEQUAL)
-    assert (embedded(load_checkpoint(folder, torch.float64)) - expected).abs().max() < MERGED
-    assert json.loads((folder / "config.json").read_text())["architectures"] == ["BertModel"]
-
-
 @pytest.mark.parametrize("targets", [("query", "dense"), "all-linear"])
 def test_an_adapter_on_the_pooler(targets: Any, tiny_bert: TinyBert, materialize: Callable) -> None:
     """PEFT adapts it, too, and no pooling reads it."""
@@ -135,19 +92,6 @@ def test_an_adapter_on_the_pooler(targets: Any, tiny_bert: TinyBert, materialize
     assert (embedded(load_super_network(opened).model) - expected).abs().max() < 1e-4
     assert (embedded(load_checkpoint(materialize(opened, []), torch.float64)) - expected).abs().max() < MERGED
     assert not any("pooler" in name for name in opened.ranks())
-
-
-def test_sizes(run_cli: Callable, tiny_bert: TinyBert) -> None:
-    """Computed by hand: no pooler and no head; products of attention are included, as for classifiers."""
-    ran = run_cli("inspect", *tiny_bert.embedder().arguments(), "--subnet", "minimal", "--json")
-    assert ran.code == 0, ran.err
-    content, tokens = json.loads(ran.out), 128
-    for key, heads, mlp, rank in (("unpruned", HIDDEN, MLP, RANK), ("subnetwork", 32, 64, 6)):
-        layer = 4 * HIDDEN * heads + 2 * HIDDEN * mlp + 2 * rank * (HIDDEN + heads)
-        assert content[key]["linear_weights"] == LAYERS * layer
-        assert content[key]["macs"] == LAYERS * (tokens * layer + 2 * tokens**2 * heads)
-    parameters = sum(parameter.numel() for parameter in AutoModel.from_config(AutoConfig.for_model(**CONFIG)).parameters())
-    assert content["unpruned"]["parameters"] == parameters - HIDDEN * (HIDDEN + 1)
 
 
 CLASSIFIER, BODY = "BertForSequenceClassification", "BertModel"
@@ -248,11 +192,6 @@ def test_distances(mode: str, normalize: bool, tiny_bert: TinyBert) -> None:
     distances = network.kl([MAXIMAL, MINIMAL], [batch])
     assert 0 <= distances[0] < 1e-6
     assert distances[1] == pytest.approx((1 - (own * other).sum(-1)).mean().item(), rel=1e-4)
-    task, random_ones = network.task, torch.randn(3, HIDDEN)
-    drawn = task.sample(random_ones, torch.Generator().manual_seed(0))
-    expected = (F.normalize(random_ones) - drawn).square().sum() / 2
-    assert task.loss(random_ones, drawn) == pytest.approx(expected.item())
-    assert torch.equal(task.labels(batch["labels"]), batch["labels"])
 
 
 def test_stored_weights(tiny_bert: TinyBert) -> None:
@@ -270,13 +209,6 @@ def test_stored_weights(tiny_bert: TinyBert) -> None:
         actual = embedded(network.model)
     assert (actual - embedded(plain)).abs().max() < 1e-5 < 1e-3 < (actual - exact).abs().max()
     assert torch.equal(embedded(network.model), exact)
-
-
-def test_commands_for_other_tasks(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """They refuse an embedding model by name."""
-    source, out, name = tiny_bert.embedder(), tmp_path / "out", "sentence embedding model"
-    ran = run_cli("export", *source.arguments(), "--server", "ovms", "--output", out)
-    assert ran.code == 1 and f"a causal language model; bert is a {name}" in ran.err, ran.err
 
 
 def test_glue_data_on_an_embedding_model(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:

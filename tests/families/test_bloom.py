@@ -13,7 +13,6 @@ from tiny_models import CASES, TinyModels, TinySource
 from transformers import AutoConfig
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.configuration import parse_config
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
@@ -117,14 +116,6 @@ def test_heads_are_refused(tiny_models: TinyModels, tmp_path: Path) -> None:
     source.space.write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError, match=r"group 9: elastic output width of .*query_key_value is not supported.*ALiBi"):
         source.opened()
-
-
-def test_sizes_have_two_names(tiny_models: TinyModels) -> None:
-    content = json.loads((tiny_models.base("bloom") / "config.json").read_text())
-    content.pop("n_head")
-    parse_config({**content, "num_attention_heads": 4}, "here")
-    with pytest.raises(LonasEdgeError, match=r"(?s)here: .*num_attention_heads or n_head: missing"):
-        parse_config(content, "here")
 
 
 def test_norms_in_the_residual_prevent_elastic_depth(tiny_models: TinyModels, tmp_path: Path) -> None:

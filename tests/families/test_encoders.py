@@ -18,8 +18,7 @@ from tiny_encoders import TARGETS, as_bert, config_of, relative_bias, tokenizer,
 from tiny_models import TinySource
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, family_of
-from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, set_parameter
 from lonas_edge.network.source import open_source
@@ -35,7 +34,8 @@ TEXTS = ["the good film", "not bad", "the same film is not the good film", "not 
 QUERY, PASSAGES = "good film", ["the bad film", "the film is good", "not", "not good film is bad", "same"]
 ENCODERS = ["xlm-roberta", "mpnet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "roberta"))]
 CLASSIFIERS = ["xlm-roberta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "roberta"))]
-KINDS = [(family, model_type) for family in FAMILIES for model_type in family.model_types if model_type in TARGETS]
+ADAPTED = {**TARGETS, "bert": ["query", "value"]}
+KINDS = [(family, model_type) for family in FAMILIES for model_type in family.model_types if model_type in ADAPTED]
 
 
 def batch(*texts: list[str]) -> dict[str, torch.Tensor]:
@@ -98,13 +98,14 @@ def exported(run_cli: Callable, source: TinySource, folder: Path) -> Path:
 @pytest.mark.parametrize(("family", "model_type"), KINDS)
 def test_shapes_and_names_are_those_of_the_modules(family: Any, model_type: str) -> None:
     """NNCF names a weight by the classes and names of the modules that hold it, from the PEFT model down."""
-    config = config_of(model_type, num_labels=3, architectures=[family.class_names[model_type]["model"]])
+    fields = {"num_labels": 3, "architectures": [family.class_names[model_type]["model"]]}
+    config = AutoConfig.for_model(**CONFIG, **fields) if model_type == "bert" else config_of(model_type, **fields)
     architecture = Architecture.from_config(config, model_type)
     assert type(architecture.family) is type(family)
     kind = AutoModel if family.kind is EMBEDDING else AutoModelForSequenceClassification
     model = kind.from_config(config, **family.options)
     assert architecture.shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    peft: Any = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS[model_type], task_type=family.kind.peft))
+    peft: Any = get_peft_model(model, LoraConfig(r=8, target_modules=ADAPTED[model_type], task_type=family.kind.peft))
     width = generate_space(architecture, (1, 0.5), (8, 6))["bootstrapNAS"]["training"]["elasticity"]["width"]
     nodes = [node for group in width["overwrite_groups"] for node in group] + width.get("add_dynamic_inputs", [])
     assert len(nodes) >= LAYERS * 3
@@ -194,11 +195,6 @@ def test_a_new_head(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
     expected = oracle(trained, tmp_path / "bert", unequal(trained), batch())
     assert expected.shape == (len(TEXTS), 2)
     check_network(trained, expected)
-    recovery = ("--subnet", "minimal", "--teacher", trained.adapter, "--steps", 1, "--batch-size", 4)
-    ran = run_cli(
-        "train", "--from", trained.adapter, "--data", tmp_path / "RTE/train.tsv", *recovery, "--output", tmp_path / "r"
-    )
-    assert ran.code == 0, ran.err
     ran = run_cli("eval", trained.adapter, exported(run_cli, trained, tmp_path), "--datasets", tmp_path, "--json")
     assert ran.code == 0 and json.loads(ran.out)["targets"][0]["tasks"][0]["questions"] == len(rows), ran.err
 
@@ -209,20 +205,8 @@ def test_search_and_training(model_type: str, run_cli: Callable, tmp_path: Path)
     """Layers, ranks and MLP widths are searched; the smallest network is recovered, and is the oracle's as an IR."""
     source, texts = write(model_type, tmp_path), tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 2))
-    ran = run_cli(
-        "space",
-        "--model",
-        source.base,
-        "--depth",
-        "layer",
-        "--ratios",
-        "1,0.5",
-        "--ranks",
-        32,
-        "--output",
-        source.space,
-        "--overwrite",
-    )
+    space = ("--depth", "layer", "--ratios", "1,0.5", "--ranks", 32, "--output", source.space, "--overwrite")
+    ran = run_cli("space", "--model", source.base, *space)
     assert ran.code == 0, ran.err
     data = ("--nncf-config", source.space, "--data", texts)
     ran = run_cli("search", source.base, *data, "--num-prompts", 8, "--evals", 8, "--cost", "macs", "--output", tmp_path / "s")
@@ -277,16 +261,6 @@ def test_a_head_is_no_target(run_cli: Callable, tmp_path: Path) -> None:
     ran = run_cli("export", source.base, "--output", tmp_path / "out")
     message = " ".join(ran.err.split())
     assert ran.code == 1 and all(f"classifier.{name}.weight: missing" in message for name in ("dense", "out_proj"))
-
-
-def test_names_of_a_head(tmp_path: Path) -> None:
-    """The body's names get its prefix, and those of all layers of the head stay."""
-    head = {"classifier.dense.weight", "classifier.out_proj.bias"}
-    names = ["embeddings.word_embeddings.weight", *head]
-    save_file({name: torch.ones(2) for name in names}, tmp_path / "model.safetensors")
-    tensors = open_tensors(tmp_path)
-    tensors.rename(family_of("roberta", CLASSIFICATION))
-    assert tensors.shapes.keys() == {"roberta.embeddings.word_embeddings.weight", *head}
 
 
 def test_other_networks_are_refused(run_cli: Callable, tmp_path: Path) -> None:

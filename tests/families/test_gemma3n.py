@@ -221,16 +221,6 @@ def test_the_text_part_is_a_model(ids: torch.Tensor, tmp_path: Path, monkeypatch
     torch.testing.assert_close(found, expected)
 
 
-def test_repairing_twice_changes_nothing(ids: torch.Tensor) -> None:
-    model = random_model("gemma3n")
-    family = Architecture.from_config(model.config, "m").family
-    with torch.inference_mode():
-        expected = model(input_ids=ids).logits
-        for _ in range(2):
-            repair(model, family)
-            assert torch.equal(model(input_ids=ids, use_cache=False).logits, expected)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "ignores"), [("gemma3", False), ("gemma3n", True)])
 def test_baselines_of_compress(case: str, ignores: bool, ids: torch.Tensor, tiny_models: TinyModels, tmp_path: Path) -> None:

@@ -119,15 +119,6 @@ def test_generates_without_the_last_mamba(ids: torch.Tensor) -> None:
     assert torch.equal(cached, plain)
 
 
-def test_a_picture_of_a_hybrid(run_cli: Callable, tiny_models: TinyModels) -> None:
-    source = tiny_models.deep_source(HYBRID)
-    ran = run_cli("inspect", *source.arguments(), "--subnet", "minimal")
-    assert ran.code == 0, ran.err
-    heading, first, second = (line.split() for line in ran.out.splitlines() if line.split()[:1] in (["layer"], ["0"], ["1"]))
-    assert heading == ["layer", "mamba", "or", "attention", "heads", "MLP", "width"]
-    assert (first[2], second[2]) == ("0", "0")
-
-
 @pytest.mark.slow
 def test_an_unpruned_model_in_stock_clients(tiny_models: TinyModels, tmp_path: Path) -> None:
     """`LLMPipeline` with its default, paged attention, whose positions are its own; no beams that optimum-intel mixes up."""

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 import tiny_bert as bert
 import torch
+from openvino_models import ir_logits
+from oracle import llama_logits, merge
+from safetensors.torch import load_file
 from structured import assert_as_defined
 from tiny_bert import TinyBert
-from tiny_models import CASES, TinyModels, TinySource, block_path, families, has_heads, removable_blocks
+from tiny_models import CASES, TinyModels, TinySource, block_path, families, has_heads, removable_blocks, tokenizer
 
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import Source, open_source
@@ -90,3 +93,24 @@ def test_an_encoder_pruned_again(task: str, tiny_bert: TinyBert, materialize: Ca
             output = model(**inputs)
         found = output.logits if task == "classifier" else output.last_hidden_state * inputs["attention_mask"][..., None]
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_training_and_export(
+    tiny_models: TinyModels, run_cli: Callable, materialize: Callable, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    """A LoRA on a base with fewer heads, narrower MLPs and a removed attention, as an IR; `compress` refuses such a base."""
+    base, lora, data = materialize(
+        tiny_models.heads_source("llama"), [*RANKS, *MLPS, *RANKS, 64, 32, 64, 0, 1, 1]
+    ), tmp_path / "lora", tmp_path / "data.json"
+    tokenizer().save_pretrained(base)
+    data.write_text(json.dumps([{"instruction": f"What is {n} plus {n}?", "output": f"It is {2 * n}"} for n in range(64)]))
+    train = ("train", "--model", base, "--no-elastic", "--data", data, "--output", lora, "--steps", 2, "--lr", 0.05)
+    for command in (train, ("export", lora, "--output", tmp_path / "ir", "--weight-format", "fp32")):
+        ran = run_cli(*command)
+        assert ran.code == 0, ran.err
+    weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
+    merge(weights, lora, {})
+    settings = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, **CASES["llama"]}
+    assert (ir_logits(tmp_path / "ir", ids) - llama_logits(weights, settings, ids)).abs().max() < 1e-3
+    ran = run_cli("compress", base, "--data", data, "--output", tmp_path / "out")
+    assert ran.code == 1 and "its layers are unequal, and optimum-cli" in " ".join(ran.err.split())

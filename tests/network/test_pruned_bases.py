@@ -99,9 +99,11 @@ def test_training_and_export(
     tiny_models: TinyModels, run_cli: Callable, materialize: Callable, ids: torch.Tensor, tmp_path: Path
 ) -> None:
     """A LoRA on a base with fewer heads, narrower MLPs and a removed attention, as an IR; `compress` refuses such a base."""
-    base, lora, data = materialize(
-        tiny_models.heads_source("llama"), [*RANKS, *MLPS, *RANKS, 64, 32, 64, 0, 1, 1]
-    ), tmp_path / "lora", tmp_path / "data.json"
+    base, lora, data = (
+        materialize(tiny_models.heads_source("llama"), [*RANKS, *MLPS, *RANKS, 64, 32, 64, 0, 1, 1]),
+        tmp_path / "lora",
+        tmp_path / "data.json",
+    )
     tokenizer().save_pretrained(base)
     data.write_text(json.dumps([{"instruction": f"What is {n} plus {n}?", "output": f"It is {2 * n}"} for n in range(64)]))
     train = ("train", "--model", base, "--no-elastic", "--data", data, "--output", lora, "--steps", 2, "--lr", 0.05)

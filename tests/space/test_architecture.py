@@ -60,7 +60,7 @@ def test_one_group_may_span_layers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "widths", "faults"),
+    ("groups", "widths", "errors"),
     [
         ([[node("gate_proj", layer=3)]], [[8]], ["group 0: unknown node", "LlamaDecoderLayer[3]", "decoder layers 0 to 2"]),
         (
@@ -77,10 +77,10 @@ def test_one_group_may_span_layers() -> None:
         ),
     ],
 )
-def test_misfits(groups: list[list[str]], widths: list[list[int]], faults: list[str]) -> None:
+def test_mismatches(groups: list[list[str]], widths: list[list[int]], errors: list[str]) -> None:
     with pytest.raises(LonasEdgeError) as caught:
         bound(groups, widths)
-    for text in (*faults, "space.json", "(llama)", "lonas-edge space"):
+    for text in (*errors, "space.json", "(llama)", "lonas-edge space"):
         assert text in str(caught.value)
 
 

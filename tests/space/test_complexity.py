@@ -8,7 +8,6 @@ import pytest
 from tiny_models import CASES, HIDDEN, LAYERS, MLP, RANK, VOCAB, TinyModels, families, unused_layers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lonas_edge.formats import FORMATS
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.subnetwork import unpruned
 
@@ -35,13 +34,6 @@ def test_llama_7b_as_published(run_cli, llama_7b: tuple[Path, Path], published_s
         "widths": [11008, 9632, 8256, 6880, 5504],
         "width": 8256,
     }
-
-
-def test_table_folds_layers(run_cli, llama_7b: tuple[Path, Path], published_space: Path) -> None:
-    ran = run_cli("inspect", llama_7b[1], "--model", llama_7b[0], "--nncf-config", published_space)
-    assert ran.code == 0
-    assert "96 elastic groups" in ran.out
-    assert ran.out.count("0-31") == 4  # three rows of the table, and the picture
 
 
 @pytest.mark.parametrize("case", families())
@@ -76,13 +68,6 @@ def test_linear_weights_of_an_unequal_subnetwork(tiny_models: TinyModels) -> Non
     unpruned = source.sizes(source.unpruned, 3)
     assert unpruned.parameters - sizes.parameters == 3 * HIDDEN * sum(MLP - mlp for mlp in mlps)
     assert len(mlps) == LAYERS
-
-
-def test_int4_groups() -> None:
-    assert FORMATS["int4"].group_size([256, 384]) == 128
-    assert FORMATS["int4"].group_size([256, 8256]) == 64  # the published heuristic width
-    assert FORMATS["int4"].group_size([64, 96]) == 32
-    assert FORMATS["int4"].group_size([64, 100]) is None
 
 
 def test_inspect_reads_no_weights(run_cli, tiny_models: TinyModels, tmp_path: Path) -> None:

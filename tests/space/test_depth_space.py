@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -157,16 +156,6 @@ def test_picture(tiny_models: TinyModels) -> None:
     assert alike == ["layer  attention heads               MLP width", f"  0-2  {'█' * 24}   4  {'█' * 24} 128"]
 
 
-def test_picture_of_heads(tiny_models: TinyModels) -> None:
-    source = tiny_models.heads_source("llama")
-    elasticity = source.opened().elasticity
-    drawn = draw(
-        picture_of(Subnetwork(elasticity, tuple([group[0] for group in source.groups()[:9]] + [64, 32, 32] + [1, 1, 1])))
-    )
-    assert [line.split()[2] for line in drawn[1:]] == ["4", "2", "2"]
-    assert drawn[2] == f"    1  {'█' * 12}{'·' * 12}   2  {'█' * 24} 128"
-
-
 def test_cache_of_a_sub_network(tiny_models: TinyModels) -> None:
     """Keys and values of a token: of a head's channels, twice for each key-value head, in layers with attention."""
     layer, head = 2 * KV_HEADS * HIDDEN // HEADS, 2 * HIDDEN // HEADS
@@ -183,10 +172,3 @@ def test_cache_of_a_sub_network(tiny_models: TinyModels) -> None:
     chosen = [group[0] for group in source.groups()[:9]] + [64, 32, 32]
     assert Subnetwork(heads, (*chosen, 1, 1, 1)).kv_elements() == layer + 2 * head
     assert Subnetwork(heads, (*chosen, 0, 1, 1)).kv_elements() == 2 * head
-
-
-def test_inspect_draws_it(tiny_models: TinyModels, run_cli: Callable) -> None:
-    ran = run_cli("inspect", *tiny_models.deep_source("neox").arguments(), "--subnet", "minimal")
-    assert ran.code == 0, ran.err
-    assert f"    1  {'·' * 24}   0  {'·' * 24}   0" in ran.out
-    assert "block" in ran.out and "attention" in ran.out

@@ -98,7 +98,7 @@ def test_widths_are_whole_and_sorted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratios", "ranks", "fault"),
+    ("ratios", "ranks", "error"),
     [
         ((1.5, -0.5), (8,), "ratio 1.5: expected more than 0 and at most 1"),
         ((1.5, -0.5), (0,), "rank 0: expected at least 1"),
@@ -107,7 +107,7 @@ def test_widths_are_whole_and_sorted() -> None:
         ((0.001,), (8,), "at least 1"),
     ],
 )
-def test_impossible_ones_are_refused(ratios, ranks, fault) -> None:
+def test_impossible_ones_are_refused(ratios, ranks, error) -> None:
     architecture = Architecture.from_config(AutoConfig.for_model(**CASES["llama"]), "llama")
-    with pytest.raises(LonasEdgeError, match=fault):
+    with pytest.raises(LonasEdgeError, match=error):
         generate_space(architecture, ratios, ranks)

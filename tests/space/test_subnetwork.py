@@ -1,7 +1,6 @@
 """Sub-networks by name, by seed and from files."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,13 +85,6 @@ def test_a_list_with_neither_names_nor_hash_warns(tmp_path: Path) -> None:
         assert select(ELASTICITY, str(path)).widths == WIDTHS
 
 
-def test_the_command_line_shows_the_warning(tmp_path: Path, tiny_models: TinyModels, run_cli: Callable) -> None:
-    source = tiny_models.source("llama")
-    (tmp_path / "mine.json").write_text(json.dumps({"widths": [group[0] for group in source.groups()]}))
-    ran = run_cli("inspect", *source.arguments(), "--subnet", tmp_path / "mine.json")
-    assert ran.code == 0 and ran.err.startswith("warning: ") and "name neither their groups nor a search space" in ran.err
-
-
 def test_group_names(tiny_models: TinyModels) -> None:
     """Readable, and by layer where two groups of one module would share a name."""
 
@@ -124,32 +116,29 @@ def test_equal_networks_have_equal_canonical_widths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "faults"),
+    ("content", "errors"),
     [
         ({"widths": [8, 128], "search_space": SPACE.hash}, ["2 widths; the search space has 4 groups"]),
         (
             {"widths": [9, 128, 7, 5]},
             ["layers.0.self_attn.rank: 9 is not one of [8, 6]", "layers.2.mlp: 5 is not"],
         ),
-        ({"widths": NAMED | {"layers.1.mlp.width": 100}}, ["layers.1.mlp.width: 100 is not one of [128, 96, 64, 48, 32]"]),
         (
             {"widths": {"layers.0.self_attn.rank": 8}},
             ["layers.1.mlp.width: missing in the file"],
         ),
         ({"widths": NAMED | {"layers.7.mlp": 0}}, ["layers.7.mlp: not a group of the search space"]),
-        ({"widths": [8.0, 128, "7", 1]}, ["8.0", "'7'", '{"widths": {group name: width, …}}']),
         ({"widths": [8, 128, 7, 1], "search_space": "0" * 64}, ["written for search space 000000000000"]),
         ({"width": []}, ["widths: Field required"]),
-        ({"widths": [10**300, 128, 7, 1]}, ["layers.0.self_attn.rank", "is not one of [8, 6]"]),
     ],
 )
-def test_files_that_do_not_fit(tmp_path: Path, content: Any, faults: list[str]) -> None:
+def test_files_that_do_not_fit(tmp_path: Path, content: Any, errors: list[str]) -> None:
     path = tmp_path / "found.json"
     path.write_text(json.dumps(content))
     with pytest.raises(LonasEdgeError) as caught:
         select(ELASTICITY, str(path))
     assert str(path) in str(caught.value)
-    assert all(fault in str(caught.value) for fault in faults), str(caught.value)
+    assert all(error in str(caught.value) for error in errors), str(caught.value)
 
 
 @pytest.mark.parametrize(("choice", "message"), [("random:x", "random:SEED"), ("largest", "neither a name")])

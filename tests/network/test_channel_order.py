@@ -6,14 +6,14 @@ import pytest
 import torch
 from oracle import oracle_logits
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tiny_models import LAYERS, MLP, TinyModels, TinySource, mlp_consumers, mlp_name, mlp_names, random_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.channel_order import FILE, ChannelOrder, by_importance, read_channel_order, sum_squares
+from lonas_edge.network.channel_order import FILE, ChannelOrder, by_importance, sum_squares
 from lonas_edge.network.super_network import load_super_network
 
 EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
@@ -182,41 +182,6 @@ def test_an_adapter_with_a_channel_order(options: dict, tiny_models, tmp_path, c
 
 
 # --- files
-
-
-def test_saved_and_read(llama: TinySource, tmp_path: Path) -> None:
-    architecture = llama.opened().architecture
-    assert not read_channel_order(tmp_path, architecture)
-    columns = permutations(6, DOWN[:2])
-    order_of(columns).save(tmp_path)
-    assert FILE == "channel_order.safetensors"
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    stored = load_file(tmp_path / FILE)
-    read = read_channel_order(tmp_path, architecture)
-    for written in (stored, read.columns):
-        assert written.keys() == columns.keys()
-        assert all(torch.equal(written[name], order) for name, order in columns.items())
-    assert read.producers == {name: producers_of(name) for name in columns}
-
-
-def test_all_misfits_are_listed(llama_copy: TinySource) -> None:
-    right, twice = torch.arange(MLP), torch.arange(MLP)
-    twice[3] = 4
-    wrong = {
-        DOWN[0]: twice,
-        DOWN[1]: torch.arange(MLP - 1),
-        DOWN[2]: right.to(torch.int32),
-        "model.layers.7.mlp.down_proj": right.clone(),
-        "model.layers.0.mlp.gate_proj": torch.arange(64),
-        "lm_head": torch.arange(64),
-    }
-    save_file(wrong, llama_copy.adapter / FILE)
-    with pytest.raises(LonasEdgeError, match="does not fit the model") as raised:
-        llama_copy.opened()
-    listed = [line.strip(" -") for line in str(raised.value).splitlines() if line.startswith("  - ")]
-    assert {line.partition(":")[0] for line in listed} == set(wrong)
-    assert len(listed) == len(wrong)
-    assert sum("not a permutation" in line for line in listed) == 3
 
 
 def inputs_of(model: torch.nn.Module, name: str, prompts: list[torch.Tensor]) -> torch.Tensor:

@@ -56,13 +56,6 @@ def test_a_field_that_is_wrong(llama_copy: TinySource, field: str, value: Any, m
     assert "config" in str(caught.value)
 
 
-def test_an_impossible_pruned_base(llama_copy: TinySource) -> None:
-    path = llama_copy.base / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"removed_blocks": ["model.layers.3.mlp"]}))
-    with pytest.raises(LonasEdgeError, match=rf"{llama_copy.base}: removed_blocks cannot be used"):
-        open_source(str(llama_copy.base), weights=False)
-
-
 def test_missing_sizes() -> None:
     with pytest.raises(LonasEdgeError, match=r"(?s)here: .*vocab_size: missing.*num_hidden_layers: missing"):
         parse_config({k: v for k, v in CASES["llama"].items() if k not in ("num_hidden_layers", "vocab_size")}, "here")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from structured import assert_as_defined, assert_generates_alike
-from tiny_models import CASES, TinyModels, TinySource, families, has_heads
+from tiny_models import CASES, TinyModels, TinySource, families
 
 from lonas_edge.network.super_network import load_super_network
 
@@ -27,18 +27,6 @@ def test_removed_blocks_answer_as_defined(
     tiny = tiny_models.deep_source(case)
     network = load_super_network(tiny.opened())
     for depth in DEPTHS:
-        widths = widths_of(tiny, choose, depth)
-        assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, ids)
-
-
-@pytest.mark.parametrize("case", families(*(case for case in CASES if not has_heads(case))))
-def test_reordered_blocks_answer_as_defined(
-    case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, materialize: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Where heads are no dimension; where they are, `test_heads` has blocks, too."""
-    tiny = tiny_models.deep_source(case).ordered(tmp_path / "ordered")
-    network = load_super_network(tiny.opened())
-    for depth in ([1, 1, 1], [0, 1, 1], [1, 0, 0]):
         widths = widths_of(tiny, choose, depth)
         assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, ids)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from structured import assert_as_defined, assert_generates_alike
 from tiny_models import CASES, LAYERS, TinyModels, TinySource, families, has_heads
 from transformers import AutoModelForCausalLM
@@ -65,17 +64,6 @@ def test_widths_that_split_heads(tiny_models: TinyModels, tmp_path: Path) -> Non
     for group, layer, width in ((9, 0, 24), (10, 1, 40)):
         expected = "heads of 16 channels, 2 per key-value head: expected multiples of 32"
         assert f"group {group}: width {width} of model.layers.{layer}.self_attn.qkv_proj splits {expected}" in str(raised.value)
-
-
-def test_an_order_that_splits_heads(tiny_models: TinyModels, tmp_path: Path) -> None:
-    tiny = tiny_models.heads_source("llama")
-    adapter = tiny.ordered(tmp_path / "ordered").adapter
-    columns = load_file(adapter / "channel_order.safetensors")
-    name = "model.layers.1.self_attn.o_proj"
-    columns[name] = torch.arange(64).flip(0).contiguous()
-    save_file(columns, adapter / "channel_order.safetensors")
-    with pytest.raises(LonasEdgeError, match=rf"{name}: splits units of 32 channels"):
-        open_source(str(adapter), str(tiny.base), tiny.space)
 
 
 def test_heads_are_ordered_by_importance(tiny_models: TinyModels) -> None:

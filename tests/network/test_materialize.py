@@ -17,7 +17,7 @@ from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import LinearPart
 from lonas_edge.network.adapters import LoraFactors
-from lonas_edge.network.materialize import merge, merge_bias
+from lonas_edge.network.materialize import merge
 from lonas_edge.network.source import open_source
 
 EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
@@ -147,18 +147,6 @@ def test_merges_the_active_part_of_the_factors() -> None:
         merge(whole, LinearPart.first(6, 5), LoraFactors(a, b, 2.0)), (whole.double() + 2 * b.double() @ a.double())
     )
     assert torch.equal(merge(weight, LinearPart.first(3, 2, 2), None), weight.double())
-
-
-def test_merges_ranges_of_the_factors() -> None:
-    """A fused layer: rows 0, 1 and 3, 4 of six, columns 1 and 3, 4 of five."""
-    rows, columns = [0, 1, 3, 4], [1, 3, 4]
-    weight, a, b, of_b = torch.randn(4, 3), torch.randn(2, 5), torch.randn(6, 2), torch.randn(6)
-    widths = LinearPart(((0, 2), (3, 5)), ((1, 2), (3, 5)))
-    products = [[sum(float(b[r, k]) * float(a[k, c]) for k in range(2)) for c in columns] for r in rows]
-    expected = weight.double() + 2 * torch.tensor(products, dtype=torch.float64)
-    torch.testing.assert_close(merge(weight, widths, LoraFactors(a, b, 2.0)), expected)
-    bias = torch.randn(4)
-    torch.testing.assert_close(merge_bias(bias, widths, LoraFactors(a, b, 2.0, of_b)), (bias + 2 * of_b[rows]).double())
 
 
 def test_overflow_of_fp16_is_an_error(tiny_models: TinyModels, materialize: Callable, tmp_path: Path) -> None:

@@ -25,14 +25,6 @@ def test_opens_ordinary_checkpoints(tiny_models: TinyModels, ids: torch.Tensor) 
         assert torch.equal(lonas_edge.load_checkpoint(str(base))(input_ids=ids).logits, expected)
 
 
-def test_dtype(llama: TinySource, materialize: Callable) -> None:
-    folder = materialize(llama, UNEQUAL, torch.bfloat16)
-    assert {parameter.dtype for parameter in lonas_edge.load_checkpoint(folder).parameters()} == {torch.bfloat16}
-    model = lonas_edge.load_checkpoint(folder, torch.float32)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert model.dtype == torch.float32
-
-
 def test_weights_that_do_not_match_are_listed_together(llama: TinySource, materialize: Callable) -> None:
     folder = materialize(llama, UNEQUAL)
     tensors = load_file(folder / "model.safetensors")
@@ -71,18 +63,6 @@ def test_float64_throughout(case: str, tiny_models: TinyModels, ids: torch.Tenso
     assert logits.dtype == torch.float64
     assert (logits - expected).abs().max() < 1e-4
     assert len(seen) >= 2 and not any(torch.equal(output, output.float().double()) for output in seen)
-
-
-def test_fetching_is_outside_of_float64(llama: TinySource, ids: torch.Tensor) -> None:
-    weights = dict(load_file(llama.base / "model.safetensors"))
-    dtypes = set()
-
-    def fetch(name: str) -> torch.Tensor:
-        dtypes.add(weights[name].double().to(torch.float32).dtype)
-        return weights[name]
-
-    float64_logits(empty_model(json.loads((llama.base / "config.json").read_text())), {"input_ids": ids}, fetch)
-    assert dtypes == {torch.float32}
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(6.3e11, "bf16"), (1.4e11, "fp32"), (0.5e11, "fp32")])

@@ -6,7 +6,6 @@ from tiny_models import TinyModels
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from lonas_edge.data.pairs import PairTask
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
@@ -56,14 +55,6 @@ def test_they_are_the_divergences(tiny_models: TinyModels) -> None:
         assert costs[name] == pytest.approx(exact, rel=0.4), name  # 600 draws: a standard error of 6 %, and the second order
     assert not any(module._forward_hooks for module in network.model.modules()), "the network is as before"
     assert all(parameter.grad is None for parameter in network.model.parameters())
-
-
-def test_draws_follow_the_distribution() -> None:
-    generator, logits = torch.Generator().manual_seed(0), torch.tensor([[0.0, 1.0, 3.0]]).repeat(20_000, 1)
-    share = torch.bincount(PairTask(outputs=("a", "b", "c")).sample(logits, generator)) / 20_000
-    assert torch.allclose(share, logits[0].softmax(0), atol=0.015)
-    numbers = PairTask(outputs=("score",)).sample(torch.full((20_000, 1), 5.0), generator)
-    assert (numbers.mean().item(), numbers.std().item()) == (pytest.approx(5, abs=0.03), pytest.approx(1, abs=0.03))
 
 
 def test_the_largest_cost_per_weight_is_chosen() -> None:

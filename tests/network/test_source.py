@@ -24,11 +24,6 @@ def test_super_adapter_brings_base_and_search_space(llama_copy: TinySource) -> N
     assert source.base.name == Path(recorded).name  # no absolute path in what may be published
 
 
-def test_given_search_space_goes_before_the_recorded_one(llama_copy: TinySource) -> None:
-    (llama_copy.adapter / "nncf_config.json").write_text("{")
-    assert len(llama_copy.opened().space.groups) == 9
-
-
 def test_a_super_adapter_whose_search_space_is_gone(llama_copy: TinySource, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be taken for plain LoRA, and answer as the maximal network."""
     record = SimpleNamespace(search_space="0123", base=SimpleNamespace(sha256={}))
@@ -45,12 +40,6 @@ def test_plain_lora_and_base_alone(llama: TinySource) -> None:
     for base in (open_source(str(llama.base)), open_source(None, str(llama.base))):
         assert base.adapter is None
         assert base.ranks() == {}
-
-
-def test_base_with_a_search_space(llama: TinySource) -> None:
-    source = open_source(str(llama.base), None, llama.space)
-    assert len(source.space.groups) == 9
-    assert source.adapter is None
 
 
 def test_model_with_a_base_as_source(llama: TinySource) -> None:

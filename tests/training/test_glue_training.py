@@ -47,6 +47,10 @@ def elastic_trainer(source: TinySource, outputs: int, widths: list[int], folder:
     return ElasticTrainer(SuperNetwork(model, opened.elasticity), schedule, args=arguments)
 
 
+WORDS = ("the good film", "the bad film", "not good", "is good", "not bad", "is the same")
+LABELS = {"RTE": ("label", "not_entailment", "entailment"), "STS-B": ("score", "0.5", "4.5")}
+
+
 def sliced_peft(source: TinySource, outputs: int, widths: list[int]) -> PeftModel:
     """The sub-network as a smaller model of transformers with a plain, unmerged PEFT adapter on it."""
     model = live_base(source, outputs)
@@ -78,36 +82,6 @@ def cut(owner: nn.Module, names: tuple[str, ...], rows: int | None = None, colum
         small = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64)
         small.weight.data, small.bias.data = weight.clone(), whole.bias.detach()[:rows].clone()
         setattr(owner, name, small)
-
-
-@pytest.mark.parametrize(("outputs", "labels"), [(3, CLASSES), (1, FIGURES)])
-def test_gradients_equal_plain_peft_on_the_sliced_model(
-    outputs: int, labels: torch.Tensor, tiny_bert: TinyBert, tmp_path: Path
-) -> None:
-    source = tiny_bert.source(outputs)
-    trainer = elastic_trainer(source, outputs, UNEQUAL, tmp_path)
-    actual_loss = trainer.training_step(trainer.network.model, {**pairs(), "labels": labels}, 3).item()
-    reference = sliced_peft(source, outputs, UNEQUAL)
-    loss = reference(**pairs(), labels=labels.double() if outputs == 1 else labels).loss  # transformers' own: the mean
-    loss.backward()
-    assert actual_loss == pytest.approx(loss.item(), abs=1e-5)
-    expected = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
-    actual = {name: p.grad for name, p in trainer.network.model.named_parameters() if p.requires_grad}
-    assert actual.keys() == expected.keys() and sum("modules_to_save" in name for name in actual) == 2
-    assert len(actual) == 2 * 2 * LAYERS + 2
-    smaller = 0
-    for name, gradient in actual.items():
-        inside = torch.zeros(gradient.shape, dtype=torch.bool)
-        inside[tuple(slice(0, size) for size in expected[name].shape)] = True
-        assert (gradient[inside] - expected[name].flatten()).abs().max() < 1e-5, name
-        assert expected[name].abs().max() > 1e-5, name
-        assert not gradient[~inside].any(), name
-        smaller += expected[name].shape != gradient.shape
-    assert smaller == 8  # two layers of unequal heads on lora_B of two, two of smaller ranks on both of two; one has both
-
-
-WORDS = ("the good film", "the bad film", "not good", "is good", "not bad", "is the same")
-LABELS = {"RTE": ("label", "not_entailment", "entailment"), "STS-B": ("score", "0.5", "4.5")}
 
 
 def write_task(folder: Path, task: str) -> Path:
@@ -305,18 +279,3 @@ def test_no_other_parameters(tiny_bert: TinyBert, tmp_path: Path) -> None:
     adapter = tiny_bert.adapter(modules_to_save=["classifier", "pooler"])
     with pytest.raises(LonasEdgeError, match=r"the head of a classifier, .* more:\n.*modules_to_save = \['pooler'\]"):
         open_recovery(str(adapter), data)
-
-
-def test_on_the_command_line(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    source, data = tiny_bert.source(), write_task(tmp_path, "RTE")
-    data = data.rename(tmp_path / "mine.tsv")
-    arguments = ["train", "--model", source.base, "--data", data, "--nncf-config", source.space, "--rank", 8, "--steps", 2]
-    arguments += ["--output", tmp_path / "out"]
-    ran = run_cli(*arguments)
-    assert ran.code == 1 and "Cannot infer the GLUE task" in ran.err
-    ran = run_cli(*arguments, "--task", "RTE", "--prompt", "lonas")
-    assert ran.code == 2 and "--prompt has no effect: a sequence classifier has no prompt template" in ran.err
-    ran = run_cli(*arguments, "--task", "RTE", "--json")
-    assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["task"] == "RTE"
-    assert "pipeline_tag: text-classification" in (tmp_path / "out/README.md").read_text()

@@ -171,21 +171,6 @@ def test_it_is_selected_without_being_named(recovered: Path, llama: TinySource, 
             opened.select(other)
 
 
-def test_commands_take_it(recovered: Path, llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
-    widths = [values[-1] for values in llama.groups()]
-    ran = run_cli("export", recovered, "--stage", "checkpoint", "--output", tmp_path / "exported")
-    assert ran.code == 0, ran.err
-    assert list(json.loads((tmp_path / "exported/subnetwork.json").read_text())["widths"].values()) == widths
-    ran = run_cli("inspect", recovered, "--json")
-    assert [group["width"] for group in json.loads(ran.out)["groups"]] == widths
-    for arguments, message in (
-        (("export", recovered, "--subnet", "maximal", "--output", tmp_path / "no"), "Omit --subnet"),
-        (("search", recovered, "--data", data, "--output", tmp_path / "no"), "has only its minimal sub-network"),
-    ):
-        ran = run_cli(*arguments)
-        assert (ran.code, message in " ".join(ran.err.split())) == (1, True), ran
-
-
 @pytest.mark.parametrize("weight_format", [None, "int4_sym"])
 def test_a_plain_lora_adapter(
     weight_format: str | None, llama: TinySource, data: Path, tmp_path: Path, materialize: Callable, ids: torch.Tensor

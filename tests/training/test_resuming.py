@@ -12,9 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import TinySource
 from training_runs import (
     ADAPTER,
-    EXAMPLES,
     ORDER,
-    RECORD,
     VARIANTS,
     Watched,
     difference,
@@ -23,7 +21,6 @@ from training_runs import (
     run_killed,
     same,
     working,
-    write_data,
 )
 from transformers import AutoTokenizer
 
@@ -76,24 +73,6 @@ def test_killed_before_the_first_checkpoint(llama: TinySource, data: Path, tmp_p
     assert not list(tmp_path.iterdir())
     with pytest.raises(LonasEdgeError, match="no unfinished run to resume"):
         run(llama, data, tmp_path / "out", resume=True)
-
-
-def test_resuming_with_other_settings(llama: TinySource, uninterrupted: Callable, tmp_path: Path) -> None:
-    """Base, search space, stages, data and options are compared; all differences are listed."""
-    source, data = llama.copied_to(tmp_path), write_data(tmp_path / "data.json", EXAMPLES[:8])
-    run_killed(source, data, tmp_path / "out", at=4, lr=None)
-    tensors = load_file(source.base / "model.safetensors")
-    tensors["model.norm.weight"] *= 1.5
-    save_file(tensors, source.base / "model.safetensors", metadata={"format": "pt"})
-    content = json.loads(source.space.read_text())
-    content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"][0].update(init_lr=0.5, width_indicator=1)
-    content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"][3] = [128, 64]
-    source.space.write_text(json.dumps(content))
-    write_data(data, EXAMPLES[1:9])
-    with pytest.raises(LonasEdgeError, match="cannot continue, because settings or inputs have changed") as raised:
-        run(source, data, tmp_path / "out", resume=True, lr=None, seed=1, batch_size=8)
-    for text in ("base model.safetensors: ", "search_space: ", "stages", "data 1 data.json: ", "options seed: was 42, is 1"):
-        assert text in str(raised.value)
 
 
 def test_resumed_with_a_lower_learning_rate(llama: TinySource, data: Path, tmp_path: Path, watched: Watched) -> None:
@@ -231,20 +210,6 @@ def test_an_output_that_appears_meanwhile_is_kept(llama: TinySource, uninterrupt
     assert resumed["resumed_from_step"] == 8
     same(output, resumed, folder, record)
     assert not working(output).exists()
-
-
-def test_overwrite_replaces_output_and_unfinished_training(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    run_killed(llama, data, output, at=5, seed=1)
-    output.mkdir()
-    (output / "mine").write_text("mine")
-    (output / RECORD).write_text('{"schema": "lonas-edge/training/1"}')
-    with pytest.raises(LonasEdgeError, match="already exists"):
-        run(llama, data, output)
-    run(llama, data, output, overwrite=True, steps=2)
-    assert not (output / "mine").exists()
-    assert json.loads((output / RECORD).read_text())["steps"] == 2
-    assert names_in(tmp_path) == ["out"]
 
 
 # tokens beyond the vocabulary

@@ -11,11 +11,10 @@ from oracle import oracle_logits
 from tiny_bert import TinyBert
 from tiny_models import TinyModels, TinySource
 from tokenizers import AddedToken
-from training_runs import EIGHT, OPTIONS, logits_of, write_data
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from training_runs import OPTIONS, logits_of, write_data
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lonas_edge import load_checkpoint
-from lonas_edge.data.pooling import read_pooling
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import open_source
 from lonas_edge.network.vocabulary_record import VocabularyRecord
@@ -66,14 +65,6 @@ def test_logits_are_those_of_the_kept_tokens(case: str, tiny_models: TinyModels,
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         old = getattr(loaded(base).config, name)
         assert getattr(model.config, name) == (None if old is None else kept.index(old))
-
-
-def test_data_with_fewer_tokens_than_the_size(llama: TinySource, words: Path, run_cli: Callable, tmp_path: Path) -> None:
-    """The earliest tokens of the tokenizer fill the vocabulary; how many the data use is stated."""
-    ran = run_cli("trim", llama.base, "--data", words, "--prompt", "question", "--size", 265, "--output", tmp_path / "out")
-    used = {*AutoTokenizer.from_pretrained(llama.base)(TEXT)["input_ids"], 1}
-    assert f"265 of 266 tokens. The data use {len(used)}. " in " ".join(ran.out.split())
-    assert len(json.loads((tmp_path / "out/vocabulary.json").read_text())["kept"]) == 265
 
 
 def test_a_trimmed_model_is_trimmed_again(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
@@ -152,26 +143,6 @@ def test_a_teacher_with_other_tokens(llama: TinySource, tiny_models: TinyModels,
         open_teacher(str(other), opened.base, opened.architecture)
 
 
-def test_an_adapter_of_a_trimmed_base_fits_no_other(
-    llama: TinySource, trim: Callable, words: Path, run_cli: Callable, tmp_path: Path
-) -> None:
-    """Trained on a trimmed model, it is refused on the untrimmed one and on another trimmed one."""
-    trim(llama.base, tmp_path / "base")
-    trim(llama.base, tmp_path / "smaller", "--size", 262)
-    options = ["--no-elastic", "--prompt", "question", "--steps", 1, "--rank", 4, "--batch-size", 1]
-    ran = run_cli("train", "--model", tmp_path / "base", "--data", words, *options, "--output", tmp_path / "lora")
-    assert ran.code == 0, ran.err
-    for other in (llama.base, tmp_path / "smaller"):
-        ran = run_cli("export", tmp_path / "lora", "--model", other, "--output", tmp_path / "out")
-        assert ran.code == 1
-        assert "not the base that" in ran.err
-        assert not (tmp_path / "out").exists()
-    ran = run_cli(
-        "export", tmp_path / "lora", "--model", tmp_path / "base", "--stage", "checkpoint", "--output", tmp_path / "out"
-    )
-    assert ran.code == 0, ran.err
-
-
 @pytest.fixture
 def lora(run_cli: Callable, words: Path, tmp_path: Path) -> Callable[[Path], Path]:
     """Train a LoRA on a base by the command line."""
@@ -234,23 +205,6 @@ def test_reserved_tokens_that_the_tokenizer_uses(llama: TinySource, trim: Callab
     assert [*small.chat_template] == ["default", "tools"]
 
 
-def test_padding_and_truncation_of_the_file_do_not_count(
-    llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path
-) -> None:
-    """As sentence-transformers' files prescribe them: every text would have 64 tokens, whatever the vocabulary."""
-    write_data(words, [*EIGHT, *EIGHT])
-    base = tmp_path / "base"
-    shutil.copytree(llama.base, base)
-    content = json.loads((base / "tokenizer.json").read_text())
-    padding = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
-    content["padding"] = {"strategy": {"Fixed": 64}, **padding}
-    content["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
-    (base / "tokenizer.json").write_text(json.dumps(content))
-    tables = [run_cli("trim", folder, "--data", words, "--prompt", "question", "--json") for folder in (llama.base, base)]
-    first, second = (json.loads(ran.out) for ran in tables)
-    assert first == second and first[0]["tokens_per_other_text"] > 1
-
-
 def test_a_trimmed_classifier(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     """WordPiece, on GLUE's data: their words stay, others become pieces; the logits are those of the whole model."""
     data = tmp_path / "SST-2/train.tsv"
@@ -268,20 +222,3 @@ def test_a_trimmed_classifier(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
     with torch.no_grad():
         assert (whole(**before).logits - small(**after).logits).abs().max() < 1e-5
     assert small.config.vocab_size == len(tokenizer) < 320
-
-
-def test_a_trimmed_embedding_model(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    """It keeps its pooling and prompts; texts whose tokens stay have the same embeddings."""
-    data = tmp_path / "texts.jsonl"
-    data.write_text('{"text": "the good film"}\n{"text": "not good"}\n')
-    base = tiny_bert.body("cls", normalize=False, prompts={"query": "q: "}, max_length=24)
-    ran = run_cli("trim", base, "--data", data, "--output", tmp_path / "out")
-    assert ran.code == 0, ran.err
-    assert read_pooling(tmp_path / "out") == read_pooling(base)
-    whole, small = (AutoModel.from_pretrained(folder).eval() for folder in (base, tmp_path / "out"))
-    texts = ["not the good film", "q: not good"]
-    states = [
-        model(**AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")).last_hidden_state
-        for model, folder in ((whole, base), (small, tmp_path / "out"))
-    ]
-    assert (states[0][:, 0] - states[1][:, 0]).abs().max() < 1e-5 and small.config.vocab_size < 320

@@ -1,13 +1,10 @@
 """Classifiers and rerankers of no GLUE task: searched and recovered on texts without labels, by the unpruned model."""
 
 import json
-import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 from tiny_bert import LAYERS, TinyBert, oracle_logits, reranker, tokenizer
 
 MAXIMAL, MINIMAL = ([width for width in widths for _ in range(LAYERS)] for widths in ((64, 8, 128), (32, 6, 64)))
@@ -71,23 +68,3 @@ def test_a_reranker_in_genai(tiny_bert: TinyBert, run_cli: Callable, tmp_path: P
     ranked = pipeline.rerank(WORDS[0], list(WORDS[1:]))
     assert [index for index, _ in ranked] == scores.argsort(descending=True).tolist()
     assert [score for _, score in ranked] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-4)
-
-
-def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    base, data, headless = reranker(tiny_bert, tmp_path / "base", 1), write(tmp_path), tmp_path / "headless"
-    shutil.copytree(base, headless)
-    tensors = load_file(base / "model.safetensors")
-    del tensors["classifier.weight"]
-    save_file(tensors, headless / "model.safetensors", {"format": "pt"})
-    space, out = ("--nncf-config", tiny_bert.space()), tmp_path / "out"
-    for arguments, fault in (
-        (("train", "--from", base, *space, "--subnet", "minimal", "--data", data), "pairs without labels need --teacher MODEL"),
-        (
-            ("train", "--from", headless, *space, "--subnet", "minimal", "--teacher", base, "--data", data),
-            "classifier.weight: missing",
-        ),
-        (("search", base, *space, "--num-prompts", 12, "--quality", "loss", "--data", data), "--quality loss needs labels"),
-    ):
-        ran = run_cli(*arguments, "--output", out)
-        assert ran.code == 1 and fault in re.sub(r"\s+", " ", ran.err), ran.err
-        assert not out.exists()

@@ -153,17 +153,3 @@ def test_the_most_sensitive_layers_stay_int8(
             assert ((network.model(input_ids=ids).logits - logits).abs().max() < 1e-3) == close
     ran = run_cli(*export, tmp_path / "no", "--ratio", "0.5", "--no-verify")
     assert "stores it differently" in " ".join(ran.err.split())
-
-
-def test_an_adapter_on_a_tied_head_leaves_the_embedding(tiny_models: TinyModels, choose: Callable, tmp_path: Path) -> None:
-    """As an export does: the embedding stays INT8."""
-    tiny = tiny_models.source("llama-tied")
-    eight = write_data(tmp_path / "eight.json", EIGHT)
-    for options in ({"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}):
-        adapter = tiny_models.adapter("llama-tied", **options)
-        source = open_source(str(adapter), str(tiny.base))
-        batch, network = batch_of(source, tiny.base, eight), load_super_network(source)
-        network.activate([])
-        with torch.inference_mode(), StoredWeights(network, "int4_sym").active([]):
-            loss = loss_of(network.model, batch).item()
-        assert loss == pytest.approx(stored_loss(source, [], "int4_sym", batch), rel=1e-5)

@@ -28,8 +28,8 @@ from lonas_edge.ir.compress import Compressed
 from lonas_edge.ir.core import inputs_of, open_model
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import Inputs, answers_of, empty_model, float64_logits, stream_weights, without_padding
-from lonas_edge.network.super_network import empty_super_network, of_adapter, unwrapped
+from lonas_edge.network.modeling import Inputs, empty_model, float64_logits, model_outputs, stream_weights, without_padding
+from lonas_edge.network.super_network import base_name, empty_super_network, in_adapter
 
 # Upper bounds of correct exports; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
 # LOGIT_RANGE and grow in proportion beyond it.
@@ -55,11 +55,11 @@ def super_network_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tens
     """Compute the float64 logits of the activated super-network: base and unmerged adapter, loaded by PEFT."""
     network = empty_super_network(model.source)
     for name, parameter in network.model.named_parameters():
-        if of_adapter(name):
+        if in_adapter(name):
             parameter.data = parameter.data.double()
     network.activate(model.subnetwork.widths)
     base = network.base
-    return float64_logits(base, inputs, lambda name: model.base_tensor(unwrapped(name)), lambda name: not of_adapter(name))
+    return float64_logits(base, inputs, lambda name: model.base_tensor(base_name(name)), lambda name: not in_adapter(name))
 
 
 def materialized_logits(model: MaterializedModel, inputs: Inputs) -> torch.Tensor:
@@ -111,7 +111,7 @@ def arithmetic_noise(model: MaterializedModel, inputs: Inputs, exact: torch.Tens
     network = empty_model(model.config())
     stream_weights(network, model.tensor, dtype=torch.float32)
     with torch.inference_mode():
-        return float((answers_of(network(**inputs, use_cache=False), inputs) - exact).abs().max())
+        return float((model_outputs(network(**inputs, use_cache=False), inputs) - exact).abs().max())
 
 
 def check_materialized(source: Path, parity: Parity, reference: torch.Tensor) -> None:

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import Family, ModelKind
 from lonas_edge.network.depth import renumber_caches
-from lonas_edge.network.modeling import empty_model, set_parameter, untouched_zeros
+from lonas_edge.network.modeling import empty_model, lazy_zeros, set_parameter
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.processes import end_with_parent, starting_process
 from lonas_edge.space.architecture import Architecture
@@ -157,7 +157,7 @@ def _model_without_matrices(config: dict[str, Any], vectors: Path) -> Any:
     values = load_file(vectors)
     for index, (name, parameter) in enumerate(list(model.named_parameters())):
         if parameter.dim() == 2:
-            values[name] = untouched_zeros(parameter.shape)
+            values[name] = lazy_zeros(parameter.shape)
             values[name].view(-1)[0] = index + 1  # equal constants would be merged
         set_parameter(model, name, values[name])
     model.tie_weights()

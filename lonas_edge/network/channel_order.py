@@ -127,17 +127,17 @@ def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder
         return ChannelOrder()
     columns = load_tensors(path)
     producers = architecture.producers
-    problems = []
+    errors = []
     for name, order in columns.items():
         if name not in producers:
-            problems.append(f"{name}: the model has no such layer whose input channels can be reordered")
+            errors.append(f"{name}: the model has no such layer whose input channels can be reordered")
             continue
         size = architecture.linears[name].in_features
         if order.dtype != torch.int64 or not torch.equal(order.sort().values, torch.arange(size)):
-            problems.append(f"{name}: not a permutation of its {size} input channels; found {order.dtype} {list(order.shape)}")
+            errors.append(f"{name}: not a permutation of its {size} input channels; found {order.dtype} {list(order.shape)}")
         elif not _keeps_units(order, architecture.units[name]):
-            problems.append(f"{name}: splits units of {architecture.units[name]} channels (heads that share keys and values)")
-    raise_all(f"{path}: the channel order does not fit the model:", problems, "Copy the super-adapter again, whole.")
+            errors.append(f"{name}: splits units of {architecture.units[name]} channels (heads that share keys and values)")
+    raise_all(f"{path}: the channel order does not fit the model:", errors, "Copy the super-adapter again, whole.")
     return ChannelOrder.of(architecture, columns)
 
 

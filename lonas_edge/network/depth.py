@@ -30,10 +30,10 @@ class RemovedBlock(nn.Module):
         self.block, self.layer_idx, self.cached = block, index, block.cached or block.state
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what `skipped` does. There is no `forward`: optimum-intel replaces the one of every attention of some
+        """Return what `skip` does. There is no `forward`: optimum-intel replaces the one of every attention of some
         families.
         """
-        return skipped(self.block, self.layer_idx if self.cached else None, args, kwargs)
+        return skip(self.block, self.layer_idx if self.cached else None, args, kwargs)
 
 
 class ElasticBlock(nn.Module):
@@ -45,11 +45,11 @@ class ElasticBlock(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block, or skip it."""
         if self.removed:
-            return skipped(self.block, getattr(self, "layer_idx", None), args, kwargs)
+            return skip(self.block, getattr(self, "layer_idx", None), args, kwargs)
         return super().forward(*args, **kwargs)
 
 
-def skipped(block: Block, index: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def skip(block: Block, index: int | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Return the output of a removed block: the residual if the block adds it, else a zero without dimensions.
 
     A whole layer returns its input. Removed attention still writes one zero per token to the cache number `index`, and a block

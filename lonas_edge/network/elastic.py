@@ -60,10 +60,10 @@ class ElasticLoraLinear(LoraLinear):  # type: ignore[misc]  # peft is untyped
         scale = float(self.scaling[name])
         if not torch.is_autocast_enabled(x.device.type):  # autocast would cast back
             x = x.to(down.dtype)
-        inner = F.linear(self.lora_dropout[name](x), down)
+        low = F.linear(self.lora_dropout[name](x), down)
         if bias is None and math.frexp(scale)[0] == 0.5:  # a power of two: exact wherever it is multiplied, cheapest here
-            return F.linear(inner * scale, up)
-        return F.linear(inner, up, None if bias is None else take(bias, rows)) * scale
+            return F.linear(low * scale, up)
+        return F.linear(low, up, None if bias is None else take(bias, rows)) * scale
 
     def inactive(self, widths: LinearPart) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
         """Yield the inactive parts of the adapter under `widths`: a parameter and an index; they do not overlap."""

@@ -66,12 +66,12 @@ class MaterializedModel:
 
     def _refuse_bias_without_base(self) -> None:
         linears = self.source.architecture.linears
-        problems = [
+        errors = [
             f"{name}.lora_B.bias: the base layer has no bias to add it to"
             for name, lora in self.adapter.factors.items()
             if lora.bias is not None and not linears[name].bias
         ]
-        raise_all("The adapter has biases (lora_bias) that the merged model has no place for:", problems)
+        raise_all("The adapter has biases (lora_bias) that the merged model has no place for:", errors)
 
     def base_tensor(self, name: str, rows: Ranges | None = None, columns: Ranges | None = None) -> torch.Tensor:
         """Read a base tensor or its replacement by the adapter, in the super-network's channel order."""

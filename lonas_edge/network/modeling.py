@@ -167,7 +167,7 @@ def set_parameter(model: nn.Module, name: str, value: torch.Tensor) -> None:
     model.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
 
-def untouched_zeros(shape: Sequence[int]) -> torch.Tensor:
+def lazy_zeros(shape: Sequence[int]) -> torch.Tensor:
     """fp32 zeros that take no memory until they are written: numpy gets them from calloc, which maps no pages."""
     return torch.from_numpy(np.zeros(tuple(shape), np.float32))
 
@@ -206,10 +206,10 @@ class Float64(TorchFunctionMode):
 def float64_logits(
     model: PreTrainedModel, inputs: Inputs, fetch: Fetch, wanted: Callable[[str], bool] = lambda _: True
 ) -> torch.Tensor:
-    """Compute the outputs of an empty model in float64, its weights streamed; see `answers_of`."""
+    """Compute the outputs of an empty model in float64, its weights streamed; see `model_outputs`."""
     with torch.inference_mode(), Float64() as mode:
         stream_weights(model, mode.outside(fetch), wanted)
-        return answers_of(model(**inputs, use_cache=False), inputs)
+        return model_outputs(model(**inputs, use_cache=False), inputs)
 
 
 def body_inputs(batch: Inputs) -> Inputs:
@@ -217,7 +217,7 @@ def body_inputs(batch: Inputs) -> Inputs:
     return {name: batch[name] for name in _BODY_INPUTS if name in batch}
 
 
-def answers_of(output: Any, inputs: Inputs) -> torch.Tensor:
+def model_outputs(output: Any, inputs: Inputs) -> torch.Tensor:
     """Take what networks are compared by from a model's output.
 
     Returns:

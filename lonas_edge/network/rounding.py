@@ -47,7 +47,7 @@ def rounding_costs(
         with ExitStack() as stack:
             for name, how in layers.items():
                 layer = network.base.get_submodule(name)
-                stack.callback(layer.register_forward_hook(_disturbed(layer, how, factors[name])).remove)
+                stack.callback(layer.register_forward_hook(_disturb(layer, how, factors[name])).remove)
             hidden = network.task.select(network.family.hidden(network.base, **body_inputs(batch)), batch)
             logits = network.family.logits(network.base, hidden)
             drawn = network.task.sample(logits.detach(), generator)
@@ -58,7 +58,7 @@ def rounding_costs(
     return {name: total / positions for name, total in sums.items()}
 
 
-def _disturbed(layer: Any, how: LayerStorage, factor: torch.Tensor) -> Any:
+def _disturb(layer: Any, how: LayerStorage, factor: torch.Tensor) -> Any:
     """A forward hook that adds the rounding error, times a factor [examples], to a layer's output."""
 
     def hook(_layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

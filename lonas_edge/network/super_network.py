@@ -16,7 +16,7 @@ from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.location import fingerprint
-from lonas_edge.network.modeling import body_inputs, empty_model, load_model, set_parameter, untouched_zeros
+from lonas_edge.network.modeling import body_inputs, empty_model, lazy_zeros, load_model, set_parameter
 from lonas_edge.network.source import Source, check_base
 from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.subnetwork import Subnetwork
@@ -158,24 +158,24 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
 
 
 def empty_super_network(source: Source) -> SuperNetwork:
-    """A super-adapter on a base whose weights are still missing, to be streamed; see `of_adapter`."""
+    """A super-adapter on a base whose weights are still missing, to be streamed; see `in_adapter`."""
     network: Any = empty_model(source.base_config(), str(source.base.folder))
     if source.adapter:
         # not on the meta device: PEFT 0.21 moves the adapter it loads to the device of the base
         for name, parameter in list(network.named_parameters()):
-            set_parameter(network, name, untouched_zeros(parameter.shape))
+            set_parameter(network, name, lazy_zeros(parameter.shape))
         network.tie_weights()
         with read_by("peft", source.adapter.folder / "adapter_config.json"):
             network = PeftModel.from_pretrained(network, str(source.adapter.folder), autocast_adapter_dtype=False)
-        source.order.apply_to_model(network, of_adapter)
+        source.order.apply_to_model(network, in_adapter)
     return SuperNetwork(network, source.elasticity)
 
 
-def of_adapter(name: str) -> bool:
+def in_adapter(name: str) -> bool:
     """Whether a parameter of a PEFT model belongs to the adapter."""
     return ".lora_" in name or ".modules_to_save." in name
 
 
-def unwrapped(name: str) -> str:
+def base_name(name: str) -> str:
     """A parameter's name in the base, from that in a PEFT model."""
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")

@@ -41,7 +41,7 @@ class Walk:
             return
         outputs: list[torch.Tensor] = []
         layer = self._layers[self.current - 1]
-        handle = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_first(output)))
+        handle = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_hidden_states(output)))
         try:
             for index in range(len(self._batches)):
                 self._run(index, range(self.current - 1, self.current))
@@ -54,19 +54,21 @@ class Walk:
         batch = self._batches[index]
         self._network.model.eval()
         stored, results = self._inputs[index] if self._inputs else None, self._network.family.layer_results
-        with torch.inference_mode(), _only(self._layers, running, stored, results):
+        with torch.inference_mode(), _run_only(self._layers, running, stored, results):
             hidden: torch.Tensor = self._network.family.hidden(self._network.base, **body_inputs(batch))
         return hidden
 
 
 @contextmanager
-def _only(layers: Sequence[Any], running: range, given: torch.Tensor | None, results: int) -> Iterator[None]:
-    """Skip the layers outside `running`, and replace the input of the first inside with `given`, if any."""
+def _run_only(layers: Sequence[Any], running: range, stored: torch.Tensor | None, results: int) -> Iterator[None]:
+    """Skip the layers outside `running`, and replace the input of the first inside with `stored`, if any."""
     passed = [layer for index, layer in enumerate(layers) if index not in running]
-    handle = layers[running.start].register_forward_pre_hook(_replacing(given), with_kwargs=True) if given is not None else None
+    handle = None
+    if stored is not None:
+        handle = layers[running.start].register_forward_pre_hook(_replace_input(stored), with_kwargs=True)
     kept = [vars(layer).get("forward") for layer in passed]
     for layer in passed:
-        layer.forward = _passing_by(results)
+        layer.forward = _make_skip(results)
     try:
         yield
     finally:
@@ -79,7 +81,7 @@ def _only(layers: Sequence[Any], running: range, given: torch.Tensor | None, res
                 layer.forward = forward
 
 
-def _passing_by(results: int) -> Callable[..., Any]:
+def _make_skip(results: int) -> Callable[..., Any]:
     """A layer's `forward` that returns its input as the first of so many results; see `Family.layer_results`."""
 
     def forward(hidden_states: Any, *_args: Any, **_kwargs: Any) -> Any:
@@ -88,13 +90,13 @@ def _passing_by(results: int) -> Callable[..., Any]:
     return forward
 
 
-def _replacing(given: Any) -> Callable[..., Any]:
+def _replace_input(stored: Any) -> Callable[..., Any]:
     def hook(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
+        return ((stored, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stored})
 
     return hook
 
 
-def _first(output: Any) -> Any:
+def _hidden_states(output: Any) -> Any:
     """The hidden states in a layer's output."""
     return output[0] if isinstance(output, tuple) else output

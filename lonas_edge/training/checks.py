@@ -80,21 +80,21 @@ def _check_context(inputs: Inputs, options: TrainOptions) -> None:
     contexts = {inputs.base.name: inputs.architecture.context}
     if inputs.teacher:
         contexts[inputs.teacher.name] = context_of(inputs.teacher.config)
-    problems = [
+    errors = [
         f"{name} has a context of {size} tokens" for name, size in contexts.items() if size and (options.max_length or 0) > size
     ]
-    raise_all(f"--max-length {options.max_length}:", problems)
+    raise_all(f"--max-length {options.max_length}:", errors)
 
 
 def _check_targets(inputs: Inputs, options: TrainOptions) -> None:
     architecture = inputs.architecture
-    problems = [
+    errors = [
         f"target module {target!r}: the model has no such linear layer"
         for target in options.target_modules or ()
         if not any(name == target or name.endswith(f".{target}") for name in architecture.linears)
     ]
     leaves = sorted({name.rpartition(".")[2] for name in architecture.linears})
-    raise_all(f"{inputs.base.name}: --target-modules do not fit the model:", problems, f"It has {', '.join(leaves)}.")
+    raise_all(f"{inputs.base.name}: --target-modules do not fit the model:", errors, f"It has {', '.join(leaves)}.")
     raise_all(
         f"{inputs.nncf_config}: the search space does not fit --rank and --target-modules:",
         rank_errors(inputs.elasticity, adapter_ranks(options, architecture)),

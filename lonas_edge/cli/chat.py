@@ -16,7 +16,7 @@ from lonas_edge.errors import LonasEdgeError, escaped
 from lonas_edge.options import Options, UserPath, option
 
 if TYPE_CHECKING:
-    from lonas_edge.exporting.chat import Chat
+    from lonas_edge.cli.conversation import Conversation
 
 _RESET, _EXIT, _PROMPT = "/reset", "/exit", "> "
 
@@ -41,14 +41,14 @@ def run(options: ChatOptions) -> None:
     standard input is a prompt.
     """
     with progress(left=False):
-        from lonas_edge.exporting.chat import Chat
+        from lonas_edge.cli.conversation import Conversation
         from lonas_edge.exporting.exported import open_exported
         from lonas_edge.exporting.manifest import MANIFEST
         from lonas_edge.ir import MODEL
 
         folder = _exported_in(options.exported, MODEL)
         exported = open_exported(folder, ours=(folder / MANIFEST).exists() or not (folder / MODEL).exists())
-        chat = Chat(exported, options.device, options.system, options.max_new_tokens, options.temperature)
+        chat = Conversation(exported, options.device, options.system, options.max_new_tokens, options.temperature)
         if options.prompt is not None:
             chat.check(options.prompt)
         chat.load()
@@ -79,7 +79,7 @@ def _exported_in(folder: Path, model: str) -> Path:
     return exported[0]
 
 
-def _talk(chat: "Chat") -> None:
+def _talk(chat: "Conversation") -> None:
     """Converse on a terminal until the user ends it."""
     while (prompt := _read()) not in (None, _EXIT):
         if prompt == _RESET:
@@ -112,7 +112,7 @@ def _read() -> str | None:
     return line.strip()
 
 
-def _answer_lines(chat: "Chat") -> None:
+def _answer_lines(chat: "Conversation") -> None:
     """Answer each line of standard input that is not empty."""
     prompts = 0
     try:
@@ -131,7 +131,7 @@ def _answer_lines(chat: "Chat") -> None:
         raise LonasEdgeError("standard input has no prompt; write one per line, or pass --prompt TEXT")
 
 
-def _answer(chat: "Chat", prompt: str) -> None:
+def _answer(chat: "Conversation", prompt: str) -> None:
     """Print an answer while it is generated."""
 
     def show(piece: str) -> None:
@@ -147,7 +147,7 @@ def _answer(chat: "Chat", prompt: str) -> None:
 
 
 @contextmanager
-def _first_interrupt(chat: "Chat") -> Iterator[None]:
+def _first_interrupt(chat: "Conversation") -> Iterator[None]:
     """Let the first Ctrl-C in the block stop the answer only."""
 
     def stop(_number: int, _frame: object) -> None:

@@ -47,8 +47,7 @@ class Language:
         hf_datasets.disable_progress_bars()
         disable_progress_bar()
         self._ours = [task for task in settings.tasks if task in self.protocol.tasks]
-        self._check_tasks()
-        self._check_data()
+        self._check()
         self._harness = self._harness_tasks(progress)
 
     def check(self, targets: Sequence[Target]) -> None:
@@ -69,7 +68,7 @@ class Language:
         skipped = self._skip_too_long(target, ours, samples)
         for task in tasks.values():
             task.set_fewshot_seed(seed=self.settings.seed)
-        model = BatchedLM(logged, lambda name, done: progress(f"{target.name}  {self._label(name)}{_rate(logged)}", done))
+        model = BatchedLM(logged, lambda name, done: progress(f"{target.name}  {self._label(name)}", done))
         output: Any = evaluator.evaluate(
             lm=model,
             task_dict={"tasks": tasks, "groups": {}},
@@ -80,24 +79,21 @@ class Language:
         results = output["results"].items()
         return [self._task(name, values, output["samples"][name], skipped.get(name, ())) for name, values in results]
 
-    def _check_tasks(self) -> None:
-        """Refuse our own tasks without this protocol: the harness may have other tasks of that name."""
+    def _check(self) -> None:
+        """Refuse our own tasks without this protocol (the harness may have others of that name), and faulty test sets."""
         names = [name for name in resolve(TASKS, self.settings.tasks) if name in TASKS and name not in self.protocol.tasks]
-        problems = [f"{name}: a task of the protocol {GENERATE.name}" for name in names]
+        errors = [f"{name}: a task of the protocol {GENERATE.name}" for name in names]
         hint = f"Pass --protocol {GENERATE.name}; harness:NAME is lm-evaluation-harness's own task of that name."
-        raise_all(f"Not available with the protocol {self.protocol.name}:", problems, hint)
-
-    def _check_data(self) -> None:
+        raise_all(f"Not available with the protocol {self.protocol.name}:", errors, hint)
         if self._ours and self.settings.datasets is None:
-            names = ", ".join(self._ours)
-            raise LonasEdgeError(f"--datasets DIR is needed for {names}: the directory with a folder for each task")
-        problems = []
+            ours = ", ".join(self._ours)
+            raise LonasEdgeError(f"--datasets DIR is needed for {ours}: the directory with a folder for each task")
         for task in self._ours:
             try:
                 self.protocol.read(self.settings.datasets or Path(), task)
             except LonasEdgeError as error:
-                problems.append(str(error))
-        raise_all("Test sets that cannot be used:", problems)
+                errors.append(str(error))
+        raise_all("Test sets that cannot be used:", errors)
 
     def _harness_tasks(self, progress: Progress) -> dict[str, Any]:
         """Load the harness's own tasks."""
@@ -146,29 +142,23 @@ class Language:
         self, target: Target, tasks: Mapping[str, Any], samples: Mapping[str, list[int]]
     ) -> dict[str, list[SkippedSample]]:
         """Remove samples that exceed the context with their answer; they are reported, never truncated."""
+
+        def count(text: str) -> int:
+            return len(target.tokenizer(text)["input_ids"])
+
         skipped: dict[str, list[SkippedSample]] = {}
         for name, task in tasks.items():
-            needed = {index: self._tokens(target, task.eval_docs[index]) for index in samples[name]}
-            too_long = {index: tokens for index, tokens in needed.items() if tokens > target.max_length}
-            skipped[name] = [SkippedSample(self._label(name), index, n, target.max_length) for index, n in too_long.items()]
+            too_long = {}
+            for index in samples[name]:
+                document = task.eval_docs[index]
+                tokens = count(document["prompt"]) + self.protocol.longest_answer(document, count)
+                if tokens > target.max_length:
+                    too_long[index] = SkippedSample(self._label(name), index, tokens, target.max_length)
+            skipped[name] = list(too_long.values())
             samples[name][:] = [index for index in samples[name] if index not in too_long]
         empty = [f"{self._label(name)}: every chosen prompt is too long" for name in samples if not samples[name]]
         raise_all(f"{target.name}: no prompt fits the context of {target.max_length} tokens (by config.json):", empty)
         return skipped
-
-    def _tokens(self, target: Target, document: Mapping[str, Any]) -> int:
-        """Count the tokens of a prompt with its longest answer; an upper bound, the number of bytes, where that suffices."""
-
-        def most(text: str) -> int:
-            return len(text.encode()) + 2  # the tokenizer may add a token at either end
-
-        def exact(text: str) -> int:
-            return len(target.tokenizer(text)["input_ids"])
-
-        bound = most(document["prompt"]) + self.protocol.longest_answer(document, most)
-        if bound <= target.max_length:
-            return bound
-        return exact(document["prompt"]) + self.protocol.longest_answer(document, exact)
 
     def _label(self, name: str) -> str:
         """Return a task's name in reports; the harness's are marked where ours have the same name."""
@@ -193,10 +183,6 @@ class Language:
             given = np.array([_given(metric, sample) for sample in kept], dtype=object)
             answers = Answers(label, np.array([sample["doc_id"] for sample in kept]), correct, given)
         return TaskAnswers(result, samples, answers)
-
-
-def _rate(logged: LoggedTarget) -> str:
-    return f"  {logged.answered / logged.seconds:.1f} prompts/s" if logged.answered else ""
 
 
 def _metrics(values: Mapping[str, Any], counted: str) -> dict[str, Metric]:
@@ -246,21 +232,13 @@ class BatchedLM(LM):  # type: ignore[misc]
         return self._answers("generate_until", requests)
 
     def _answers(self, kind: str, requests: "list[Instance]") -> list[Any]:
-        batches = list(_batches(requests, self._logged.target.batch_size))
-        work = [sum(len(t) for index in batch for t in requests[index].args if isinstance(t, str)) for batch in batches]
-        answers: list[Any] = [None] * len(requests)
-        done, total = 0, sum(work) or 1
-        for batch, share in zip(batches, work, strict=True):
+        answers: dict[int, Any] = {}
+        for batch in _batches(requests, self._logged.target.batch_size):
             chosen = [requests[index] for index in batch]
-            self._progress(chosen[0].task_name or kind, done / total)
-            prompts = len({request.args[0] for request in chosen})
-            batch_answers = self._logged.answers(
-                [kind, *(request.args for request in chosen)], prompts, partial(_run, kind, chosen)
-            )
-            for index, answer in zip(batch, batch_answers, strict=True):
-                answers[index] = answer
-            done += share
-        return answers
+            self._progress(chosen[0].task_name or kind, len(answers) / len(requests))
+            asked, prompts = [kind, *(request.args for request in chosen)], len({request.args[0] for request in chosen})
+            answers |= zip(batch, self._logged.answers(asked, prompts, partial(_run, kind, chosen)), strict=True)
+        return [answers[index] for index in range(len(requests))]
 
 
 def _run(kind: str, requests: "list[Instance]", model: Any) -> list[Any]:

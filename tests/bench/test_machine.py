@@ -1,6 +1,5 @@
 """Placement on a fake machine, its description, bandwidth, and load by others."""
 
-import os
 from pathlib import Path
 
 import psutil
@@ -42,18 +41,6 @@ def test_two_threads_per_core_without_sysfs(tmp_path: Path, monkeypatch: pytest.
     assert placement(None, range(8), tmp_path) == Placement(tuple(range(8)), 8)
 
 
-@pytest.mark.parametrize("affinity", [True, False])
-def test_processors_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, affinity: bool) -> None:
-    """Without affinities, as on macOS, all of the machine's."""
-    expected = sorted(os.sched_getaffinity(0)) if affinity else [0, 1, 2]
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: len(expected))
-    monkeypatch.delattr(os, "sched_getaffinity")
-    if not affinity:
-        monkeypatch.delattr(psutil.Process, "cpu_affinity")
-    assert placement(None, sysfs=tmp_path) == Placement(tuple(expected), len(expected))
-
-
 def test_load_by_others() -> None:
     """Ten seconds on two processors: 16 s used, 11 of them ours, 2 s stolen."""
     before, after = CpuTimes(0.0, 100.0, 5.0, 10.0), CpuTimes(10.0, 116.0, 7.0, 21.0)
@@ -68,20 +55,3 @@ def test_bandwidth_is_bytes_over_the_best_pass(monkeypatch: pytest.MonkeyPatch) 
     threads = torch.get_num_threads()
     assert memory_bandwidth(threads + 1) == 4096 / 0.5
     assert torch.get_num_threads() == threads  # the caller's setting is restored
-
-
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        (
-            "model name\t: A\nflags\t\t: fpu avx2 amx_tile amx_bf16 avx512_vnni\n\nflags\t: avx512f\n",
-            ["avx2", "avx512_vnni", "amx_bf16"],
-        ),
-        ("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm bf16\n", ["asimddp", "i8mm", "bf16"]),
-        ("", []),
-    ],
-)
-def test_instruction_sets(lines: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cpuinfo").write_text(lines)
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    assert machine.instructions() == expected == machine.describe("CPU")["instructions"]

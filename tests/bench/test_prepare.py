@@ -147,15 +147,6 @@ def test_a_classifier(tiny_bert: TinyBert, tmp_path: Path) -> None:
     assert (subnet.kind, subnet.properties, lora.kind, lora.outputs) == ("ir-classifier", {}, "torch-classifier", 2)
 
 
-def test_an_embedding_model(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    source = tiny_bert.embedder()
-    opened = source.opened()
-    export(opened, opened.select("minimal"), tmp_path / "ir", ExportOptions("int8", verify=False))
-    asked = replace(options(source, tmp_path, "lora"), cases=(Case(16, 0),))
-    subnet, lora = prepared(open_exported(tmp_path / "ir"), asked)
-    assert (subnet.kind, subnet.properties, lora.kind, lora.outputs) == ("ir-classifier", {}, "torch-classifier", 0)
-
-
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "run_in_process", lambda work, *arguments: work(*arguments))

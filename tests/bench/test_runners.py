@@ -14,11 +14,8 @@ from peft import PeftModel
 from tiny_bert import TinyBert, oracle_hidden, oracle_logits
 from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
 from transformers import (
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    DistilBertConfig,
-    DistilBertModel,
 )
 
 from lonas_edge.bench.runners import (
@@ -109,29 +106,6 @@ def test_a_pytorch_classifier_uses_the_head_of_the_adapter(tiny_bert: TinyBert) 
     with torch.no_grad():
         assert torch.equal(logits[0], plain(input_ids=torch.tensor(IDS)).logits)
     assert runner.facts()["kv_precision"] == ""
-
-
-def test_an_embedding_model(tiny_bert: TinyBert) -> None:
-    """Hidden states of all tokens, without a pooler."""
-    source = tiny_bert.embedder()
-    runner = TorchClassifierRunner(
-        Variant("lora", "torch-classifier", source.base, precision="fp32", adapter=source.adapter), 1
-    )
-    states = []
-    runner._model.register_forward_hook(lambda _module, _inputs, output: states.append(output))
-    assert runner.run(IDS, 0).end_to_end > 0
-    plain = PeftModel.from_pretrained(AutoModel.from_pretrained(source.base), source.adapter).eval()
-    with torch.no_grad():
-        assert torch.equal(states[0].last_hidden_state, plain(input_ids=torch.tensor(IDS)).last_hidden_state)
-    assert states[0].pooler_output is None
-
-
-def test_an_embedding_model_whose_class_has_no_pooler(tmp_path: Path) -> None:
-    """DistilBERT's constructor does not know `add_pooling_layer`."""
-    sizes = {"n_layers": 1, "dim": 16, "hidden_dim": 16, "n_heads": 2, "vocab_size": 64, "max_position_embeddings": 16}
-    DistilBertModel(DistilBertConfig(**sizes)).save_pretrained(tmp_path)
-    runner = TorchClassifierRunner(Variant("lora", "torch-classifier", tmp_path, precision="fp32"), 1)
-    assert runner.run([[1, 2, 3]], 0).end_to_end > 0
 
 
 @pytest.mark.parametrize("task", ["classifier", "embedding"])

@@ -11,21 +11,12 @@ import pytest
 from systems import KILL
 from tiny_models import VOCAB
 
-from lonas_edge.bench import worker
 from lonas_edge.bench.measure import PromptSource
 from lonas_edge.bench.variants import Case, Placement, Variant
 from lonas_edge.bench.worker import VariantFailedError, VariantProcess, run_in_process
 from lonas_edge.errors import LonasEdgeError
 
 PLACE = Placement((0,), 1)
-
-
-def test_reason_of_an_error() -> None:
-    """OpenVINO's last line is the cause."""
-    error = RuntimeError("Exception from src/core.cpp:132:\nException from src/a.cpp:5:\nNo such property\x1b\n\n")
-    assert worker._reason(error) == "No such property\\x1b"
-    assert worker._reason(ValueError("first\nsecond")) == "first"
-    assert worker._reason(ValueError()) == ""
 
 
 def test_a_call_run_in_process(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answers import AnswerLog, LoggedTarget
 from lonas_edge.evaluate.language import BatchedLM
 
@@ -70,14 +69,6 @@ def test_a_cut_line_is_ignored(tmp_path: Path):
         assert batched(path, again).generate_until(REQUESTS) == expected
         assert again.batches == first.batches[-1:]
         assert batched(path, Recorder(dies_at=0)).generate_until(REQUESTS) == expected, "what followed the cut line is read"
-
-
-def test_a_write_error(tmp_path: Path):
-    (tmp_path / "log").mkdir()
-    log = AnswerLog()
-    log._path = tmp_path / "log"
-    with pytest.raises(LonasEdgeError, match="log: cannot be written: "):
-        log.add("batch", ["answer"])
 
 
 def test_batches_do_not_mix_tasks_and_do_not_depend_on_others(tmp_path: Path):

@@ -5,7 +5,6 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,55 +164,6 @@ def test_an_ir_of_another_tool(
     assert ("stock: no modules.json, so its pooling is unknown; assuming the mean" in ran.err) is not stated
 
 
-def test_a_base_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    """A base directory, and an adapter without a task, which the base decides; texts are cut at the context."""
-    base, pairs = tiny_bert.body("cls", False), write_similarity(tmp_path / "data", longest=90)
-    source = tiny_bert.embedder(base)
-    bare = source.copied_to(tmp_path)
-    config = json.loads((bare.adapter / "adapter_config.json").read_text())
-    (bare.adapter / "adapter_config.json").write_text(json.dumps({**config, "task_type": None}))
-    command = ["eval", base, bare.adapter, "--model", base, "--datasets", tmp_path / "data", "--output", tmp_path / "out"]
-    report = result(run_cli(*command, "--json"))
-    labels = [label for _, _, label in pairs]
-    for target, adapter in zip(report["targets"], (None, source.adapter), strict=True):
-        expected = cosines_of(replace(source, adapter=adapter, space=None), [], pairs, mode="cls")
-        assert_figures(target, logged(tmp_path / "out", target["name"]), expected, labels)
-
-
-def test_a_killed_evaluation_continues(
-    exported: Path, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the answers that it has; not after a change of the pooling, whose file is in a subdirectory."""
-    write_similarity(tmp_path / "data")
-    folder, batches, embedder = stock(exported, tmp_path / "stock", "mean"), [], targets.ir_encoder
-    command = ["eval", folder, "--datasets", tmp_path / "data", *F32, "--batch-size", 10, "--json"]
-    (expected,) = result(run_cli(*command))["targets"]
-
-    def interrupted(*arguments: Any) -> Any:
-        embed = embedder(*arguments)
-
-        def counted(batch: Any) -> Any:
-            batches.append(len(batch["input_ids"]))
-            if len(batches) == 4:
-                raise KeyboardInterrupt
-            return embed(batch)
-
-        return counted
-
-    command += ["--output", tmp_path / "out"]
-    with monkeypatch.context() as patch:
-        patch.setattr(targets, "ir_encoder", interrupted)
-        ran = run_cli(*command)
-    assert ran.code == 1 and (tmp_path / "out.partial").exists()
-    pooling = folder / "1_Pooling/config.json"
-    pooling.write_text(json.dumps({"pooling_mode": "cls"}))
-    ran = run_cli(*command)
-    assert ran.code == 1 and "targets stock pooling mode: was mean, is cls" in ran.err
-    pooling.write_text(json.dumps({"pooling_mode": "mean"}))
-    (found,) = result(run_cli(*command))["targets"]
-    assert found["answered"] == expected["answered"] - 30 and found["tasks"] == expected["tasks"]
-
-
 def write_retrieval(folder: Path, queries: int = 12, passages: int = 40) -> dict[str, dict[str, int]]:
     """Made up retrieval data; grades by query. The first query's text is a passage of the same id."""
     draw, folder = random.Random(3), folder / "tiny"
@@ -283,8 +233,8 @@ def test_other_tasks_are_refused(tiny_bert: TinyBert, tiny_models: TinyModels, r
         (on[:-2], 1, "--datasets DIR is needed: a directory with STS-B/dev.tsv (GLUE) or NAME/corpus.jsonl (BEIR)"),
         ([*on[:-1], tmp_path], 1, "expected STS-B/dev.tsv (GLUE) or NAME/corpus.jsonl (BEIR), found neither"),
         ([*on[:-1], tmp_path, "--tasks", "STS-B"], 1, "STS-B/dev.tsv: the data of STS-B cannot be read"),
-        ([*on, tiny_bert.base()], 1, "is a sequence classifier: evaluate them separately"),
-        ([*on, tiny_models.base("llama")], 1, "is a causal language model: evaluate them separately"),
+        ([tiny_bert.body(), tiny_bert.base(), *on[-2:]], 1, "is a sequence classifier: evaluate them separately"),
+        ([tiny_bert.body(), tiny_models.base("llama"), *on[-2:]], 1, "is a causal language model: evaluate them separately"),
     ):
         ran = run_cli("eval", *arguments)
         plain = " ".join(ran.err.replace("│", " ").split())

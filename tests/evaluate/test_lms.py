@@ -143,18 +143,6 @@ def test_generations_end_where_those_of_transformers_do(
         assert theirs not in others and len({len(new) for new in theirs}) > 3
 
 
-def test_properties_that_openvino_refuses(exported: Callable[[str], Path]):
-    folder = exported("llama")
-    model = OpenVinoLM(folder, AutoTokenizer.from_pretrained(folder), 128, properties={"KV_CACHE_PRECISION": "nonsense"})
-    for ask in (
-        lambda: model.generate_until(generations(1, 1)),
-        lambda: model.generate_until(generations(4, 1)),
-        lambda: model.loglikelihood(rankings(1), disable_tqdm=True),
-    ):
-        with pytest.raises(LonasEdgeError, match=r"cannot run on CPU.*KV_CACHE_PRECISION=nonsense"):
-            ask()
-
-
 def test_greedy_generation_ends_at_a_stop_text(exported: Callable[[str], Path]):
     folder = exported("llama")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -187,16 +175,6 @@ def test_beams_end_at_a_stop_text_as_in_transformers(exported: Callable[[str], P
     together = model.generate_ids(asked)
     for found, ids in zip(together, expected, strict=True):
         assert found[: len(ids)] == ids and len(found) <= len(ids) + 1  # filled up behind, as its neighbours go on
-
-
-def test_a_stop_text_in_the_prompt_is_ignored(exported: Callable[[str], Path]):
-    folder = exported("llama")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = OpenVinoLM(folder, tokenizer, 128, properties=F32)
-    (request,) = generations(4, 1)
-    (whole,) = model.generate_ids([request])
-    request.args[1]["until"] = [request.args[0][-3:] + tokenizer.decode(whole[:1])]
-    assert model.generate_ids([request]) == [whole]
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])

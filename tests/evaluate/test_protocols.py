@@ -72,13 +72,6 @@ def test_a_protocol_in_one_line(protocol: str, beams: int | None, tasks: list[st
     assert PROMPT_PROTOCOLS[protocol].describe(beams, tasks) == message
 
 
-def test_room_for_the_answer():
-    document = {"task": "boolq", "choices": ["no", "not at all"]}
-    assert PROMPT_PROTOCOLS["option-text"].longest_answer(document, len) == len(" not at all")
-    assert PROMPT_PROTOCOLS["generate"].longest_answer(document, len) == 32
-    assert PROMPT_PROTOCOLS["generate"].longest_answer({"task": "AQuA"}, len) == 256
-
-
 class Loader(yaml.SafeLoader):
     """Reads `!function NAME` as the name."""
 

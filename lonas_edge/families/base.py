@@ -161,7 +161,7 @@ class Family(ABC):
         """Shapes of the weights of convolutions in a decoder layer by relative name; they stay in fp32."""
         return {}
 
-    def outer_linears(self, config: Any) -> list[Linear]:
+    def other_linears(self, config: Any) -> list[Linear]:
         """Linear layers outside the decoder layers, the head last."""
         return [Linear(self.head, config.vocab_size, config.hidden_size)]
 
@@ -178,7 +178,7 @@ class Family(ABC):
         """Sizes of the one-dimensional parameters of a decoder layer by relative name, without biases of linear layers."""
 
     @abstractmethod
-    def outer_vectors(self, config: Any) -> dict[str, int]:
+    def other_vectors(self, config: Any) -> dict[str, int]:
         """Sizes of the one-dimensional parameters outside the decoder layers, by name."""
 
     @abstractmethod

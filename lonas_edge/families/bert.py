@@ -84,7 +84,7 @@ class Bert(Family):
             Linear("output.dense", hidden, mlp, True),
         ]
 
-    def outer_linears(self, config: Any) -> list[Linear]:
+    def other_linears(self, config: Any) -> list[Linear]:
         """The pooler and the head."""
         hidden = config.hidden_size
         return [Linear(f"{self.prefix}pooler.dense", hidden, hidden, True), Linear(self.head, config.num_labels, hidden, True)]
@@ -104,7 +104,7 @@ class Bert(Family):
         norms = ("attention.output.LayerNorm", "output.LayerNorm")
         return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
 
-    def outer_vectors(self, config: Any) -> dict[str, int]:
+    def other_vectors(self, config: Any) -> dict[str, int]:
         return {f"{self.prefix}embeddings.LayerNorm.{part}": config.hidden_size for part in ("weight", "bias")}
 
     def kv_width(self, config: Any) -> int:
@@ -140,7 +140,7 @@ class Embedder(Family):
         """There is none."""
         return ()
 
-    def outer_linears(self, config: Any) -> list[Linear]:
+    def other_linears(self, config: Any) -> list[Linear]:
         """There is neither a pooler nor a head."""
         return []
 

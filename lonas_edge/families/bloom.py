@@ -95,7 +95,7 @@ class Bloom(Family):
         norms = ("input_layernorm", "post_attention_layernorm")
         return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
 
-    def outer_vectors(self, config: Any) -> dict[str, int]:
+    def other_vectors(self, config: Any) -> dict[str, int]:
         norms = ("transformer.word_embeddings_layernorm", self.final_norm)
         return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
 

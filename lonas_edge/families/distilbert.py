@@ -59,7 +59,7 @@ class DistilBert(Bert):
         outputs = [Linear("ffn.lin1", mlp, hidden, True), Linear("ffn.lin2", hidden, mlp, True)]
         return [*inputs, Linear(_OUT, hidden, heads, True), *outputs]
 
-    def outer_linears(self, config: Any) -> list[Linear]:
+    def other_linears(self, config: Any) -> list[Linear]:
         """The head's two layers."""
         hidden = config.hidden_size
         return [Linear("pre_classifier", hidden, hidden, True), Linear(self.head, config.num_labels, hidden, True)]

@@ -116,13 +116,13 @@ class Gemma3n(Llama):
             Linear("per_layer_projection", hidden, embedded),
         ]
 
-    def outer_linears(self, config: Any) -> list[Linear]:
+    def other_linears(self, config: Any) -> list[Linear]:
         hidden, others = config.hidden_size, range(config.altup_num_inputs - 1)
         return [
             Linear("model.per_layer_model_projection", _per_token(config), hidden),
             *(Linear(f"model.altup_projections.{index}", hidden, hidden) for index in others),
             *(Linear(f"model.altup_unembed_projections.{index}", hidden, hidden) for index in others),
-            *super().outer_linears(config),
+            *super().other_linears(config),
         ]
 
     def embeddings(self, config: Any) -> dict[str, tuple[int, int]]:
@@ -134,8 +134,8 @@ class Gemma3n(Llama):
         sizes = dict.fromkeys((*(f"{name}.weight" for name in _NORMS), "altup.correct_output_scale"), config.hidden_size)
         return sizes | dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), head_dim(config))
 
-    def outer_vectors(self, config: Any) -> dict[str, int]:
-        return super().outer_vectors(config) | {"model.per_layer_projection_norm.weight": config.hidden_size_per_layer_input}
+    def other_vectors(self, config: Any) -> dict[str, int]:
+        return super().other_vectors(config) | {"model.per_layer_projection_norm.weight": config.hidden_size_per_layer_input}
 
     def kv_width(self, config: Any) -> int:
         """Shared keys and values are in one cache."""

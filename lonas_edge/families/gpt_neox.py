@@ -61,7 +61,7 @@ class GPTNeoX(Family):
         norms = ("input_layernorm", "post_attention_layernorm")
         return {f"{norm}.{part}": config.hidden_size for norm in norms for part in ("weight", "bias")}
 
-    def outer_vectors(self, config: Any) -> dict[str, int]:
+    def other_vectors(self, config: Any) -> dict[str, int]:
         return {f"{self.final_norm}.{part}": config.hidden_size for part in ("weight", "bias")}
 
     def kv_width(self, config: Any) -> int:

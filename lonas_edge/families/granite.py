@@ -90,11 +90,11 @@ class Granite4(Granite):
         hidden, mlp = config.hidden_size, config.shared_intermediate_size
         mixer = [linear for linear in super().linears(config) if linear.name.startswith("self_attn.")]
         if config.layer_type == "mamba":
-            inner, bias = _inner(config), bool(config.mamba_proj_bias)
-            projected = inner + _convolved(config) + config.mamba_n_heads  # gate; x, B, C; dt
+            width, bias = _mamba_width(config), bool(config.mamba_proj_bias)
+            projected = width + _convolution_channels(config) + config.mamba_n_heads  # gate; x, B, C; dt
             mixer = [
                 Linear("mamba.in_proj", projected, hidden, bias, four_bits=False),
-                Linear("mamba.out_proj", hidden, inner, bias, four_bits=False),
+                Linear("mamba.out_proj", hidden, width, bias, four_bits=False),
             ]
         return [
             *mixer,
@@ -105,14 +105,14 @@ class Granite4(Granite):
     def convolutions(self, config: Any) -> dict[str, tuple[int, ...]]:
         if config.layer_type != "mamba":
             return {}
-        return {"mamba.conv1d.weight": (_convolved(config), 1, config.mamba_d_conv)}
+        return {"mamba.conv1d.weight": (_convolution_channels(config), 1, config.mamba_d_conv)}
 
     def vectors(self, config: Any) -> dict[str, int]:
         sizes = super().vectors(config)
         if config.layer_type == "mamba":
             sizes |= dict.fromkeys(("mamba.dt_bias", "mamba.A_log", "mamba.D"), config.mamba_n_heads)
-            sizes |= {"mamba.norm.weight": _inner(config)}
-            sizes |= {"mamba.conv1d.bias": _convolved(config)} if config.mamba_conv_bias else {}
+            sizes |= {"mamba.norm.weight": _mamba_width(config)}
+            sizes |= {"mamba.conv1d.bias": _convolution_channels(config)} if config.mamba_conv_bias else {}
         return sizes
 
     def kv_width(self, config: Any) -> int:
@@ -120,14 +120,14 @@ class Granite4(Granite):
         return 0 if config.layer_type == "mamba" else super().kv_width(config)
 
 
-def _inner(config: Any) -> int:
+def _mamba_width(config: Any) -> int:
     """Channels of all heads of Mamba."""
     return int(config.mamba_expand * config.hidden_size)
 
 
-def _convolved(config: Any) -> int:
+def _convolution_channels(config: Any) -> int:
     """Channels of Mamba's convolution: its inputs, and the state matrices B and C of each group."""
-    return int(_inner(config) + 2 * config.mamba_n_groups * config.mamba_d_state)
+    return int(_mamba_width(config) + 2 * config.mamba_n_groups * config.mamba_d_state)
 
 
 def _no_mask(*_: Any) -> None:

@@ -105,7 +105,7 @@ class Llama(Family):
             sizes |= {"self_attn.q_norm.weight": head_dim(config), "self_attn.k_norm.weight": head_dim(config)}
         return sizes
 
-    def outer_vectors(self, config: Any) -> dict[str, int]:
+    def other_vectors(self, config: Any) -> dict[str, int]:
         return {f"{self.final_norm}.weight": config.hidden_size}
 
     def kv_width(self, config: Any) -> int:

@@ -55,7 +55,7 @@ class Phi3(Family):
     def vectors(self, config: Any) -> dict[str, int]:
         return {f"{norm}.weight": config.hidden_size for norm in ("input_layernorm", "post_attention_layernorm")}
 
-    def outer_vectors(self, config: Any) -> dict[str, int]:
+    def other_vectors(self, config: Any) -> dict[str, int]:
         return {f"{self.final_norm}.weight": config.hidden_size}
 
     def kv_width(self, config: Any) -> int:

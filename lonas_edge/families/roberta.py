@@ -45,7 +45,7 @@ class Roberta(_Roberta, Bert):
     def head_modules(self) -> tuple[str, ...]:
         return ("classifier",)
 
-    def outer_linears(self, config: Any) -> list[Linear]:
+    def other_linears(self, config: Any) -> list[Linear]:
         """The head's two layers."""
         hidden = config.hidden_size
         return [Linear("classifier.dense", hidden, hidden, True), Linear(self.head, config.num_labels, hidden, True)]

@@ -93,7 +93,7 @@ class Architecture:
                 name = f"{layer}.{linear.name}"
                 if not name.startswith(self._absent):
                     linears[name] = replace(linear, name=name)
-        return linears | {linear.name: linear for linear in self.family.outer_linears(self.config)}
+        return linears | {linear.name: linear for linear in self.family.other_linears(self.config)}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -104,7 +104,7 @@ class Architecture:
             shapes |= {f"{layer}.{name}": (size,) for name, size in family.vectors(own).items()}
             shapes |= {f"{layer}.{name}": shape for name, shape in family.convolutions(own).items()}
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(self._absent)}
-        shapes |= {name: (size,) for name, size in family.outer_vectors(config).items()}
+        shapes |= {name: (size,) for name, size in family.other_vectors(config).items()}
         for linear in self.linears.values():
             if linear.name != family.head or not self.tied:
                 shapes |= linear.shapes
@@ -163,7 +163,7 @@ class Architecture:
         """The layers that produce the input, by module path, for each layer with an elastic input width."""
         return {f"{layer}.{rule.consumer}": tuple(f"{layer}.{name}" for name in rule.producers) for layer, rule in self.rules}
 
-    def inner_width(self) -> int:
+    def layer_width(self) -> int:
         """The largest width of a token inside a decoder layer: outputs of the layers with an elastic width."""
         widths = [sum(self.linears[f"{layer}.{name}"].out_features for name in rule.producers) for layer, rule in self.rules]
         return max(widths, default=0)

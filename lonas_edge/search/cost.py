@@ -21,19 +21,7 @@ END_TO_END = "end-to-end"
 CostFunction = Callable[[Sequence[int]], float]  # of a network's widths
 
 
-@dataclass(frozen=True)
-class Quality:
-    """A quality measure."""
-
-    name: str  # on the command line and in records
-    unit: str  # unit of the figure
-    title: str  # in plots
-
-
-QUALITIES = {
-    quality.name: quality
-    for quality in (Quality("kl", "nats", "KL from the unpruned network"), Quality("loss", "nats", "loss"))
-}
+QUALITIES = {"kl": "KL from the unpruned network", "loss": "loss"}  # titles in plots; both in nats
 
 
 @dataclass(frozen=True)
@@ -41,7 +29,7 @@ class Cost:
     """A cost."""
 
     name: str  # on the command line and in records
-    unit: str  # unit of the figure
+    unit: str
     title: str  # in plots and tables
     timed: bool = False  # whether it is measured on an OpenVINO device
     generates: bool = False  # for a timed cost: whether it is one of models that generate tokens
@@ -112,8 +100,3 @@ def counted_cost(name: str, source: "Source", weight_format: str) -> CostFunctio
     count = COSTS[name].count
     assert count is not None
     return lambda widths: float(count(source.sizes(source.subnetwork(widths)), weight_format))
-
-
-def end_to_end(ttft: float, tpot: float, new_tokens: int) -> float:
-    """Return the time of a whole answer: the first token, and the others."""
-    return ttft + (new_tokens - 1) * tpot

@@ -6,7 +6,6 @@ network without any of their kind. Latency is c + Σ f(w) over the layers. A net
 width w takes c + n·f(w). So each layer of width w saves 1/n of what that network saves compared with the widest.
 """
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,7 @@ from lonas_edge.ir.fuse import GRAPH
 from lonas_edge.network.source import Source
 from lonas_edge.progress import Progress, silent
 from lonas_edge.schema import Record
-from lonas_edge.search.cost import END_TO_END, CostFunction, CostSettings, end_to_end
-from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.search.cost import END_TO_END, CostFunction, CostSettings
 from lonas_edge.versions import versions
 
 SCHEDULE = Schedule(12, 4, 1)  # measurements of each network, process starts, discarded measurements at each start
@@ -128,24 +126,22 @@ def make_curves(
     return curves
 
 
-def predict(curves: Mapping[str, Curve], metric: str, kinds: Sequence[LayerKind], widths: Sequence[int]) -> float:
-    """Predict a metric of a network with these widths, in milliseconds."""
-    total = widest = curves[kinds[0].name].times[metric][0]
-    for kind in kinds:
-        curve, layers = curves[kind.name], sum(kind.layers.values())
-        for group, count in kind.layers.items():
-            alone = float(np.interp(widths[group], curve.widths[::-1], curve.times[metric][::-1]))
-            total += count / layers * (alone - widest)
-    return float(total)
-
-
 def predicted_cost(name: str, source: Source, settings: CostSettings, curves: Mapping[str, Curve]) -> CostFunction:
-    """Make the function that predicts a timed cost."""
+    """Make the function that predicts a timed cost in milliseconds."""
     kinds, canonical = find_kinds(source), source.elasticity.canonical
 
+    def predict(metric: str, widths: Sequence[int]) -> float:
+        total = widest = curves[kinds[0].name].times[metric][0]
+        for kind in kinds:
+            curve, layers = curves[kind.name], sum(kind.layers.values())
+            for group, count in kind.layers.items():
+                alone = float(np.interp(widths[group], curve.widths[::-1], curve.times[metric][::-1]))
+                total += count / layers * (alone - widest)
+        return float(total)
+
     def cost(widths: Sequence[int]) -> float:
-        times = {metric: predict(curves, metric, kinds, canonical(widths)) for metric in settings.metrics}
-        return end_to_end(times["ttft"], times["tpot"], settings.new_tokens) if name == END_TO_END else times[name]
+        times = {metric: predict(metric, canonical(widths)) for metric in settings.metrics}
+        return times["ttft"] + (settings.new_tokens - 1) * times["tpot"] if name == END_TO_END else times[name]
 
     return cost
 
@@ -168,28 +164,9 @@ def cached_ir(source: Source, widths: Sequence[int], weight_format: str) -> Path
     identity = [shape_hash(source, [widths]), weight_format, versions(_PACKAGES), GRAPH]
     folder = cache_folder() / f"latency-{json_sha256(identity)[:16]}"
     if not folder.exists():
-        export_apart(
-            source, source.subnetwork(widths, "latency"), folder, ExportOptions(weight_format=weight_format, verify=False)
-        )
+        options = ExportOptions(weight_format=weight_format, verify=False)
+        run_in_process(export, source, source.subnetwork(widths, "latency"), folder, options)  # which frees its memory
     return folder
-
-
-def export_apart(source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
-    """Export in a separate process, which frees its memory."""
-    run_in_process(_export, source, subnetwork, folder, options)
-
-
-def _export(source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `lonas-edge export` does
-    export(source, subnetwork, folder, options)
-
-
-def time_irs(folders: Sequence[Path], settings: CostSettings, progress: Progress) -> list[Latency]:
-    """Measure IRs in one interleaved run with the properties of stock clients; return their medians in order."""
-    has_cache = settings.new_tokens and not settings.device.startswith("NPU")
-    properties = {"KV_CACHE_PRECISION": FORMATS[settings.weight_format].kv_cache} if has_cache else {}
-    run = [(folder, properties) for folder in folders]
-    return ir_latencies(run, settings.case, SCHEDULE, settings.device, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -220,49 +197,52 @@ class LatencyTable(Record):
 def open_table(source: Source, settings: CostSettings, progress: Progress = silent) -> LatencyTable:
     """Get this machine's latency table: the cached one, or one that is measured now."""
     check_device(settings.device)
-    if not find_kinds(source):
+    kinds = find_kinds(source)
+    if not kinds:
         raise LonasEdgeError("The search space has no width that latency depends on; choose another --cost.")
+    networks, here = uniform_networks(source, kinds), machine.describe(settings.device)
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     progress("Latency table", None)
     with FileLock(cache / ".latency.lock"):  # a second process waits for the first one's table
-        identity = table_identity(source, settings)
+        identity = {
+            "shape": shape_hash(source, list(networks.values())),
+            "weight_format": settings.weight_format,
+            "prompt_len": settings.prompt_len,
+            "new_tokens": settings.new_tokens,
+            **{name: here[name] for name in _MACHINE},
+            "memory_gb": round(here["memory_bytes"] / 1e9),  # the kernel's own part of it varies
+            "threads": machine.placement(None).threads,
+            "versions": versions(_PACKAGES),
+            "graph": GRAPH,
+        }
         file = cache / f"latency-table-{json_sha256(identity)[:16]}.json"
         if file.exists():
             table = LatencyTable.read(file)
             again = "Delete the file to measure again."
             progress(f"Reusing the latency table of {table.date}: {file}. {again}\nLatency table", None)
         else:
-            table = _measure(source, settings, identity, progress)
+            start = time.perf_counter()
+            latencies = _measure(source, list(dict.fromkeys(networks.values())), settings, progress)
+            curves = make_curves(source, kinds, latencies, settings.metrics)
+            table = LatencyTable(identity, time.strftime("%Y-%m-%d"), round(time.perf_counter() - start, 1), curves)
             table.write(file)
     return table
 
 
-def table_identity(source: Source, settings: CostSettings) -> dict[str, Any]:
-    """Collect everything that a table depends on: the shapes, the measurement, the machine and the versions."""
-    here = machine.describe(settings.device)
-    networks = list(uniform_networks(source, find_kinds(source)).values())
-    return {
-        "shape": shape_hash(source, networks),
-        "weight_format": settings.weight_format,
-        "prompt_len": settings.prompt_len,
-        "new_tokens": settings.new_tokens,
-        **{name: here[name] for name in _MACHINE},
-        "memory_gb": round(here["memory_bytes"] / 1e9),  # the kernel's own part of it varies
-        "threads": machine.placement(None).threads,
-        "versions": versions(_PACKAGES),
-        "graph": GRAPH,
-    }
-
-
-def _measure(source: Source, settings: CostSettings, identity: dict[str, Any], progress: Progress) -> LatencyTable:
-    """Export the uniform networks and measure them in one run; the widest is measured once for all kinds."""
-    start, kinds = time.perf_counter(), find_kinds(source)
-    networks = list(dict.fromkeys(uniform_networks(source, kinds).values()))
-    folders = []
+def _measure(
+    source: Source, networks: Sequence[tuple[int, ...]], settings: CostSettings, progress: Progress
+) -> dict[tuple[int, ...], Latency]:
+    """Export networks and measure them in one interleaved run with the properties of stock clients."""
+    has_cache = settings.new_tokens and not settings.device.startswith("NPU")
+    properties = {"KV_CACHE_PRECISION": FORMATS[settings.weight_format].kv_cache} if has_cache else {}
+    run = []
     for number, widths in enumerate(networks):
         progress(f"Latency table: exporting network {number + 1} of {len(networks)}", number / len(networks))
-        folders.append(cached_ir(source, widths, settings.weight_format))
-    times = time_irs(folders, settings, lambda what, done: progress(f"Latency table: {what}", done))
-    curves = make_curves(source, kinds, dict(zip(networks, times, strict=True)), settings.metrics)
-    return LatencyTable(identity, time.strftime("%Y-%m-%d"), round(time.perf_counter() - start, 1), curves)
+        run.append((cached_ir(source, widths, settings.weight_format), properties))
+
+    def report(what: str, done: float | None) -> None:
+        progress(f"Latency table: {what}", done)
+
+    times = ir_latencies(run, settings.case, SCHEDULE, settings.device, progress=report)
+    return dict(zip(networks, times, strict=True))

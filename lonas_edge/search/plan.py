@@ -47,7 +47,7 @@ class SearchPlan:
     def units(self) -> dict[str, str]:
         """Units of quality and cost, by name."""
         quality = self.options.quality
-        return {quality: self.data.units.get(quality, QUALITIES[quality].unit), self.cost: COSTS[self.cost].unit}
+        return {quality: self.data.units.get(quality, "nats"), self.cost: COSTS[self.cost].unit}
 
     @property
     def only_greedy(self) -> bool:

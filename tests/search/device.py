@@ -31,7 +31,7 @@ class Device:
 
     def install(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         """Replace the functions, and the user's cache."""
-        monkeypatch.setattr(latency_table, "export_apart", self.export)
+        monkeypatch.setattr(latency_table, "run_in_process", lambda _, *arguments: self.export(*arguments))
         monkeypatch.setattr(latency_table, "ir_latencies", self.measure)
         monkeypatch.setattr(latency_table, "cache_folder", lambda: cache)
 

@@ -13,8 +13,9 @@ from tiny_models import TinyModels, TinySource
 from lonas_edge.bench.latency import Latency
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.search.cost import CostSettings
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.latency_table import find_kinds, make_curves, predict, uniform_networks
+from lonas_edge.search.latency_table import find_kinds, make_curves, predicted_cost, uniform_networks
 from lonas_edge.search.picks import parse_picks
 from lonas_edge.search.sensitivity import measure_sensitivity
 from lonas_edge.search.warm_start import warm_start
@@ -139,7 +140,7 @@ def test_latency_of_heads_and_blocks(tiny_models: TinyModels) -> None:
 
     def predicted(metric: str, mlp: list[int], kept: list[int], depth: list[int]) -> float:
         chosen = source.elasticity.canonical([*groups[0][:1] * 3, *mlp, *groups[6][:1] * 3, *kept, *depth])
-        return predict(table, metric, find_kinds(source), chosen)
+        return predicted_cost(metric, source, CostSettings(), table)(chosen)
 
     whole = [128, 128, 128]
     assert predicted("ttft", whole, [64, 64, 64], [1, 1, 1]) == pytest.approx(10)

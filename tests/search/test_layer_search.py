@@ -11,8 +11,9 @@ from test_glue_search import Answers, write_set
 from tiny_bert import HIDDEN, LAYERS, MLP, RANK, TinyBert
 
 from lonas_edge.bench.latency import Latency
+from lonas_edge.search.cost import CostSettings
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.latency_table import find_kinds, make_curves, predict, uniform_networks
+from lonas_edge.search.latency_table import find_kinds, make_curves, predicted_cost, uniform_networks
 
 WHOLE = [HIDDEN] * LAYERS + [RANK] * LAYERS + [MLP] * LAYERS
 
@@ -70,4 +71,6 @@ def test_latency(tiny_bert: TinyBert) -> None:
 
     curves = make_curves(source, kinds, {widths: seconds(widths) for widths in networks.values()}, ["latency"])
     alone = source.elasticity.canonical([32, 64, 64, 8, 8, 8, 128, 64, 64, 1, 0])
-    assert predict(curves, "latency", kinds, alone) == pytest.approx(1e3 * (2 * 2.1 - 0.5 - 0.5))
+    assert predicted_cost("latency", source, CostSettings(new_tokens=0), curves)(alone) == pytest.approx(
+        1e3 * (2 * 2.1 - 0.5 - 0.5)
+    )

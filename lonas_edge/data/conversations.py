@@ -32,7 +32,7 @@ class Conversation:
         """As a record of a data file."""
         return {"messages": [{"role": role, "content": content} for role, content in self.messages]}
 
-    def rendered(self, tokenizer: Any, chat: str, count: int | None = None, with_prompt: bool = False) -> str:
+    def render(self, tokenizer: Any, chat: str, count: int | None = None, with_prompt: bool = False) -> str:
         """Render the first `count` messages, and the generation prompt if `with_prompt`."""
         try:
             text = tokenizer.apply_chat_template(
@@ -101,7 +101,7 @@ def _turns(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[
         raise LonasEdgeError(
             f"{conversation.place}: 'messages' need a fast tokenizer, which gives the position of a token in the text"
         )
-    text = conversation.rendered(tokenizer, chat)
+    text = conversation.render(tokenizer, chat)
     if _MARKS.search(chat):
         return _marked(conversation, chat, tokenizer)
     spans = _spans(conversation, chat, tokenizer, text)
@@ -127,8 +127,8 @@ def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> 
     for index, (role, _) in enumerate(conversation.messages):
         if role != "assistant":
             continue
-        before = conversation.rendered(tokenizer, chat, index, with_prompt=True)
-        through = conversation.rendered(tokenizer, chat, index + 1)
+        before = conversation.render(tokenizer, chat, index, with_prompt=True)
+        through = conversation.render(tokenizer, chat, index + 1)
         if not (text.startswith(through) and through.startswith(before)):
             raise LonasEdgeError(
                 f"{conversation.place}: message {index}: the chat template renders this turn differently when others "
@@ -147,7 +147,7 @@ def _turn(text: str, tokenizer: Any) -> str:
 def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:
     """Turn a chat template into a plain one, for instruction data: one user message and one answer."""
     example = Conversation((("user", _ASKED), ("assistant", _ANSWERED)), str(folder))
-    prompt, whole = example.rendered(tokenizer, chat, 1, with_prompt=True), example.rendered(tokenizer, chat)
+    prompt, whole = example.render(tokenizer, chat, 1, with_prompt=True), example.render(tokenizer, chat)
     if prompt.count(_ASKED) != 1 or not whole.startswith(prompt) or whole.count(_ANSWERED) != 1:
         raise LonasEdgeError(
             f"{folder}: its chat template (chat_template.jinja or tokenizer_config.json) does not render a question and its "

@@ -84,7 +84,7 @@ def encode_prompt(example: Learned, prompting: Prompting, tokenizer: Any, max_le
         text, special = example.text, True
     else:
         last = max(index for index, (role, _) in enumerate(example.messages) if role == "assistant")
-        text, special = example.rendered(tokenizer, prompting.chat or "", last, with_prompt=True), False
+        text, special = example.render(tokenizer, prompting.chat or "", last, with_prompt=True), False
     ids: list[int] = tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=special)["input_ids"]
     return ids
 

@@ -62,17 +62,17 @@ class GlueTask:
         for line, row in enumerate(rows, 1 if self.columns else 2):
             if row == [""]:
                 continue
-            if len(row) <= max(indices):
-                errors += [] if self.torn else [f"line {line}: {len(row)} columns, expected {len(columns)}"]
+            texts = [row[index].strip() for index in indices if index < len(row)]
+            if len(texts) < len(indices) or not all(texts):
+                errors += [] if self.torn else [f"line {line}: {len(row)} columns, expected {len(columns)} with text"]
                 continue
             *texts, stated = (row[index] for index in indices)
             label = self._label(stated)
             if label is None:
-                errors.append(f"line {line}: {self.label} {stated[:50]!r}: expected {self._expected}")
-            elif all(text.strip() for text in texts):
+                expected = " or ".join(self.values or self.classes) or f"a number from {self.least:g} to {self.most:g}"
+                errors.append(f"line {line}: {self.label} {stated[:50]!r}: expected {expected}")
+            else:
                 read.append(Texts(tuple(texts), label))
-            elif not self.torn:
-                errors.append(f"line {line}: a text is empty")
         raise_all(f"{path}: not data of {self.name}:", errors, "Use the file as GLUE distributes it.")
         if not read:
             raise LonasEdgeError(f"{path}: holds no examples")
@@ -88,10 +88,6 @@ class GlueTask:
             return None
         return figure if self.least <= figure <= self.most else None
 
-    @property
-    def _expected(self) -> str:
-        return " or ".join(self.values or self.classes) or f"a number from {self.least:g} to {self.most:g}"
-
     def numbers_in(self, outputs: Sequence[str]) -> list[int]:
         """Number of each class among a head's outputs: by name in any case, or else in the task's order."""
         theirs, ours = casefold(outputs), casefold(self.classes)
@@ -104,7 +100,7 @@ class GlueTask:
         numbers = self.numbers_in(outputs)
         return [replace(each, label=numbers[int(each.label or 0)]) for each in texts]
 
-    def misfit(self, outputs: int) -> str | None:
+    def head_error(self, outputs: int) -> str | None:
         """Say why a head with this number of outputs does not fit; None if it does."""
         if outputs == len(self.outputs):
             return None
@@ -114,39 +110,25 @@ class GlueTask:
 
 
 _BINARY, _ENTAILMENT = ("0", "1"), ("entailment", "not_entailment")
-_SENTENCES = ("sentence1", "sentence2")
+_NLI = ("entailment", "neutral", "contradiction")
+_SENTENCES, _QUESTIONS = ("sentence1", "sentence2"), ("question1", "question2")
 TASKS: Mapping[str, GlueTask] = {
     task.name: task
     for task in (
         GlueTask(
             "CoLA",
             ("sentence",),
-            classes=("unacceptable", "acceptable"),
-            values=_BINARY,
-            metrics=("matthews",),
-            columns=("source", "label", "judgement", "sentence"),
-        ),
-        GlueTask("SST-2", ("sentence",), classes=("negative", "positive"), values=_BINARY),
-        GlueTask(
-            "MRPC", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), _BINARY, metrics=("acc", "f1")
-        ),
-        GlueTask("STS-B", _SENTENCES, "score", metrics=("pearson", "spearman")),
-        GlueTask(
-            "QQP",
-            ("question1", "question2"),
-            "is_duplicate",
-            ("not_duplicate", "duplicate"),
+            "label",
+            ("unacceptable", "acceptable"),
             _BINARY,
-            metrics=("acc", "f1"),
-            torn=True,
+            ("matthews",),
+            ("source", "label", "", "sentence"),
         ),
-        GlueTask(
-            "MNLI",
-            _SENTENCES,
-            "gold_label",
-            ("entailment", "neutral", "contradiction"),
-            splits=("dev_matched", "dev_mismatched"),
-        ),
+        GlueTask("SST-2", ("sentence",), "label", ("negative", "positive"), _BINARY),
+        GlueTask("MRPC", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), _BINARY, ("acc", "f1")),
+        GlueTask("STS-B", _SENTENCES, "score", metrics=("pearson", "spearman")),
+        GlueTask("QQP", _QUESTIONS, "is_duplicate", ("not_duplicate", "duplicate"), _BINARY, ("acc", "f1"), torn=True),
+        GlueTask("MNLI", _SENTENCES, "gold_label", _NLI, splits=("dev_matched", "dev_mismatched")),
         GlueTask("QNLI", ("question", "sentence"), classes=_ENTAILMENT),
         GlueTask("RTE", _SENTENCES, classes=_ENTAILMENT),
     )
@@ -159,17 +141,15 @@ def task_named(name: str) -> GlueTask | None:
     return plain.get(name.replace("-", "").lower())
 
 
-def task_of(path: Path, name: str | None, option: bool = True) -> GlueTask:
-    """Find the task of a file: `name`, else the name of its folder; `option` says whether --task exists."""
-    stated = path.absolute().parent.name if name is None else name
+def task_of(path: Path, name: str | None = None) -> GlueTask:
+    """Find the task of a file: `name`, else the name of its folder."""
+    stated, known = path.absolute().parent.name if name is None else name, ", ".join(TASKS)
     task = task_named(stated)
-    if task:
-        return task
-    known = ", ".join(TASKS)
-    if name is None:
-        way = f"pass --task, one of {known}" if option else f"expected a folder named {known}"
-        raise LonasEdgeError(f"{path}: Cannot infer the GLUE task from folder {stated!r}; {way}")
-    raise LonasEdgeError(f"--task {stated}: unknown; expected one of {known}")
+    if task is None and name is None:
+        raise LonasEdgeError(f"{path}: Cannot infer the GLUE task from folder {stated!r}; pass --task, one of {known}")
+    if task is None:
+        raise LonasEdgeError(f"--task {stated}: unknown; expected one of {known}")
+    return task
 
 
 def glue_of(paths: Sequence[Path], name: str | None = None) -> GlueTask | None:

@@ -88,7 +88,7 @@ class LanguageTask(Task):
     """Predict the next token at each learned position: cross-entropy, and KL from another network."""
 
     kind: ClassVar[ModelKind] = CAUSAL_LM
-    special_tokens: ClassVar[tuple[str, ...]] = ("EOS",)
+    special_token: ClassVar[str] = "EOS"
 
     @classmethod
     def of(cls, architecture: Architecture, pooling: Pooling | None, options: DataOptions) -> Self:
@@ -113,10 +113,6 @@ class LanguageTask(Task):
         record, conversations = self.options.record, next((file.path for file in self.files if file.kind == MESSAGES), None)
         recorded = record.template.name if record.template else None
         return choose_prompt(self.options.prompt, recorded, record.space, conversations)
-
-    @property
-    def max_length(self) -> int:
-        return MAX_LENGTH
 
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int) -> list[Encoded]:
         return encode(inputs, self.prompting(tokenizer), tokenizer, max_length)

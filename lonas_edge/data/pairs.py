@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lonas_edge.data.encoding import collate_pairs, encode_pairs
 from lonas_edge.data.language import kl_divergence, sample_classes
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task
+from lonas_edge.data.task import MAX_LENGTH, DataOptions, Encoded, Task
 from lonas_edge.data.texts import Texts, labels_of, read_texts
 from lonas_edge.families import CLASSIFICATION, ModelKind, output_names
 from lonas_edge.space.architecture import Architecture
@@ -27,7 +27,6 @@ class PairTask(Task):
     """
 
     kind: ClassVar[ModelKind] = CLASSIFICATION
-    special_tokens: ClassVar[tuple[str, ...]] = ("PAD",)
 
     outputs: tuple[str, ...] = ()
 
@@ -72,10 +71,6 @@ class PairTask(Task):
         return self.options.glue is not None
 
     @property
-    def distilled(self) -> bool:
-        return not self.labelled
-
-    @property
     def max_length(self) -> int:
         """Longer texts are cut; those of GLUE as in the published trainings."""
         return min(CLASSIFICATION.sequence_length, self.context) if self.labelled else self.context
@@ -92,13 +87,6 @@ class PairTask(Task):
 
     def collate(self, encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
         return collate_pairs(encoded, pad_token_id, self.regression)
-
-    def select(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return hidden
-
-    def logits(self, output: Any, batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = output.logits
-        return logits
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.regression:

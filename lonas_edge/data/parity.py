@@ -73,7 +73,7 @@ def compare_embeddings(reference: "torch.Tensor", hidden: "torch.Tensor", mask: 
     """Compare hidden states [texts, tokens, hidden], 0 at padding, with those of a reference, and their embeddings."""
     directions = []
     for states in (reference.double(), hidden.double()):
-        pooled = pooling.pooled(states, mask)
+        pooled = pooling.pool(states, mask)
         directions.append(pooled / pooled.norm(dim=-1, keepdim=True))
     distances = (directions[0] - directions[1]).square().sum(-1) / 2  # 1 - cosine, exact where it is small
     largest = (reference.double() - hidden.double()).abs().max().item()

@@ -70,12 +70,12 @@ class Pooling:
         """Mode and normalization, for people."""
         return f"{self.mode}, {'normalized' if self.normalize else 'not normalized'}"
 
-    def limited(self, tokenizer_limit: float, context: int) -> "Pooling":
+    def limit(self, tokenizer_limit: float, context: int) -> "Pooling":
         """With the longest text that clients use, given the tokenizer's own limit and the model's context."""
         own = self.max_length or (tokenizer_limit if tokenizer_limit >= 1 else context)
         return replace(self, max_length=int(min(own, context)))
 
-    def pooled(self, hidden: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
+    def pool(self, hidden: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
         """Compute embeddings [texts, hidden], in fp32 or float64.
 
         Args:
@@ -92,7 +92,7 @@ class Pooling:
             pooled = hidden.gather(1, last)[:, 0]
         return pooled / pooled.norm(dim=-1, keepdim=True).clamp(min=1e-12) if self.normalize else pooled
 
-    def prompted(self, text: str, name: str | None = None) -> str:
+    def add_prompt(self, text: str, name: str | None = None) -> str:
         """Put the prompt of a name, or the default one, before a text."""
         name = self.default_prompt if name is None else name
         if name is not None and name not in self.prompts:

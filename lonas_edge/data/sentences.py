@@ -30,7 +30,6 @@ class SentenceTask(Task):
     """
 
     kind: ClassVar[ModelKind] = EMBEDDING
-    special_tokens: ClassVar[tuple[str, ...]] = ("PAD",)
 
     pooling: Pooling = field(default_factory=Pooling)
 
@@ -53,7 +52,7 @@ class SentenceTask(Task):
 
     def _read_table(self, path: Path) -> tuple[str, Sequence[Texts]]:
         """Read GLUE's STS-B as scored pairs, and of its other tasks the texts."""
-        task = task_of(path, None, option=False)
+        task = task_of(path)
         rows = task.read(path)
         if task.regression:
             return SCORED, [Texts(row.texts, (row.label or 0.0) / task.most) for row in rows]
@@ -74,15 +73,6 @@ class SentenceTask(Task):
     def labelled(self) -> bool:
         return TEXT not in self.kinds
 
-    @property
-    def distilled(self) -> bool:
-        return True
-
-    @property
-    def max_length(self) -> int:
-        """Longer texts are cut, as clients do."""
-        return self.context
-
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int) -> list[Encoded]:
         """Tokenize records with the prompts that precede their texts; those of queries and passages in pairs and triplets.
 
@@ -102,7 +92,7 @@ class SentenceTask(Task):
     def _prompts(self, example: Texts) -> list[str]:
         if len(example.texts) > 1 and example.label is None:
             return [self.pooling.prompt(*QUERY), *(self.pooling.prompt(*PASSAGE) for _ in example.texts[1:])]
-        return [self.pooling.prompted("", example.prompt) for _ in example.texts]
+        return [self.pooling.add_prompt("", example.prompt) for _ in example.texts]
 
     def collate(self, encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
         """Make a batch of texts; those of a record stay together, in order, with its label."""
@@ -116,7 +106,7 @@ class SentenceTask(Task):
         return collate_pairs(texts, pad_token_id, regression=True)
 
     def select(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self.pooling.pooled(hidden, batch["attention_mask"])
+        return self.pooling.pool(hidden, batch["attention_mask"])
 
     def logits(self, output: Any, batch: Batch) -> torch.Tensor:
         return self.select(output.last_hidden_state, batch)

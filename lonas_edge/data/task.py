@@ -84,7 +84,7 @@ class Task(ABC):
     """
 
     kind: ClassVar[ModelKind]
-    special_tokens: ClassVar[tuple[str, ...]]  # that a tokenizer needs
+    special_token: ClassVar[str] = "PAD"  # that a tokenizer needs
 
     context: int = MAX_LENGTH
     options: DataOptions = field(default_factory=DataOptions)
@@ -165,7 +165,12 @@ class Task(ABC):
             chosen = held_out.subset(draw.sample(others, most) if len(others) > most else others)
         known = {text for example in chosen.examples for text in chosen._learned(example)}
         train = [index for index in train if known.isdisjoint(self._learned(self.examples[index]))]
-        self._check_split(distinct, len(train), len(chosen.examples), held_out)
+        if len(chosen.examples) < LEAST or len(train) < (1 if held_out else LEAST):
+            raise LonasEdgeError(
+                f"{self.path}: of {distinct} distinct examples {len(train)} are left to train on and {len(chosen.examples)} "
+                f"are held out; others share texts with these. Expected at least {1 if held_out else LEAST} and {LEAST}. Add "
+                "examples, or pass other held-out ones with --eval-data."
+            )
         return self.subset(train), chosen
 
     def _distinct(self) -> list[int]:
@@ -174,21 +179,6 @@ class Task(ABC):
         for index, example in enumerate(self.examples):
             first.setdefault(json.dumps(example.record()), index)
         return list(first.values())
-
-    def _check_split(self, distinct: int, train: int, chosen: int, held_out: Self | None) -> None:
-        if held_out and chosen < LEAST:
-            raise LonasEdgeError(f"{held_out.path}: {chosen} distinct examples; expected at least {LEAST}. Add examples.")
-        if held_out and not train:
-            raise LonasEdgeError(
-                f"{self.path}: all {distinct} examples are also in {held_out.path}; none is left to train on. Pass others."
-            )
-        if held_out is None and train < LEAST:
-            shared = distinct - train - chosen
-            without = f" and {shared} share texts with these" if shared else ""
-            raise LonasEdgeError(
-                f"{self.path}: {distinct} distinct examples; expected at least {2 * LEAST}, of which {LEAST} are held out"
-                f"{without}. Add examples, or pass held-out ones with --eval-data."
-            )
 
     def _learned(self, example: Any) -> set[str]:
         """What is learned from an example as a whole: training and held-out examples share none of it."""
@@ -201,9 +191,9 @@ class Task(ABC):
     # --- encoding
 
     @property
-    @abstractmethod
     def max_length(self) -> int:
         """The default of `train --max-length`."""
+        return self.context
 
     @abstractmethod
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int) -> list[Encoded]:
@@ -211,10 +201,9 @@ class Task(ABC):
 
     def encode(self, tokenizer: Any, max_length: int) -> list[list[Encoded]]:
         """Tokenize the examples of each file; those that are too long are dropped or cut, by task."""
-        for name in self.special_tokens:
-            if getattr(tokenizer, f"{name.lower()}_token_id") is None:
-                where = f"{tokenizer.name_or_path}: the tokenizer"
-                raise LonasEdgeError(f"{where} has no {name} token; set one in tokenizer_config.json")
+        if getattr(tokenizer, f"{self.special_token.lower()}_token_id") is None:
+            where = f"{tokenizer.name_or_path}: the tokenizer"
+            raise LonasEdgeError(f"{where} has no {self.special_token} token; set one in tokenizer_config.json")
         examples = iter(self.examples)
         files = [replace(self, examples=tuple(islice(examples, file.count))) for file in self.files]
         return [file._encode(file.inputs, tokenizer, max_length) for file in files]
@@ -266,8 +255,8 @@ class Task(ABC):
 
     @property
     def distilled(self) -> bool:
-        """Whether the held-out loss of a training with a teacher is the distance from it."""
-        return False
+        """Whether networks are compared by their distance alone: without labels, or with a loss that depends on the batch."""
+        return not self.kind.generates and self.options.glue is None
 
     def check_count(self, count: int) -> None:
         """Refuse data with fewer than `count` prompts."""
@@ -276,7 +265,7 @@ class Task(ABC):
                 f"{self.path}: {len(self.inputs)} prompts; expected at least {count}. Add data, or lower --num-prompts."
             )
 
-    def fitting(self, tokenizer: Any) -> int:
+    def count_fitting(self, tokenizer: Any) -> int:
         """Count the prompts that `batches` can take."""
         return min(len(self.inputs), len(self._held_out(self.inputs, tokenizer)))
 
@@ -303,13 +292,14 @@ class Task(ABC):
 
     # --- loss and distance
 
-    @abstractmethod
     def select(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Select the hidden states [answers, hidden] at the positions that count from `Family.hidden`'s output."""
+        return hidden
 
-    @abstractmethod
     def logits(self, output: Any, batch: Batch) -> torch.Tensor:
         """Select the logits [answers, outputs] at the positions that count from a model's output for a batch."""
+        logits: torch.Tensor = output.logits
+        return logits
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Select the labels [answers] that count."""

@@ -92,7 +92,7 @@ class EncoderEvaluation:
 
     def check(self, targets: Sequence[Target]) -> None:
         """Refuse targets whose head does not fit a test set."""
-        errors = [f"{target.name}: {error}" for target in targets for each in self._sets if (error := each.misfit(target))]
+        errors = [f"{target.name}: {error}" for target in targets for each in self._sets if (error := each.head_error(target))]
         hint = "Evaluate each target on the task it was trained for."
         raise_all("Tasks that do not fit a target's head:", list(dict.fromkeys(errors)), hint)
 
@@ -115,7 +115,7 @@ class _EncoderSet(ABC):
     def run(self, logged: LoggedTarget, progress: Progress) -> TaskAnswers:
         """Evaluate a target."""
 
-    def misfit(self, target: Target) -> str | None:
+    def head_error(self, target: Target) -> str | None:
         """Say why the target's head does not fit; None if it does."""
         return None
 
@@ -127,8 +127,8 @@ class _GlueSet(_EncoderSet):
     task: GlueTask
     pairs: Mapping[int, Texts]
 
-    def misfit(self, target: Target) -> str | None:
-        return self.task.misfit(len(target.outputs))
+    def head_error(self, target: Target) -> str | None:
+        return self.task.head_error(len(target.outputs))
 
     def run(self, logged: LoggedTarget, progress: Progress) -> TaskAnswers:
         """Evaluate a target. Texts beyond the context are skipped, never cut."""
@@ -212,7 +212,7 @@ class _RerankingSet(_EncoderSet):
 
     queries: Mapping[int, Candidates]
 
-    def misfit(self, target: Target) -> str | None:
+    def head_error(self, target: Target) -> str | None:
         if len(target.outputs) == 1:
             return None
         return f"{len(target.outputs)} outputs; expected 1, a score of a query and a passage (a cross-encoder)"

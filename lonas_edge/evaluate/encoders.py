@@ -45,7 +45,7 @@ def _pooled(encode: Encoder, pooling: Pooling | None) -> Encoder:
 
     def embed(arrays: Arrays) -> np.ndarray:
         hidden, mask = torch.from_numpy(encode(arrays)), torch.from_numpy(arrays["attention_mask"])
-        embeddings: np.ndarray = pooling.pooled(hidden, mask).numpy()
+        embeddings: np.ndarray = pooling.pool(hidden, mask).numpy()
         return embeddings
 
     return embed
@@ -70,7 +70,7 @@ def ir_outputs(folder: Path, data: Task, properties: Mapping[str, str], progress
     longest = exported.context or MAX_LENGTH
     if data.pooling:
         context = exported.context or tokenizer.model_max_length
-        longest = int(data.pooling.limited(tokenizer.model_max_length, context).max_length or context)
+        longest = int(data.pooling.limit(tokenizer.model_max_length, context).max_length or context)
     [rows] = data.encode(tokenizer, longest)
     encoder, order, parts = ir_encoder(folder, "CPU", properties, data.pooling), list[int](), list[np.ndarray]()
     for indices, arrays in batches(rows, data.collator(tokenizer), _BATCH):

@@ -273,7 +273,7 @@ def _hash_files(folder: Path) -> dict[str, str]:
 
 
 def _limit(pooling: Pooling | None, tokenizer: Any, context: int) -> Pooling | None:
-    return pooling.limited(tokenizer.model_max_length, context) if pooling else None
+    return pooling.limit(tokenizer.model_max_length, context) if pooling else None
 
 
 def _stated(pooling: Pooling | None) -> dict[str, Any]:

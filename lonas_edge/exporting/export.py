@@ -129,7 +129,7 @@ def _limit_texts(source: Source, tokenizer: Any) -> Pooling | None:
         return None
     context = source.architecture.context
     assert context  # encoders have a table of positions
-    pooling = source.pooling.limited(tokenizer.model_max_length if tokenizer else context, context)
+    pooling = source.pooling.limit(tokenizer.model_max_length if tokenizer else context, context)
     if tokenizer:
         tokenizer.model_max_length = pooling.max_length
     return pooling

@@ -132,8 +132,8 @@ class Source:
         how: dict[str, Any] = {"glue": glue, "labels": labels, "prompt": prompt, "record": self.prompt_record}
         opened = open_data(data, self.architecture, self.pooling, **how)
         outputs = len(output_names(self.architecture.config))
-        if opened.options.glue and (misfit := opened.options.glue.misfit(outputs)):
-            raise LonasEdgeError(f"{self.folder}: {misfit}. Pass data of the task that it was trained on.")
+        if opened.options.glue and (error := opened.options.glue.head_error(outputs)):
+            raise LonasEdgeError(f"{self.folder}: {error}. Pass data of the task that it was trained on.")
         return opened
 
     @property

@@ -212,7 +212,7 @@ class _Run:
             LonasEdgeError: If they are too few.
         """
         held_out = self.source.open_data(paths.held_out, self.options.prompt)
-        fitting = held_out.fitting(require_tokenizer(self.source.base.folder, "compress"))
+        fitting = held_out.count_fitting(require_tokenizer(self.source.base.folder, "compress"))
         if fitting < LEAST_FITTING:
             raise LonasEdgeError(
                 f"{self.options.eval_data or self.options.data}: {fitting} of {len(held_out.inputs)} held-out examples have an "

@@ -117,15 +117,14 @@ def _paths(data: Files) -> list[Path]:
 
 def _refuse_other_head(glue: GlueTask, source: Source) -> None:
     """Refuse an adapter or a base whose head was trained for another number of outputs."""
-    if misfit := glue.misfit(len(output_names(source.architecture.config))):
-        raise LonasEdgeError(f"{source.folder}: {misfit}. Pass data of the task that it was trained on.")
+    if error := glue.head_error(len(output_names(source.architecture.config))):
+        raise LonasEdgeError(f"{source.folder}: {error}. Pass data of the task that it was trained on.")
     tensors = open_tensors(source.base.folder)
     tensors.rename(source.architecture.family)
     name = f"{source.architecture.family.head}.weight"
-    if name in tensors.shapes and (misfit := glue.misfit(tensors.shapes[name][0])):
+    if name in tensors.shapes and (error := glue.head_error(tensors.shapes[name][0])):
         raise LonasEdgeError(
-            f"{source.base.folder}: {misfit} ({tensors.file_of(name).name}). Use a base without a head, or data of another "
-            "task."
+            f"{source.base.folder}: {error} ({tensors.file_of(name).name}). Use a base without a head, or data of another task."
         )
 
 

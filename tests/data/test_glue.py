@@ -49,7 +49,7 @@ def written(folder: Path, task: str, text: str) -> Path:
 def test_reads_each_task(task: str, windows: bool, tmp_path: Path) -> None:
     path = written(tmp_path, task, FILES[task].replace("\n", "\r\n") if windows else FILES[task])
     assert TASKS[task].read(path) == READ[task]
-    assert task_of(path, None) is TASKS[task]
+    assert task_of(path) is TASKS[task]
 
 
 def test_quotes_are_characters(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_quotes_are_characters(tmp_path: Path) -> None:
             "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tneutral\n1\ta\tb\n2\t \tb\tentailment\n3\ta\tb\tentailment\n",
             [
                 "line 2: label 'neutral': expected entailment or not_entailment",
-                "line 3: 3 columns, expected 4",
-                "line 4: a text is empty",
+                "line 3: 3 columns, expected 4 with text",
+                "line 4: 4 columns, expected 4 with text",
             ],
         ),
         ("SST-2", "sentence\tlabel\na\t2\nb\t-1\n", ["line 2: label '2': expected 0 or 1", "line 3: label '-1'"]),
@@ -109,7 +109,7 @@ def test_unknown_tasks(tmp_path: Path) -> None:
     path = written(tmp_path, "mine", FILES["RTE"])
     assert task_of(path, "rte") is TASKS["RTE"]
     with pytest.raises(LonasEdgeError, match=r"Cannot infer the GLUE task from folder 'mine'; pass --task, one of CoLA"):
-        task_of(path, None)
+        task_of(path)
     with pytest.raises(LonasEdgeError, match=r"--task boolq: unknown; expected one of CoLA, SST-2"):
         task_of(path, "boolq")
 
@@ -118,8 +118,8 @@ def test_unknown_tasks(tmp_path: Path) -> None:
     ("task", "outputs", "message"), [("STS-B", 2, "regression"), ("RTE", 1, "classification"), ("MNLI", 2, "3")]
 )
 def test_heads_of_another_kind(task: str, outputs: int, message: str) -> None:
-    assert TASKS[task].misfit(len(TASKS[task].outputs)) is None
-    assert message in str(TASKS[task].misfit(outputs))
+    assert TASKS[task].head_error(len(TASKS[task].outputs)) is None
+    assert message in str(TASKS[task].head_error(outputs))
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,9 @@ def test_as_defined(mode: str, normalize: bool) -> None:
     mask = torch.tensor([[1] * length + [0] * (7 - length) for length in lengths])
     expected = by_definition(hidden, lengths, mode, normalize)
     pooling = Pooling(mode, normalize)
-    assert (pooling.pooled(hidden, mask) - expected).abs().max() < 1e-6
-    assert (pooling.pooled(hidden.double(), mask) - expected).abs().max() < 1e-12
-    rounded = pooling.pooled(hidden.bfloat16(), mask)  # summed in fp32
+    assert (pooling.pool(hidden, mask) - expected).abs().max() < 1e-6
+    assert (pooling.pool(hidden.double(), mask) - expected).abs().max() < 1e-12
+    rounded = pooling.pool(hidden.bfloat16(), mask)  # summed in fp32
     assert rounded.dtype == torch.float32
     assert (rounded - by_definition(hidden.bfloat16(), lengths, mode, normalize)).abs().max() < 1e-6
 
@@ -92,11 +92,11 @@ def test_all_files(tmp_path: Path) -> None:
     read = read_pooling(folder)
     assert read == Pooling("cls", True, 24, {"query": "query: ", "document": ""}, "query", "dot", True)
     assert embeds(folder)
-    assert read.prompted("a") == "query: a" and read.prompted("a", "document") == "a" and Pooling().prompted("a") == "a"
+    assert read.add_prompt("a") == "query: a" and read.add_prompt("a", "document") == "a" and Pooling().add_prompt("a") == "a"
     with pytest.raises(
         LonasEdgeError, match=r"prompt 'passage': the model has no such prompt; expected one of: document, query"
     ):
-        read.prompted("a", "passage")
+        read.add_prompt("a", "passage")
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
@@ -126,7 +126,7 @@ def test_dot_products_are_warned_of(tmp_path: Path) -> None:
 def test_the_longest_text() -> None:
     """The stated one, else the tokenizer's, but no more than the context; tokenizers may state nonsense."""
     for stated, tokenizer, expected in ((24, 1e30, 24), (None, 1e30, 64), (None, 32, 32), (1000, 512, 64), (None, -1, 64)):
-        assert Pooling(max_length=stated).limited(tokenizer, 64).max_length == expected
+        assert Pooling(max_length=stated).limit(tokenizer, 64).max_length == expected
 
 
 def test_no_files(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
     assert "has no classification head, and its vocabulary cannot" in refused(tiny_bert.adapter(3), data=data, **options)
     config = json.loads((base / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
     (base / "config.json").write_text(json.dumps(config))
-    assert "cannot be learned by a model with problem_type 'multi_label_classification'" in refused(base, data=data)
+    assert "a model with problem_type 'multi_label_classification' is not supported" in refused(base, data=data)
     (base / "config.json").write_text(json.dumps(config | {"problem_type": "regression"}))
     assert "problem_type 'regression' with 3 outputs" in refused(base, data=data)
 

@@ -12,7 +12,6 @@ from tiny_models import TinySource, random_model
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families.base import Linear
 from lonas_edge.network.checkpoints import describe_damage, load_pickle, open_base, open_tensors, take
 
 
@@ -39,14 +38,6 @@ def test_one_range_is_a_view() -> None:
 def test_several_ranges() -> None:
     assert torch.equal(take(MATRIX, ((0, 2), (4, 6)), ((1, 2), (3, 5))), MATRIX[[0, 1, 4, 5]][:, [1, 3, 4]])
     assert torch.equal(take(MATRIX[:, 0], ((0, 2), (4, 6)), ((1, 2),)), MATRIX[[0, 1, 4, 5], 0])
-
-
-def test_a_width_keeps_the_first_share_of_each_block() -> None:
-    fused = Linear("qkv", 8 + 4 + 4, 6, blocks=(8, 4, 4))
-    assert fused.rows(1, 4) == ((0, 2), (8, 9), (12, 13))
-    assert fused.rows(4, 4) == ((0, 16),)
-    assert Linear("down", 6, 8).columns(3, 4) == ((0, 6),)
-    assert Linear("up", 8, 6).rows(5, 8) == ((0, 5),)
 
 
 def test_reads_the_rows_and_columns_asked_for(tmp_path: Path) -> None:

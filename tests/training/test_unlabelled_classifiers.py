@@ -27,7 +27,8 @@ def distance(base: Path, adapter: Path | None, space: Path, widths: list[int]) -
     return (whole.softmax(-1) * (whole.log_softmax(-1) - ours.log_softmax(-1))).sum(-1).mean().item()
 
 
-@pytest.mark.parametrize("outputs", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("outputs", [1, 3])
 def test_search_and_recovery(outputs: int, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     base, data, space = reranker(tiny_bert, tmp_path / "base", outputs), write(tmp_path), tiny_bert.space()
     inputs = ("--nncf-config", space, "--data", data)

@@ -117,10 +117,8 @@ def test_the_export_computes_as_the_training(
     assert f"Pass {options}, without --group-size and --ratio" in " ".join(ran.err.split())
 
 
-def test_the_most_sensitive_layers_stay_int8(
-    tiny_models: TinyModels, data: Path, tmp_path: Path, run_cli: Callable, ids: torch.Tensor
-) -> None:
-    """Half of the weights at most; the choice is recorded, survives a kill, and is that of the export and of its logits."""
+def test_the_most_sensitive_layers_stay_int8(tiny_models: TinyModels, data: Path, tmp_path: Path, run_cli: Callable) -> None:
+    """Half of the weights at most; the choice is recorded, survives a kill, and is that of the export."""
     tiny, halted = tiny_models.source("llama"), tmp_path / "halted"
     record = run(tiny, data, tmp_path / "super", weight_format="int4_sym", ratio=0.5, steps=4)
     kept = record["int8_layers"]
@@ -145,11 +143,3 @@ def test_the_most_sensitive_layers_stay_int8(
     manifest = json.loads((tmp_path / "ir/lonas_edge.json").read_text())
     shares = {part["weight_format"]: part["share"] for part in manifest["compression"]}
     assert shares["int8"] == pytest.approx(sum(sizes[name] for name in kept) / sum(sizes.values()), abs=1e-4)
-    source, logits = open_source(str(tmp_path / "super")), ir_logits(tmp_path / "ir", ids)
-    network, widths = load_super_network(source), list(source.select("maximal").widths)
-    network.activate(widths)
-    for layers, close in ((kept, True), ([], False)):
-        with torch.inference_mode(), StoredWeights(network, "int4_sym", layers).active(widths):
-            assert ((network.model(input_ids=ids).logits - logits).abs().max() < 1e-3) == close
-    ran = run_cli(*export, tmp_path / "no", "--ratio", "0.5", "--no-verify")
-    assert "stores it differently" in " ".join(ran.err.split())

@@ -22,7 +22,6 @@ from lonas_edge.families import (
     MODEL_KINDS,
     ModelKind,
     family_of,
-    family_of_config,
     output_names,
 )
 from lonas_edge.files import sha256
@@ -188,13 +187,6 @@ def check_base(
         if not errors:
             return
     raise_all(f"{base}: not the base that the adapter was trained on:", errors, hint)
-
-
-def kind_of_folder(folder: Path) -> ModelKind | None:
-    """The kind of a model directory by its files; None for a model type that is not supported."""
-    config = read_config(folder) if (folder / "config.json").exists() else {}
-    family = family_of_config(config, EMBEDDING if embeds(folder) else None)
-    return family.kind if family else None
 
 
 def open_source(

@@ -163,11 +163,6 @@ class Architecture:
         """The layers that produce the input, by module path, for each layer with an elastic input width."""
         return {f"{layer}.{rule.consumer}": tuple(f"{layer}.{name}" for name in rule.producers) for layer, rule in self.rules}
 
-    def layer_width(self) -> int:
-        """The largest width of a token inside a decoder layer: outputs of the layers with an elastic width."""
-        widths = [sum(self.linears[f"{layer}.{name}"].out_features for name in rule.producers) for layer, rule in self.rules]
-        return max(widths, default=0)
-
     # Removable blocks
 
     @cached_property

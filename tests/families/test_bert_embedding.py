@@ -19,7 +19,7 @@ from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning
 from lonas_edge.families import CLASSIFICATION, EMBEDDING
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.modeling import empty_model
-from lonas_edge.network.source import kind_of_folder, open_source
+from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights, round_trip
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
@@ -130,8 +130,6 @@ def test_task_of_a_source(
     assert source.architecture.family.kind is (EMBEDDING if opened == BODY else CLASSIFICATION)
     assert source.base_config()["architectures"] == [opened]
     assert (source.pooling is None) is (opened == CLASSIFIER)
-    if adapter is None and task is None:
-        assert kind_of_folder(base) is source.architecture.family.kind
 
 
 def test_an_adapter_without_a_task(tiny_bert: TinyBert, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, output_names
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.source import Source
-from lonas_edge.pipeline.options import AUTO, KEEP, CompressOptions
+from lonas_edge.pipeline.options import AUTO, CompressOptions
 from lonas_edge.search.cost import COSTS, CostSettings, context_errors, default_cost
 from lonas_edge.search.picks import Pick, parse_picks
 
@@ -26,7 +26,7 @@ class Defaults:
     target: str  # `auto`
     weight_format: str  # of the result
     prompt_len: int  # tokens of the latencies
-    new_tokens: int  # generated tokens of the latencies; 0 where none are generated
+    new_tokens: int | None  # generated tokens of the latencies
     held_out: int  # examples, at most
     batch: int  # examples of a training step
     micro_batch: int  # examples that are computed at once
@@ -36,14 +36,6 @@ class Defaults:
     library: str | None  # of `optimum-cli`, where it does not infer it
     baselines: tuple[str, ...]  # formats in which `optimum-cli` stores the unpruned model
     same_losses: bool  # whether the held-out loss of a recovery is the distance that it learns
-
-    def cost_settings(self, options: CompressOptions) -> CostSettings:
-        """Weight format and lengths of the options, with these defaults."""
-        return CostSettings(
-            options.weight_format or self.weight_format,
-            prompt_len=options.prompt_len or self.prompt_len,
-            new_tokens=options.new_tokens or self.new_tokens,
-        )
 
 
 LANGUAGE_MODEL = Defaults(
@@ -73,7 +65,7 @@ EMBEDDING_MODEL = Defaults(
     target="kl<=0.2",  # two of MiniLM's six layers (0.169): docs/benchmarks/embeddings.md
     weight_format="int8_sym",  # INT4 is no faster: docs/benchmarks/embeddings.md
     prompt_len=128,
-    new_tokens=0,
+    new_tokens=None,
     held_out=1500,
     batch=32,
     micro_batch=32,
@@ -97,8 +89,8 @@ def defaults_of(source: Source) -> Defaults:
     return next(each for each in (LANGUAGE_MODEL, EMBEDDING_MODEL, CLASSIFIER) if each.kind is kind)
 
 
-def check_options(defaults: Defaults, options: CompressOptions, source: Source) -> None:
-    """Refuse options that mean nothing for a task or source, lengths beyond the context, and a classifier without a head."""
+def resolve_options(defaults: Defaults, options: CompressOptions, source: Source) -> CompressOptions:
+    """Fill in the defaults, and refuse options that mean nothing for a task or source."""
     problems = []
     for name, value in (("--prompt", options.prompt), ("--new-tokens", options.new_tokens)):
         if value is not None and not defaults.kind.generates:
@@ -106,34 +98,33 @@ def check_options(defaults: Defaults, options: CompressOptions, source: Source) 
     if options.epochs is not None and (source.adapter or not defaults.adapts):
         what = "the adapter" if source.adapter else f"a {defaults.name}"
         problems.append(f"--epochs {options.epochs:g}: {what} is compressed without fine-tuning; omit it")
-    if defaults.kind is CLASSIFICATION and _lacks_head(source) and options.vocabulary != KEEP:
-        problems.append(
-            f"--vocabulary {options.vocabulary}: the adapter's base has no classification head, and its vocabulary cannot be "
-            "trimmed. Merge them with `lonas-edge export ADAPTER --subnet maximal --stage checkpoint --output MERGED`, and "
-            "compress MERGED."
-        )
-    settings = defaults.cost_settings(options)
-    settings = settings if defaults.kind.generates else replace(settings, new_tokens=0)
-    problems += context_errors(settings, source.architecture.context)
+    resolved = replace(
+        options,
+        weight_format=options.weight_format or defaults.weight_format,
+        prompt_len=options.prompt_len or defaults.prompt_len,
+        new_tokens=(options.new_tokens or defaults.new_tokens) if defaults.kind.generates else None,
+    )
+    problems += context_errors(cost_settings(resolved), source.architecture.context)
     raise_all(f"{source.base.folder}: these options do not fit the model:", problems)
+    return resolved
 
 
-def _lacks_head(source: Source) -> bool:
-    """Whether the classification head is an adapter's, and its base has none.
+def cost_settings(options: CompressOptions) -> CostSettings:
+    """The weight format, and how latencies are measured, of resolved options."""
+    assert options.weight_format and options.prompt_len
+    return CostSettings(options.weight_format, prompt_len=options.prompt_len, new_tokens=options.new_tokens or 0)
 
-    Raises:
-        LonasEdgeError: If neither has one.
-    """
+
+def check_head(source: Source) -> None:
+    """Refuse a classifier without a head, in its base or an adapter."""
     architecture, folder = source.architecture, source.base.folder
     tensors = open_tensors(folder)
     tensors.rename(architecture.family)
-    missing = architecture.head.keys() - tensors.shapes.keys()
-    if missing - source.replaced().keys():
+    if architecture.head.keys() - tensors.shapes.keys() - source.replaced().keys():
         raise LonasEdgeError(
             f"{source.folder}: has no classification head; fine-tune it first: lonas-edge train --model {folder} "
             f"--data TASK.tsv --output ADAPTER. Then compress ADAPTER. {EMBEDS}"
         )
-    return bool(missing)
 
 
 def parse_targets(targets: Sequence[str], defaults: Defaults) -> dict[str, Pick]:

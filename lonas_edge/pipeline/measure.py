@@ -1,7 +1,6 @@
 """Measure exported networks on held-out examples: quality, latency and answers. The first network is the baseline."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -175,8 +174,12 @@ def _prompt_and_answer(example: Learned) -> tuple[str, str]:
     return "\n\n".join(f"{role}: {content}" for role, content in example.messages[:last]), example.messages[last][1]
 
 
-def latencies(folders: Mapping[str, Path], case: Case, progress: Progress) -> tuple[dict[str, dict[str, Latency]], BenchRecord]:
+def latencies(
+    folders: Mapping[str, Path], case: Case, tokens: Mapping[str, float], progress: Progress
+) -> tuple[dict[str, dict[str, Latency]], BenchRecord]:
     """Measure all networks in one interleaved run; the first is the baseline of the ratios, the last one is ours.
+
+    Ratios are for equal texts: `tokens` has the tokens per text of networks with a smaller vocabulary.
 
     Returns:
         Latencies by network and by name, and the report of `bench`.
@@ -204,15 +207,9 @@ def latencies(folders: Mapping[str, Path], case: Case, progress: Progress) -> tu
             if common:
                 pairs = [times[each.round] for each in common], [baseline[each.round] for each in common]
                 found = paired_ratio(*pairs, [each.start for each in common])
-                ratio = Interval(found.value, found.low or found.value, found.high or found.value)
+                bounds = (found.value, found.low or found.value, found.high or found.value)
+                ratio = Interval(*(tokens.get(name, 1.0) * bound for bound in bounds))
             baseline = baseline or times
             values = tuple(round(time, 3) for time in times.values())
             measured[name][title] = Latency(median_interval(values), ratio, values)
     return measured, result
-
-
-def for_equal_texts(latency: Latency, tokens: float) -> Latency:
-    """Multiply the ratio by the tokens per text, relative to the first network's."""
-    ratio = latency.ratio
-    scaled = ratio and Interval(tokens * ratio.value, tokens * ratio.low, tokens * ratio.high)
-    return replace(latency, ratio=scaled)

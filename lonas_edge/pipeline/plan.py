@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from lonas_edge.exporting.options import ExportOptions
@@ -12,14 +11,14 @@ from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source
-from lonas_edge.pipeline.defaults import Defaults, cost_of
+from lonas_edge.pipeline.defaults import Defaults, cost_of, cost_settings
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.options import EPOCHS, CompressOptions
 from lonas_edge.pipeline.probe import Probe
 from lonas_edge.pipeline.stages import NEW_RANK, Paths, Stages, optimum_options
 from lonas_edge.pipeline.steps import Command, Step
 from lonas_edge.progress import Progress
-from lonas_edge.search.cost import COSTS, CostSettings
+from lonas_edge.search.cost import COSTS
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
 from lonas_edge.training.options import TrainOptions
@@ -41,7 +40,7 @@ class Plan:
     """A run."""
 
     stages: Stages
-    options: CompressOptions
+    options: CompressOptions  # resolved
     picks: Mapping[str, Pick]  # by target
     hashes: Mapping[str, str]  # of the source's files, see `source_hashes`
     inputs: Mapping[str, str]  # hashes of all inputs by name: those, and `data`, `eval_data`, `nncf_config`
@@ -60,11 +59,6 @@ class Plan:
         """Defaults of the model's task."""
         return self.stages.defaults
 
-    @cached_property
-    def cost_settings(self) -> CostSettings:
-        """The weight format, and how latencies are measured."""
-        return self.defaults.cost_settings(self.options)
-
     @property
     def lora_options(self) -> TrainOptions:
         """Options of the fine-tuning."""
@@ -74,9 +68,8 @@ class Plan:
     @property
     def recovery_options(self) -> TrainOptions:
         """Options of the recovery, with quantization-aware training for formats of less than 8 bits."""
-        steps = math.ceil(self.defaults.recovery_tokens / self.defaults.batch / self.probe.tokens)
-        qat = trained_for(self.cost_settings.weight_format)
-        return self._train_options(self.options.recovery_steps or steps, self.probe.recovery_step, qat)
+        assert self.options.recovery_steps
+        return self._train_options(self.options.recovery_steps, self.probe.recovery_step, trained_for(self.options))
 
     def _train_options(self, steps: int, seconds: float, weight_format: str | None) -> TrainOptions:
         log = min(10, max(1, steps // 10))  # steps of the log: a checkpoint splits none
@@ -84,7 +77,7 @@ class Plan:
             steps=steps,
             prompt=self.options.prompt,
             seed=self.options.seed,
-            precision=self.probe.precision,
+            precision=self.options.precision,
             save_steps=min(200, log * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / log))),
             eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
             batch_size=self.defaults.batch,
@@ -107,25 +100,8 @@ class Plan:
             num_prompts=min(self.fitting, prompts),
             prompt=self.options.prompt,
             seed=self.options.seed,
-            cost_settings=self.cost_settings,
+            cost_settings=cost_settings(self.options),
         )
-
-    @property
-    def resolved_options(self) -> dict[str, Any]:
-        """All options with their values, as JSON."""
-        options, settings = vars(self.options), self.cost_settings
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-        return plain | {
-            "target": list(self.picks),
-            "weight_format": settings.weight_format,
-            "prompt_len": settings.prompt_len,
-            "new_tokens": settings.new_tokens or None,
-            "precision": self.probe.precision,
-            "epochs": (self.options.epochs or EPOCHS) if self.paths.trains_lora else None,
-            "lora_steps": self.lora_options.steps if self.paths.trains_lora else None,
-            "recovery_steps": self.recovery_options.steps,
-            "evals": self.search_options.evals,
-        }
 
     def estimate(self) -> dict[str, float]:
         """Estimate the seconds of trainings and search; exports and measurements take minutes."""
@@ -192,10 +168,10 @@ class Plan:
         return Step(SPACE, [command], self.stages.write_space, ("space.json",), self._adapter, self._hashes)
 
     def _search(self, needs: tuple[str, ...]) -> Step:
-        paths, settings, options = self.paths, self.cost_settings, self.search_options
-        values: dict[str, Any] = {"weight-format": settings.weight_format}
+        paths, options = self.paths, self.search_options
+        values: dict[str, Any] = {"weight-format": self.options.weight_format}
         if COSTS[str(options.cost)].timed:
-            values |= {"prompt-len": settings.prompt_len, "new-tokens": settings.new_tokens or None}
+            values |= {"prompt-len": self.options.prompt_len, "new-tokens": self.options.new_tokens}
         files = {
             "": paths.start,
             "model": paths.start_base,
@@ -222,7 +198,7 @@ class Plan:
         return Step(RECOVER + target, [command], self.stages.recover, (f"recovered/{pick.file}",), (SEARCH,))
 
     def _export(self, target: str, pick: Pick) -> Step:
-        paths, options = self.paths, ExportOptions(weight_format=self.cost_settings.weight_format)
+        paths, options = self.paths, ExportOptions(weight_format=str(self.options.weight_format))
         files = {"": paths.recovered(pick), "model": paths.student, "output": paths.model(pick)}
         command = Command("lonas-edge export", options, files)
         return Step(EXPORT + target, [command], self.stages.export, (f"models/{pick.file}",), (RECOVER + target,))
@@ -232,24 +208,24 @@ class Plan:
         files = {"": paths.unpruned, "model": paths.unpruned_base, "subnet": "maximal", "output": merged}
         commands = [Command("lonas-edge export", ExportOptions(stage="checkpoint", verify=False), files)]
         for name in self.defaults.baselines:
-            options = optimum_options(self.stages.source.architecture, self.defaults.library, name)
-            commands.append(Command("optimum-cli export openvino", options, {"model": merged, "": paths.baseline(name)}))
+            values = optimum_options(self.stages.source.architecture, self.defaults.library, name)
+            files = {"model": merged, "": paths.baseline(name)}
+            commands.append(Command("optimum-cli export openvino", None, files, values))
         outputs = tuple(f"baselines/{name}" for name in self.defaults.baselines)
         return Step(BASELINES, commands, self.stages.export_baselines, outputs, self._adapter, self._hashes, folder="baselines")
 
     def _measure(self, exports: tuple[str, ...], function: Callable[[Step, Progress], None], processor: str) -> Step:
         first, *others = [self.paths.model(pick) for pick in self.picks.values()]
         arms = ("subnet", *(self.paths.baseline(name) for name in COMPARED.values()), *others)
-        settings = self.cost_settings
-        values = {"prompt-len": settings.prompt_len, "new-tokens": settings.new_tokens or None, "rounds": ROUNDS}
+        values = {"prompt-len": self.options.prompt_len, "new-tokens": self.options.new_tokens, "rounds": ROUNDS}
         command = Command("lonas-edge bench", None, {"": first, "arms": ",".join(map(str, arms))}, values)
         inputs = {"processor": processor}
         return Step(MEASURE, [command], function, ("compress.json",), (*exports, BASELINES), inputs, quick=True)
 
 
-def trained_for(weight_format: str) -> str | None:
+def trained_for(options: CompressOptions) -> str | None:
     """The weight format that the recovery trains for; None where rounding costs too little for it (8 bits)."""
-    return weight_format if FORMATS[weight_format].bits < 8 else None
+    return options.weight_format if FORMATS[str(options.weight_format)].bits < 8 else None
 
 
 def source_hashes(source: Source) -> dict[str, str]:
@@ -264,10 +240,10 @@ def source_hashes(source: Source) -> dict[str, str]:
     return hashes
 
 
-def disk_bytes(source: Source, defaults: Defaults, weight_format: str, networks: int) -> int:
+def disk_bytes(source: Source, defaults: Defaults, options: CompressOptions, networks: int) -> int:
     """Estimate the bytes of a run: networks, and adapters with their checkpoints."""
     sizes = source.sizes(source.unpruned).bytes
-    linears = source.architecture.linears.values()
+    network, linears = sizes[str(options.weight_format)], source.architecture.linears.values()
     adapter = 10 * 4 * NEW_RANK * sum(linear.in_features + linear.out_features for linear in linears)
     baselines = sizes["fp32"] + sum(sizes[name] for name in defaults.baselines)  # also the merged model
-    return round(adapter + 2 * sizes[weight_format] + networks * (adapter + sizes[weight_format]) + baselines)
+    return round(adapter + 2 * network + networks * (adapter + network) + baselines)

@@ -6,13 +6,13 @@ from typing import Any
 
 from lonas_edge.data.language import LanguageTask
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
-from lonas_edge.formats import FORMATS
 from lonas_edge.ir import WEIGHTS
 from lonas_edge.network.location import TRAINING
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
-from lonas_edge.pipeline.plan import COMPARED, LORA, RECOVER, Plan
+from lonas_edge.pipeline.defaults import cost_settings
+from lonas_edge.pipeline.plan import COMPARED, LORA, RECOVER, Plan, trained_for
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Network
 from lonas_edge.progress import Progress
 from lonas_edge.search import SEARCH
@@ -30,28 +30,26 @@ def make_record(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], p
         here: The machine.
         progress: Reports what is being done.
     """
-    paths, source, settings = plan.paths, plan.stages.unpruned, plan.cost_settings
-    ours = "compressed INT4" if FORMATS[settings.weight_format].bits < 8 else "compressed INT8"
+    paths, source, options = plan.paths, plan.stages.unpruned, plan.options
+    case = cost_settings(options).case
+    ours = "compressed INT4" if trained_for(options) else "compressed INT8"
     folders = {name: paths.baseline(stored) for name, stored in COMPARED.items()}
     targets: dict[str, str] = {}
     for target, pick in plan.picks.items():
         name = f"{ours} ({target})" if len(plan.picks) > 1 else ours
         folders[name], targets[name] = paths.model(pick), target
-    times, bench = measure.latencies(folders, settings.case, progress)
-    data = source.open_data(paths.held_out, plan.options.prompt, labels=True)
+    trimmed = vocabulary_of(Path(paths.student)) if paths.trims else None
+    tokens = trimmed.tokens_per_text if trimmed else 1.0
+    times, bench = measure.latencies(folders, case, dict.fromkeys(targets, tokens), progress)
+    data = source.open_data(paths.held_out, options.prompt, labels=True)
     if isinstance(data, LanguageTask):
         qualities = measure.losses(folders, data, source.base.folder, progress)
         samples = measure.answers(folders, data, source.base.folder, progress)
     else:
         qualities, samples = measure.distances(folders, data, paths.baseline("fp32"), progress), []
-    trimmed = vocabulary_of(Path(paths.student)) if paths.trims else None
-    tokens = trimmed.tokens_per_text if trimmed else 1.0
     networks = []
     for name, folder in folders.items():
         manifest = Manifest.read(folder / MANIFEST) if name in targets else None
-        latency = times[name]
-        if manifest:
-            latency = {each: measure.for_equal_texts(value, tokens) for each, value in latency.items()}
         networks.append(
             Network(
                 name=name,
@@ -60,7 +58,7 @@ def make_record(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], p
                 file_bytes=(folder / WEIGHTS).stat().st_size,
                 parameters=(manifest.sizes.subnetwork if manifest else source.sizes(source.unpruned)).parameters,
                 quality=qualities[name],
-                latency=latency,
+                latency=times[name],
                 removed=manifest.layers if manifest else (),
                 target=targets.get(name),
             )
@@ -70,9 +68,14 @@ def make_record(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], p
         task=plan.defaults.name,
         source=(plan.stages.source.adapter or source.base).name,
         base=source.base.name,
-        data=plan.options.data.name,
+        data=options.data.name,
         examples=dict(plan.counts),
-        options=plan.resolved_options | {"folders": {plan.picks[target].file: name for target, name in names.items()}},
+        options={
+            **{name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+            "target": list(plan.picks),
+            "evals": plan.search_options.evals,
+            "folders": {plan.picks[target].file: name for target, name in names.items()},
+        },
         sha256=dict(plan.hashes),
         machine=dict(here),
         versions=dict(bench.conditions["versions"]),
@@ -82,8 +85,8 @@ def make_record(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], p
         curves=_curves(plan),
         candidates=candidates_of(search, {pick.expression: target for target, pick in plan.picks.items()}),
         samples=tuple(samples),
-        prompt_len=settings.prompt_len,
-        new_tokens=settings.new_tokens,
+        prompt_len=case.prompt_len,
+        new_tokens=case.new_tokens,
         tokens_per_text=tokens,
         warnings=tuple(bench.warnings),
     )

@@ -4,6 +4,7 @@ The output DIR holds an exported directory for each target (`model` where there 
 `steps` the results of the steps, from which a run with other targets continues.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,13 +18,22 @@ from lonas_edge.data.task import MAX_LENGTH
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import update_card
 from lonas_edge.exporting.model_card import COMPARISON
+from lonas_edge.families import CLASSIFICATION
 from lonas_edge.files import replace_text, sha256
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.options import RECIPE as SECTION
 from lonas_edge.output import OutputDirectory
-from lonas_edge.pipeline.defaults import Defaults, check_options, cost_of, defaults_of, parse_targets
-from lonas_edge.pipeline.options import KEEP, CompressOptions
+from lonas_edge.pipeline.defaults import (
+    Defaults,
+    check_head,
+    cost_of,
+    cost_settings,
+    defaults_of,
+    parse_targets,
+    resolve_options,
+)
+from lonas_edge.pipeline.options import EPOCHS, KEEP, CompressOptions
 from lonas_edge.pipeline.plan import Plan, disk_bytes, source_hashes, trained_for
 from lonas_edge.pipeline.probe import PROBE, Probe, time_steps
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
@@ -91,15 +101,17 @@ def compress_model(
             "models. Use `space`, `train`, `search` and `export`."
         )
     defaults = defaults_of(source)
-    check_options(defaults, options, source)
+    if defaults.kind is CLASSIFICATION:
+        check_head(source)
     picks = parse_targets(options.target, defaults)
     cost_of(picks, defaults)
-    run = _Run(reference, source, defaults, options, picks, progress, recorded or {})
+    options = resolve_options(defaults, options, source)
+    run = _Run(reference, source, defaults, options, picks, source_hashes(source), progress)
     if options.dry_run:
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
-            run.prepare(Path(folder), announce)
+            run.prepare(Path(folder), announce, recorded or {})
         return None
-    return run.lead(announce)
+    return run.lead(announce, recorded or {})
 
 
 @dataclass(frozen=True)
@@ -111,26 +123,21 @@ class _Run:
     defaults: Defaults
     options: CompressOptions
     picks: Mapping[str, Pick]
+    hashes: Mapping[str, str]  # of the source's files
     progress: Progress
-    recorded: Mapping[str, str]
-
-    @cached_property
-    def hashes(self) -> dict[str, str]:
-        """Hashes of the source's files."""
-        return source_hashes(self.source)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
         """Hashes of all inputs; the files that options name are valid."""
         files = {"data": self.options.data, "eval_data": self.options.eval_data, "nncf_config": self.reference.nncf_config}
-        return self.hashes | {name: sha256(path) for name, path in files.items() if path and path.is_file()}
+        return {**self.hashes, **{name: sha256(path) for name, path in files.items() if path and path.is_file()}}
 
     @property
     def folders(self) -> dict[str, str]:
         """The directory in the output of each target."""
         return {target: "model" if len(self.picks) == 1 else pick.file for target, pick in self.picks.items()}
 
-    def lead(self, announce: Announce) -> CompressRecord:
+    def lead(self, announce: Announce, recorded: Mapping[str, str]) -> CompressRecord:
         """Run the pending steps, and publish the results."""
         output, options, reference = self.options.output, self.options, self.reference
         finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
@@ -143,14 +150,14 @@ class _Run:
         used = [self.source.base.folder, options.data, options.eval_data, reference.source, reference.nncf_config]
         directory = OutputDirectory(output, options.overwrite or finished is not None, used)
         directory.check(0, resumable=True)
-        identity = {"source": self.hashes}
+        identity = {"source": dict(self.hashes)}
         restart = options.overwrite and directory.identity() not in ({}, identity)
         with directory.resume("compress", identity, restart=restart) as resumed:
             folder = directory.partial / STEPS
             if finished and same and (output / STEPS).is_dir() and not folder.exists():
                 self._restore(directory.partial, finished)
             try:
-                steps = self.prepare(folder, announce)
+                steps = self.prepare(folder, announce, recorded)
             except LonasEdgeError:
                 if not resumed:  # nothing to continue from
                     shutil.rmtree(folder, ignore_errors=True)
@@ -158,24 +165,26 @@ class _Run:
             steps.run(self.progress)
             return self._publish(directory, steps, finished)
 
-    def prepare(self, folder: Path, announce: Announce) -> Steps:
+    def prepare(self, folder: Path, announce: Announce, recorded: Mapping[str, str]) -> Steps:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
         options, reference, defaults = self.options, self.reference, self.defaults
-        adapter = reference.source if self.source.adapter else None
-        trims = options.vocabulary != KEEP
+        adapter, trims = reference.source if self.source.adapter else None, options.vocabulary != KEEP
         paths = Paths(folder, self.source, adapter, reference.nncf_config, defaults.adapts, trims)
         stages = Stages(paths, defaults, self.source, tuple(self.picks.values()))
-        counts = self._split(paths)
+        counts, fitting = self._split(paths)
         for name, value in self.inputs.items():
-            if self.recorded.get(name, value) != value:
+            if recorded.get(name, value) != value:
                 self.progress(f"{name}: not the one that the recipe was written for (SHA-256)\nPlanning", None)
-        if adapter:
-            stages.check_adapter()
-        if not trims:  # a trimmed vocabulary changes the sizes
-            stages.check_sizes(defaults.cost_settings(options))
-        fitting = self._count_fitting(paths)
+        stages.check(cost_settings(options))
         size = choose_size(paths.base, paths.train, options.vocabulary, options.prompt) if trims else None
         probe = self._probe(stages)
+        steps_of_tokens = math.ceil(defaults.recovery_tokens / defaults.batch / probe.tokens)
+        options = replace(
+            options,
+            precision=probe.precision,
+            epochs=(options.epochs or EPOCHS) if paths.trains_lora else None,
+            recovery_steps=options.recovery_steps or steps_of_tokens,
+        )
         plan = Plan(stages, options, self.picks, self.hashes, self.inputs, counts, fitting, probe, size)
         here = machine.describe("CPU")
 
@@ -187,13 +196,17 @@ class _Run:
         probe.write(folder / PROBE)
         pending, seconds = steps.pending(), plan.estimate()
         steps.expect({name: seconds[name] for name in pending if name in seconds})
-        needed = disk_bytes(self.source, defaults, plan.cost_settings.weight_format, len(self.picks))
+        needed = disk_bytes(self.source, defaults, options, len(self.picks))
         estimate = Estimate({name: seconds.get(name) for name in pending}, probe.peak_bytes, needed)
         announce([steps.planned[name] for name in pending], estimate)
         return steps
 
-    def _split(self, paths: Paths) -> dict[str, int]:
-        """Write the training and the held-out examples; return their numbers by part."""
+    def _split(self, paths: Paths) -> tuple[dict[str, int], int]:
+        """Write the training and the held-out examples; return their numbers, and that of prompts that the search can use.
+
+        Raises:
+            LonasEdgeError: If these are too few.
+        """
         options = self.options
         data = self.source.open_data(options.data, options.prompt, labels=True)
         held_out = self.source.open_data(options.eval_data, options.prompt, labels=True) if options.eval_data else None
@@ -203,37 +216,26 @@ class _Run:
         paths.train.parent.mkdir(parents=True, exist_ok=True)
         train.write(paths.train)
         held_out.write(paths.held_out)
-        return {"train": len(train.examples), "held_out": len(held_out.examples)}
-
-    def _count_fitting(self, paths: Paths) -> int:
-        """Number of held-out examples that the search can use.
-
-        Raises:
-            LonasEdgeError: If they are too few.
-        """
-        held_out = self.source.open_data(paths.held_out, self.options.prompt)
         fitting = held_out.count_fitting(require_tokenizer(self.source.base.folder, "compress"))
         if fitting < LEAST_FITTING:
             raise LonasEdgeError(
-                f"{self.options.eval_data or self.options.data}: {fitting} of {len(held_out.inputs)} held-out examples have an "
-                f"answer within {MAX_LENGTH} tokens; expected at least {LEAST_FITTING}. Shorten the examples, or add others."
+                f"{held_out.path}: {fitting} of {len(held_out.inputs)} held-out examples have an answer within {MAX_LENGTH} "
+                f"tokens; expected at least {LEAST_FITTING}. Shorten the examples, or add others."
             )
-        return fitting
+        return {"train": len(train.examples), "held_out": len(held_out.examples)}, fitting
 
     def _probe(self, stages: Stages) -> Probe:
         """Time training steps, or read what an earlier run with the same data timed; its choice of the precision stays."""
         paths, options, defaults = stages.paths, self.options, self.defaults
-        weight_format = defaults.cost_settings(options).weight_format
-        qat = trained_for(weight_format)
+        qat = trained_for(options)
         inputs = {"train": sha256(paths.train), "prompt": str(options.prompt), "qat": str(qat)}
         earlier = Probe.read(paths.work / PROBE) if (paths.work / PROBE).exists() else None
         kept = earlier if earlier and options.precision in (earlier.requested, earlier.precision) else None
         if kept and kept.inputs == inputs:
             return kept
-        requested, precision = (kept.requested, kept.precision) if kept else (options.precision, options.precision)
         if not earlier and not options.dry_run:
-            needed = disk_bytes(self.source, defaults, weight_format, len(self.picks))
-            OutputDirectory(options.output).check_space(needed)
+            OutputDirectory(options.output).check_space(disk_bytes(self.source, defaults, options, len(self.picks)))
+        precision, requested = (kept.precision, kept.requested) if kept else (options.precision, options.precision)
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
             base = paths.base
             if self.source.adapter and not defaults.adapts:  # an encoder's base may have another task, or lack the head
@@ -297,16 +299,12 @@ class _Run:
         """The options of the run with all defaults resolved, for `--config`; and what they were used with."""
         import yaml
 
-        resolved = ("epochs", "recovery_steps", "precision", "weight_format", "prompt_len", "new_tokens")
-        values = {**vars(self.reference), **vars(self.options), **{name: record.options[name] for name in resolved}}
-        values |= {"target": list(self.options.target), "dry_run": None, "overwrite": None}
-        plain = {
-            name.replace("_", "-"): str(value) if isinstance(value, Path) else value
-            for name, value in values.items()
-            if value is not None
-        }
+        options = {name: record.options[name] for name in vars(self.options) if name not in ("dry_run", "overwrite")}
+        space = self.reference.nncf_config
+        named = {**vars(self.reference), "nncf_config": space and str(space), **options}
+        given = {name.replace("_", "-"): value for name, value in named.items() if value is not None}
         used = {"versions": record.versions, "sha256": self.inputs}
-        content: str = yaml.safe_dump({**plain, SECTION: used}, sort_keys=False, allow_unicode=True)
+        content: str = yaml.safe_dump({**given, SECTION: used}, sort_keys=False, allow_unicode=True)
         return f"# lonas-edge compress --config {RECIPE} repeats this run.\n{content}"
 
 

@@ -5,24 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-
-from pydantic.dataclasses import dataclass as options_dataclass
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import replace_text
-from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file
-from lonas_edge.network.channel_order import FILE as ORDER
-from lonas_edge.network.location import TRAINING
+from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
-from lonas_edge.options import Options, option
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.defaults import Defaults
 from lonas_edge.pipeline.steps import Command, Step, to_argv
@@ -35,7 +29,7 @@ from lonas_edge.search.run import search
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space, removable_blocks
-from lonas_edge.space.search_space import read_search_space
+from lonas_edge.space.search_space import parse_search_space
 from lonas_edge.space.selection import select
 from lonas_edge.training.defaults import lora_config, with_targets
 from lonas_edge.training.inputs import Inputs, open_inputs, open_recovery, with_eval_data, with_teacher
@@ -44,6 +38,7 @@ from lonas_edge.training.train import train
 from lonas_edge.vocabulary.model_vocabulary import trim
 
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
+SPACE = "space.json"
 _GROUP_SIZES = (128, 64, 32)  # of optimum-cli's INT4: the first that divides all widths
 
 
@@ -62,7 +57,7 @@ class Paths:
         # the model that is searched and recovered: the finished one, with the tokens that are kept
         self.start, self.start_base = lora or self.student, self.student if lora else None
         self.writes_space = not source.space.groups
-        self.space = work / "space.json" if self.writes_space else space  # None for the one in the adapter's directory
+        self.space = work / SPACE if self.writes_space else space  # None for the one in the adapter's directory
 
     def baseline(self, name: str) -> Path:
         """The unpruned network in a format, or `merged` as a checkpoint."""
@@ -81,27 +76,16 @@ class Paths:
         return self.work / "models" / pick.file
 
 
-@options_dataclass(frozen=True, kw_only=True)
-class OptimumOptions(Options):
-    """Options of `optimum-cli export openvino`."""
-
-    task: str = option(help="Task.")
-    library: str | None = option(None, help="Library that loads the model.")
-    weight_format: str = option(help="Weight format.")
-    group_size: int | None = option(None, help="Quantization group size.")
-    group_size_fallback: str | None = option(None, help="Layers whose width the group size does not divide.")
-
-
-def optimum_options(architecture: Architecture, library: str | None, weight_format: str) -> OptimumOptions:
-    """Options that store a model; INT4 in the largest groups that divide all widths of such layers."""
-    options = OptimumOptions(task=architecture.family.kind.conversion, library=library, weight_format=weight_format)
+def optimum_options(architecture: Architecture, library: str | None, weight_format: str) -> dict[str, Any]:
+    """Options of `optimum-cli` that store a model; INT4 in the largest groups that divide all widths of such layers."""
+    options = {"task": architecture.family.kind.conversion, "library": library, "weight-format": weight_format}
     if weight_format != "int4":
         return options
     linears = architecture.linears.values()
-    widths, others = ({each.in_features for each in linears if each.four_bits == four} for four in (True, False))
+    widths = {linear.in_features for linear in linears if linear.four_bits}
     group = next((size for size in _GROUP_SIZES if not any(width % size for width in widths)), None)
-    fallback = "ignore" if group and any(width % group for width in others) else None
-    return replace(options, group_size=group, group_size_fallback=fallback)
+    others = any(linear.in_features % group for linear in linears if not linear.four_bits) if group else False
+    return {**options, "group-size": group, "group-size-fallback": "ignore" if others else None}
 
 
 @dataclass(frozen=True)
@@ -131,15 +115,8 @@ class Stages:
 
     def trim(self, step: Step, progress: Progress) -> None:
         """Write the base model with a smaller vocabulary."""
-        [command] = step.commands
-        trim(
-            self.paths.base,
-            self.paths.train,
-            command.values["size"],
-            command.values["prompt"],
-            Path(self.paths.student),
-            progress,
-        )
+        paths, values = self.paths, step.commands[0].values
+        trim(paths.base, paths.train, values["size"], values["prompt"], Path(paths.student), progress)
 
     def write_space(self, step: Step, progress: Progress) -> None:
         """Write the search space of a model without one: blocks that can be removed."""
@@ -160,8 +137,7 @@ class Stages:
     def recover(self, step: Step, progress: Progress) -> None:
         """Train the network of a target with the unpruned model as its teacher.
 
-        An unpruned one in INT8 needs no training, and the network of an earlier target is trained already. Of a base that needs
-        none, the directory is empty; of an adapter, it has that adapter without its search space.
+        The network of an earlier target is trained already. An unpruned one in INT8 needs no training: its directory is empty.
         """
         [command] = step.commands
         paths, source, output, network = self.paths, self.start, command.paths["output"], command.paths["subnet"]
@@ -175,10 +151,8 @@ class Stages:
                 return
         unpruned = source.sizes(chosen).parameters == source.sizes(source.unpruned).parameters
         if unpruned and not command.options.weight_format and not paths.trims:
-            with OutputDirectory(output).open() as folder:
-                if source.adapter:
-                    copy_plain(source, folder)
-            return
+            with OutputDirectory(output).open():
+                return
         inputs = open_recovery(paths.start, paths.train, str(network), paths.start_base, paths.space)
         inputs = with_teacher(with_eval_data(inputs, paths.held_out), paths.unpruned, paths.unpruned_base)
         _train(inputs, command, progress)
@@ -187,7 +161,7 @@ class Stages:
         """Export and verify the network of a target."""
         [command] = step.commands
         recovered = command.paths[""]
-        source = open_source(str(recovered), self.paths.student) if (recovered / CONFIG).exists() else self.start
+        source = open_source(str(recovered), self.paths.student) if (recovered / CONFIG).exists() else self.unpruned
         export(source, source.select(None), command.paths["output"], command.options, progress)
 
     def export_baselines(self, step: Step, progress: Progress) -> None:
@@ -205,14 +179,22 @@ class Stages:
 
     def merge(self, output: Path, progress: Progress) -> None:
         """Write the unpruned model as a checkpoint, an adapter merged."""
-        export(
-            self.unpruned, self.unpruned.select("maximal"), output, ExportOptions(stage="checkpoint", verify=False), progress
-        )
+        options = ExportOptions(stage="checkpoint", verify=False)
+        export(self.unpruned, self.unpruned.select("maximal"), output, options, progress)
 
-    def check_sizes(self, settings: CostSettings) -> None:
-        """Refuse bounds on sizes that not even the smallest network meets, before the first step.
+    def check(self, settings: CostSettings) -> None:
+        """Refuse, before the first step, an adapter that `recover` would refuse, and sizes that no network has."""
+        paths = self.paths
+        if self.source.adapter:
+            space = None if paths.writes_space else paths.space
+            with_teacher(open_recovery(paths.unpruned, paths.train, None, paths.base, space), paths.unpruned, paths.base)
+        if not paths.trims:  # a smaller vocabulary changes the sizes
+            self._check_sizes(settings)
 
-        A base model gets the adapter that `fine_tune` will train: sizes count it. Latencies are measured later, by the search.
+    def _check_sizes(self, settings: CostSettings) -> None:
+        """Refuse bounds on sizes that not even the smallest network meets; latencies are measured later, by the search.
+
+        A base model gets the adapter that `fine_tune` will train: sizes count it.
         """
         source = self.source
         if self.paths.trains_lora:
@@ -220,53 +202,26 @@ class Stages:
             config = AdapterConfig(Path("--target-modules"), lora_config(options, source.architecture))
             source = replace(source, adapter_config=config)
         if self.paths.writes_space:
-            with TemporaryDirectory(prefix="lonas-edge-") as folder:
-                path = Path(folder) / "space.json"
-                replace_text(path, json.dumps(self._generate_space(source)))
-                source = replace(source, elasticity=bind(source.architecture, read_search_space(path), str(path)))
+            space = parse_search_space(self._generate_space(source), SPACE)
+            source = replace(source, elasticity=bind(source.architecture, space, SPACE))
         networks = find_dimensions(source).named()
         costs = {name: counted_cost(name, source, settings.weight_format) for name in COUNTED}
         check_picks(self.picks, networks["minimal"], networks["maximal"], costs)
 
-    def check_adapter(self) -> None:
-        """Refuse an adapter that `recover` would refuse; no weights are read."""
-        paths = self.paths
-        inputs = open_recovery(paths.unpruned, paths.train, None, paths.base, None if paths.writes_space else paths.space)
-        with_teacher(inputs, paths.unpruned, paths.base)
-
-
-def copy_plain(source: Source, folder: Path) -> None:
-    """Copy the files of an adapter that `open_source` reads, without the search space: it has the unpruned network only."""
-    assert source.adapter
-    adapter = source.adapter.folder
-    for path in (adapter / CONFIG, adapter_file(adapter), adapter / ORDER):
-        if path.exists():
-            shutil.copy(path, folder)
-    if source.training:
-        replace(source.training, search_space=None, recovered=None).write(folder / TRAINING)
-    if source.pooling and source.pooling.stated:
-        source.pooling.write(folder, source.architecture.config.hidden_size)
-
 
 def _train(inputs: Inputs, command: Command, progress: Progress) -> None:
-    output = Path(command.paths["output"])
-    resume = OutputDirectory(output).partial.exists()
-    notify = lambda line: progress(f"{line}\nLoading", None)  # noqa: E731
-    train(inputs, output, command.options, resume, False, training_steps(progress), notify)
+    """Train with the options of a command, or continue; held-out losses stay on the terminal."""
+    output, shown = Path(command.paths["output"]), set[int]()
 
-
-def training_steps(progress: Progress) -> Callable[[int, int, Mapping[str, float]], None]:
-    """Show each training step in the progress bar; held-out losses stay on the terminal."""
-    shown = -1
-
-    def show(step: int, steps: int, log: Mapping[str, float]) -> None:
-        nonlocal shown
+    def report(step: int, steps: int, log: Mapping[str, float]) -> None:
         line = f"step {step}/{steps}"
-        if EVAL_LOSS in log and step != shown:  # the Trainer logs the last one twice
-            shown, line = step, f"step {step}/{steps}  held-out loss {float(log[EVAL_LOSS]):.3f}\n{line}"
+        if EVAL_LOSS in log and step not in shown:  # the Trainer logs the last one twice
+            shown.add(step)
+            line = f"{line}  held-out loss {log[EVAL_LOSS]:.3f}\n{line}"
         progress(line, step / steps)
 
-    return show
+    resume = OutputDirectory(output).partial.exists()
+    train(inputs, output, command.options, resume, False, report, lambda line: progress(f"{line}\nLoading", None))
 
 
 _UNGUARDED = """

@@ -228,9 +228,9 @@ def test_baselines_of_compress(case: str, ignores: bool, ids: torch.Tensor, tiny
     base = tiny_models.base(case)
     source = open_source(str(base))
     options = {name: optimum_options(source.architecture, None, name) for name in ("int8", "int4")}
-    assert (options["int4"].group_size_fallback is not None) == ignores and options["int4"].group_size in (32, 64)
+    assert (options["int4"]["group-size-fallback"] == "ignore") == ignores and options["int4"]["group-size"] in (32, 64)
     for name in ("int8", "int4") if ignores else ("int8",):
-        command = Command("optimum-cli export openvino", options[name], {"model": base, "": tmp_path / name})
+        command = Command("optimum-cli export openvino", None, {"model": base, "": tmp_path / name}, options[name])
         run_optimum(command, source.architecture.family.raised_guards)
     network = load_super_network(source)
     with StoredWeights(network, "int8").active(()), torch.inference_mode():

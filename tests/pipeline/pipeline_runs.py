@@ -13,7 +13,6 @@ from tiny_models import TinySource
 
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.bench.variants import Case
-from lonas_edge.data.task import Task
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import measure, run, stages
 from lonas_edge.pipeline.options import CompressOptions
@@ -50,7 +49,7 @@ def make_quick(monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> None:
     monkeypatch.setattr(stages, "run_optimum", own_baseline)
 
 
-def equal_latencies(folders: Mapping[str, Path], case: Case, _progress: Any) -> tuple[dict[str, Any], Any]:
+def equal_latencies(folders: Mapping[str, Path], case: Case, *_given: Any) -> tuple[dict[str, Any], Any]:
     one = Interval(1.0, 1.0, 1.0)
     names = ("ttft", "tpot") if case.new_tokens else ("latency",)
     times = {name: {each: Latency(one, one, (1.0,)) for each in names} for name in folders}
@@ -98,12 +97,3 @@ def plan_steps(source: Path, folder: Path, data: Path, *, model: Path | None = N
 def forbidden(*_given: object, **_options: object) -> None:
     """Stands for a step that must not run."""
     raise AssertionError("a finished step was repeated")
-
-
-def split(data: Task, held_out: Task | None, most: int, seed: int, folder: Path) -> dict[str, int]:
-    """Split data, and write the parts as files."""
-    train, chosen = data.split(most, seed, held_out)
-    folder.mkdir(exist_ok=True)
-    train.write(folder / "train.jsonl")
-    chosen.write(folder / "held_out.jsonl")
-    return {"train": len(train.examples), "held_out": len(chosen.examples)}

@@ -1,7 +1,6 @@
 """`compress` on a tiny model: its output, and what a second run repeats."""
 
 import json
-import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -19,12 +18,8 @@ from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.bench import machine
-from lonas_edge.data.pooling import Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
-from lonas_edge.network.channel_order import ChannelOrder
-from lonas_edge.network.source import open_source
-from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.record import CompressRecord
@@ -222,47 +217,6 @@ def test_changed_options_need_overwrite(finished: Finished, tmp_path: Path, quic
     assert record.curves[0] == finished.record.curves[0]
 
 
-def test_a_precision_that_was_refused(finished: Finished, tmp_path: Path, quick: None) -> None:
-    """It leaves no trace: the original command goes on."""
-    out = finished.copied(tmp_path / "copy")
-    options = {"data": out.parent / "data.json", "output": out, **QUICK}
-    with pytest.raises(LonasEdgeError, match="--precision: was fp32, is bf16"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lonas_edge.pipeline.run.time_steps", lambda *_given: replace(PROBE, precision="bf16"))
-        compress(finished.source.base, **options, precision="bf16")
-    assert compress(finished.source.base, **options).networks == finished.record.networks
-
-
-def test_the_recovery_has_a_number_of_tokens(llama: TinySource, tmp_path: Path, quick: None) -> None:
-    """100,000 of 12 per example, also where an epoch has more: 9,600 examples are 600 steps."""
-    data = write_data(tmp_path / "data.json", 10_000)
-    steps = plan_steps(llama.base, tmp_path, data, target=("weights<=0.95x",), prompt="question")
-    assert "--steps 521 " in steps[RECOVER].command
-
-
-def test_overwrite_repeats_the_search(finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For another weight format and seed: no result of the old search is in the way."""
-    out = finished.copied(tmp_path / "copy")
-    options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym", "overwrite": True}
-    record = compress(finished.source.base, **options)
-    assert record.networks[-1].weight_format == "int4_sym"
-    assert record.curves[0] == finished.record.curves[0]
-    monkeypatch.setattr(Stages, "search", forbidden)
-    with pytest.raises(AssertionError):
-        compress(finished.source.base, **options, seed=7)
-    made, before = (
-        load_file(folder / "steps" / "lora" / "adapter_model.safetensors") for folder in (out.with_name("out.partial"), out)
-    )
-    assert any(not torch.equal(tensor, made[name]) for name, tensor in before.items())
-
-
-def test_steps_that_were_deleted(finished: Finished, tmp_path: Path, quick: None) -> None:
-    """All steps run again; nothing is restored."""
-    out = finished.copied(tmp_path / "copy")
-    shutil.rmtree(out / "steps")
-    record = compress(finished.source.base, data=out.parent / "data.json", output=out, **QUICK)
-    assert record.curves == finished.record.curves
-
-
 def test_weights_that_were_replaced(finished: Finished, tmp_path: Path, quick: None) -> None:
     """Another model with the same configuration is not the source of the finished run."""
     out = finished.copied(tmp_path / "copy")
@@ -274,14 +228,6 @@ def test_weights_that_were_replaced(finished: Finished, tmp_path: Path, quick: N
     with pytest.raises(LonasEdgeError, match=r"compressed; the files of this SOURCE are others(.|\n)*Choose another --output"):
         compress(other, data=out.parent / "data.json", output=out, **QUICK)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-
-
-def test_texts_of_several_pieces(llama: TinySource, tmp_path: Path, quick: None) -> None:
-    """16 held-out texts, each longer than a prompt may be: 16 prompts, not one for each piece."""
-    rows = [{"text": f"Sentence number {n}. " * 150} for n in range(40)]
-    (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    steps = plan_steps(llama.base, tmp_path, tmp_path / "data.jsonl", target=("weights<=0.95x",))
-    assert "--num-prompts 16 " in f"{steps['search'].command} "
 
 
 def test_continues_after_an_interruption(
@@ -350,12 +296,6 @@ def test_a_smaller_vocabulary(finished: Finished, tmp_path: Path, data: Path, qu
     assert record.tokens_per_text == 1
 
 
-def test_an_automatic_vocabulary(finished: Finished, tmp_path: Path, data: Path, quick: None) -> None:
-    """The printed command names the size that was chosen."""
-    steps = plan_steps(finished.source.base, tmp_path, data, vocabulary="auto", prompt="question", target=("weights<=0.95x",))
-    assert re.search(r" --size \d+ --prompt question", steps["trim"].command)
-
-
 def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
     """With another --nncf-config it is searched again."""
     source = tiny_models.source("llama")
@@ -372,34 +312,18 @@ def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_pat
 
 
 def test_the_unpruned_network_of_a_super_adapter(
-    tiny_models: TinyModels,
-    tmp_path: Path,
-    data: Path,
-    quick: None,
-    run_cli: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In INT8 it is neither trained nor cut, although the adapter has its search space in its directory.
-
-    The output lies in that directory, and nothing but the adapter is copied from there.
-    """
+    """In INT8 it is neither trained nor cut, although the adapter has its search space in its directory."""
     source, adapter = tiny_models.source("llama"), tmp_path / "adapter"
     shutil.copytree(source.adapter, adapter)
     shutil.copy(source.space, adapter / "nncf_config.json")
-    for name in (".git", "checkpoint-2"):
-        (adapter / name).mkdir()
-        (adapter / name / "adapter_model.safetensors").write_bytes(b"old")
     monkeypatch.setattr(stages, "train", forbidden)
     options = {**QUICK, "target": "weights<=1x", "data": data, "output": adapter / "out", "model": source.base}
     record = compress(adapter, **options)
     whole = AutoModelForCausalLM.from_pretrained(source.base).num_parameters()
     assert [network.parameters for network in record.networks] == [whole] * 3
     assert record.curves == ()
-    recovered = adapter / "out" / "steps" / "recovered" / "weights-1x"
-    assert {path.name for path in recovered.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    [command] = [step.command for step in record.steps if step.name.startswith("export")]
-    made, output = again(command, run_cli, tmp_path / "again")
-    assert (made / "openvino_model.bin").read_bytes() == (output / "openvino_model.bin").read_bytes()
 
 
 def test_the_largest_network_of_a_narrow_space_is_recovered(
@@ -419,29 +343,6 @@ def test_the_largest_network_of_a_narrow_space_is_recovered(
     options = {**QUICK, "target": "weights<=1x", "data": data, "output": tmp_path / "out", "model": llama.base}
     with pytest.raises(LonasEdgeError, match="recover weights<=1x: trained"):
         compress(llama.adapter, nncf_config=tmp_path / "space.json", **options)
-
-
-def test_a_plain_copy_of_a_super_adapter(finished: Finished, tmp_path: Path) -> None:
-    """Channel order, record of the training and pooling stay; its only network is the unpruned one."""
-    adapter, copied = tmp_path / "super", tmp_path / "copied"
-    shutil.copytree(finished.folder / "out" / "steps" / "recovered" / "weights-0.95x", adapter)
-    replace(TrainingRecord.read(adapter / "training.json"), recovered=None).write(adapter / "training.json")
-    base = str(finished.source.base)
-    architecture = open_source(base).architecture
-    ChannelOrder.of(architecture, {"model.layers.1.mlp.down_proj": torch.arange(127, -1, -1)}).save(adapter)
-    source = open_source(str(adapter), base)
-    assert source.select().name == "heuristic"
-    copied.mkdir()
-    stages.copy_plain(replace(source, pooling=Pooling("cls", stated=True)), copied)
-    pooling = read_pooling(copied)
-    assert pooling
-    assert pooling.mode == "cls"
-    (copied / "modules.json").unlink()
-    opened = open_source(str(copied), base)
-    assert not opened.space.groups
-    assert opened.sizes(opened.select()) == opened.sizes(opened.unpruned)
-    assert opened.order.columns["model.layers.1.mlp.down_proj"].tolist() == list(range(127, -1, -1))
-    assert opened.training == replace(source.training, search_space=None)
 
 
 def test_two_targets_that_choose_the_same_network(

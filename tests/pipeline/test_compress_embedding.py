@@ -12,26 +12,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pipeline_runs import make_quick, plan_steps, split
+from pipeline_runs import make_quick, plan_steps
 from safetensors.torch import load_file
 from tiny_bert import TinyBert, oracle_embeddings, oracle_hidden
 from tiny_models import TinySource
 from transformers import AutoTokenizer
 
-from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.sentences import SentenceTask
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.encoders import ir_outputs
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import EMBEDDING
 from lonas_edge.network.source import open_source
-from lonas_edge.pipeline import run, stages
+from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.api import compress
-from lonas_edge.pipeline.defaults import EMBEDDING_MODEL
 from lonas_edge.pipeline.measure import EXACT
 from lonas_edge.pipeline.plan import source_hashes
 from lonas_edge.pipeline.record import CompressRecord
-from lonas_edge.pipeline.report import summary
 from lonas_edge.progress import silent
 
 QUICK: dict[str, Any] = {"target": "weights<=0.8x", "recovery_steps": 2, "prompt_len": 8}
@@ -85,14 +81,6 @@ def test_the_output(made: tuple[Path, CompressRecord]) -> None:
     assert "1 of 3 layers removed" in (out / "report.md").read_text()
 
 
-def test_the_same_command_again_changes_nothing(made: tuple[Path, CompressRecord], tiny_bert: TinyBert) -> None:
-    out, record = made
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.bin")}
-    again = compress(tiny_bert.body(), data=out.parent / "data.jsonl", output=out, **QUICK)
-    assert again == record
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.bin")} == before
-
-
 def test_another_pooling_is_another_source(tiny_bert: TinyBert) -> None:
     mean, cls = (source_hashes(open_source(str(tiny_bert.body(mode)))) for mode in ("mean", "cls"))
     assert mean["base"] == cls["base"] and mean["pooling"] != cls["pooling"]
@@ -115,42 +103,6 @@ def test_embeddings_by_an_oracle(tiny_bert: TinyBert, tmp_path: Path) -> None:
     assert SentenceTask().distances(*turned).tolist() == [0.5]
 
 
-def read(path: Path) -> SentenceTask:
-    return SentenceTask(pooling=Pooling(prompts={"query": "q: "})).read([(path, 1.0)])
-
-
-def test_no_text_is_on_both_sides(tmp_path: Path) -> None:
-    """Also in other records; the parts are of the same kind as the data, and of other data."""
-    rows = [{"query": f"q {index // 2}", "passage": f"p {index}"} for index in range(200)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    counts = split(read(tmp_path / "data.jsonl"), None, 1500, 0, tmp_path / "parts")
-    train, held_out = (read(tmp_path / "parts" / name) for name in ("train.jsonl", "held_out.jsonl"))
-    assert (len(train.examples), len(held_out.examples)) == tuple(counts.values()) and counts["held_out"] == 20
-    assert not {text for each in train.examples for text in each.texts} & {
-        text for each in held_out.examples for text in each.texts
-    }
-    assert counts["train"] < 180 and train.kinds == held_out.kinds == ["pair"]
-    (tmp_path / "texts.json").write_text(json.dumps([{"text": f"p {index}"} for index in range(300)]))
-    split(read(tmp_path / "texts.json"), read(tmp_path / "data.jsonl"), 1500, 0, tmp_path / "parts")
-    left = read(tmp_path / "parts/train.jsonl")
-    assert (left.kinds, len(left.examples)) == (["text"], 100)
-
-
-def test_records_survive_the_split(tmp_path: Path) -> None:
-    """Scores, prompts and third texts."""
-    for rows in (
-        [{"text": f"a {index}", "prompt": "query" if index % 2 else None} for index in range(40)],
-        [{"anchor": f"a {index}", "positive": f"b {index}", "negative": f"c {index}"} for index in range(40)],
-        [{"sentence1": f"a {index}", "sentence2": f"b {index}", "score": index / 40} for index in range(40)],
-    ):
-        (tmp_path / "data.json").write_text(json.dumps(rows))
-        split(read(tmp_path / "data.json"), None, 1500, 0, tmp_path / "parts")
-        parts = [read(tmp_path / "parts" / name) for name in ("train.jsonl", "held_out.jsonl")]
-        whole = read(tmp_path / "data.json")
-        assert parts[0].kinds == parts[1].kinds == whole.kinds
-        assert {*parts[0].examples, *parts[1].examples} == {*whole.examples}
-
-
 @pytest.fixture
 def embedding_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Path) -> Callable[..., str]:
     data, base = write_pairs(tmp_path / "pairs.jsonl"), tiny_bert.body()
@@ -168,17 +120,6 @@ def test_options_of_language_models_are_refused(embedding_refused: Callable[...,
     message = embedding_refused(target="tpot<=0.7x")
     assert "tpot is not measured here; expected one of kl, latency, macs, weights, bytes" in message
     assert "the smallest network has weights 0.667x" in embedding_refused(target="weights<=0.1x")
-
-
-@pytest.mark.slow
-def test_an_unpruned_network_needs_no_recovery(
-    tiny_bert: TinyBert, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stages, "train", None)
-    options = {**QUICK, "target": ["bytes<=1x"]}
-    record = compress(tiny_bert.body(), data=write_pairs(tmp_path / "data.jsonl"), output=tmp_path / "out", **options)
-    assert "nothing was removed" in summary(record)[-1]
-    assert open_exported(tmp_path / "out" / "model").config["num_hidden_layers"] == 3
 
 
 def test_an_adapter_of_another_task_than_its_base(tiny_bert: TinyBert, tmp_path: Path) -> None:
@@ -207,15 +148,6 @@ def test_an_adapter_in_int4_with_fewer_tokens(tiny_bert: TinyBert, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_base_with_fewer_tokens(tiny_bert: TinyBert, tmp_path: Path, quick: None) -> None:
-    """The smaller base is searched and recovered; its teacher has all tokens."""
-    options = {**QUICK, "vocabulary": 142}
-    compress(tiny_bert.body(), data=write_pairs(tmp_path / "data.jsonl"), output=tmp_path / "out", **options)
-    config = json.loads((tmp_path / "out/model/config.json").read_text())
-    assert (config["vocab_size"], config["num_hidden_layers"]) == (142, 2)
-
-
-@pytest.mark.slow
 def test_the_commands_of_the_record_give_the_same_network(
     made: tuple[Path, CompressRecord], run_cli: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -237,33 +169,3 @@ def test_the_commands_of_the_record_give_the_same_network(
     weights = [load_file(folder / "adapter_model.safetensors") for folder in outputs["recover"]]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-@pytest.mark.slow
-def test_steps_are_timed_with_a_teacher(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Texts have no labels; the precision is the requested one."""
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"text": f"a {index} film"}) + "\n" for index in range(100)))
-    base, data = str(tiny_bert.body()), tmp_path / "data.jsonl"
-    timed = run.time_steps(EMBEDDING_MODEL, base, data, None, None, "fp32", silent)
-    assert (
-        timed.precision == "fp32"
-        and timed.recovery_step > 0
-        and timed.evaluation > 0
-        and timed.tokens == pytest.approx(6, abs=2)
-    )
-
-
-@pytest.mark.slow
-def test_texts_longer_than_the_context_are_cut(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    rows = [{"text": "good " * 100 + str(index)} for index in range(3)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = open_source(str(tiny_bert.body()))
-    stages.export(source, source.select("maximal"), tmp_path / "ir", stages.ExportOptions(weight_format="fp32"))
-    found = ir_outputs(tmp_path / "ir", source.open_data(tmp_path / "data.jsonl"), EXACT, silent)
-    assert found.shape == (3, 1, 64) and np.isfinite(found).all()
-
-
-def test_a_record_is_no_sentence(tmp_path: Path) -> None:
-    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": []}) + "\n")
-    with pytest.raises(LonasEdgeError, match="not sentences"):
-        split(read(tmp_path / "chat.jsonl"), None, 1500, 0, tmp_path / "parts")

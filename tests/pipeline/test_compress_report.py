@@ -91,25 +91,17 @@ def test_the_summary() -> None:
     assert "0.69x the MACs of the unpruned network" in summary(replace(realistic(), cost="macs"))[-1]
 
 
+def latency(milliseconds: float) -> dict[str, Latency]:
+    return {"latency": Latency(near(milliseconds, 0.1), near(milliseconds / 9, 0.01), (milliseconds,))}
+
+
 def test_embedding_models_without_scores() -> None:
     """No column, no sentence and no length of language models."""
+    first = network("unpruned INT8 (optimum-cli)", quality={"distance": Quality(0.001, None)}, latency=latency(9.0))
+    quality = {"distance": Quality(0.03, Interval(0.029, 0.028, 0.03))}
     removed = tuple((Part("attention", kept, 12), Part("mlp", 128 * kept, 1536)) for kept in (12, 0, 12, 0, 12, 12))
-    first = network(
-        "unpruned INT8 (optimum-cli)",
-        quality={"distance": Quality(0.001, None)},
-        latency={"latency": Latency(near(9.0, 0.1), None, (9.0,))},
-        file_bytes=23_200_000,
-    )
-    ours = compressed(
-        "compressed INT8",
-        6.0,
-        0.0,
-        removed=removed,
-        target="latency<=0.7x",
-        quality={"distance": Quality(0.03, Interval(0.029, 0.028, 0.03))},
-        latency={"latency": Latency(near(6.0, 0.1), near(0.67, 0.01), (6.0,))},
-        file_bytes=19_400_000,
-    )
+    changes = {"quality": quality, "latency": latency(6.0), "file_bytes": 19_400_000, "removed": removed}
+    ours = compressed("compressed INT8", 6.0, 0.0, target="latency<=0.7x", **changes)
     found = (Candidate(0.68, 0.1251, True, ("latency<=0.7x",)),)
     changes = {"task": EMBEDDING.name, "cost": "latency", "candidates": found, "samples": (), "prompt_len": 128}
     made = record(first, ours, **changes, new_tokens=0)

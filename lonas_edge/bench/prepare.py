@@ -14,7 +14,6 @@ from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Variant
 from lonas_edge.bench.worker import run_in_process
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CLASSIFICATION
 from lonas_edge.files import json_sha256
 from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.progress import Progress
@@ -176,15 +175,7 @@ def _torch_variant(name: str, inputs: Inputs, merged: bool) -> Variant:
         merged,
         parameters=parameters,
         bytes_estimate=parameters * DTYPES[options.torch_dtype].bytes,
-        outputs=_outputs(inputs.exported.config) if inputs.exported.kind is CLASSIFICATION else 0,
     )
-
-
-def _outputs(config: Mapping[str, Any]) -> int:
-    """Return the number of outputs of a classifier's head; transformers' default if the configuration does not state it."""
-    from transformers import AutoConfig
-
-    return int(AutoConfig.for_model(**config).num_labels)
 
 
 VARIANTS = {

@@ -1,10 +1,9 @@
-"""The report of a benchmark: tables, Markdown, CSV and plots."""
+"""The report of a benchmark: tables, Markdown and CSV."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lonas_edge.bench.plots import write_plots
 from lonas_edge.bench.record import METRICS, BenchRecord, Comparison, metric_titles
 from lonas_edge.bench.statistics import MIN_PAIRS, Ratio, Summary
 from lonas_edge.bench.variants import SUBNET, Case
@@ -154,8 +153,7 @@ def to_csv(report: BenchRecord) -> str:
 
 
 def write(report: BenchRecord, folder: Path) -> None:
-    """Write bench.json, bench.csv, bench.md and the plots into an existing directory."""
+    """Write bench.json, bench.csv, bench.md into an existing directory."""
     report.write(folder / "bench.json")
     (folder / "bench.csv").write_text(to_csv(report), encoding="utf-8", newline="")
     (folder / "bench.md").write_text(to_markdown(report), encoding="utf-8")
-    write_plots(report, folder)

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from lonas_edge.bench.variants import NPU_LENGTHS, Kind, Timing, Variant
-from lonas_edge.families import EMBEDDING, family_of, family_of_config
-from lonas_edge.files import read_json
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, WEIGHTS
 from lonas_edge.ir.core import openvino_core
@@ -200,38 +198,20 @@ class TorchRunner(Runner):
         import torch
         from peft import PeftModel
 
+        from lonas_edge.network.modeling import load_model
+        from lonas_edge.network.source import open_source
+
         self._torch, self._variant = torch, variant
         torch.set_num_threads(threads)
         dtype = DTYPES[variant.precision].torch
-        model = self._base(dtype)
+        source = open_source(str(variant.adapter) if variant.adapter else None, str(variant.path), elastic=False)
+        architecture = source.architecture
+        model = load_model(architecture, variant.path, dtype, new_head=architecture.family.kind.new_head)
         if variant.adapter:
             # an fp32 adapter on a 16-bit base would cost a cast per layer
             model = PeftModel.from_pretrained(model, str(variant.adapter), autocast_adapter_dtype=False).to(dtype)
             model = model.merge_and_unload() if variant.merged else model
         self._model = model.eval()
-
-    def _base(self, dtype: Any) -> Any:
-        from lonas_edge.network.configuration import read_config
-        from lonas_edge.network.modeling import load_model
-        from lonas_edge.network.source import open_source
-        from lonas_edge.space.architecture import REMOVED
-
-        folder, adapter = self._variant.path, self._variant.adapter
-        if not any(read_config(folder).get(name) for name in ("per_layer_config", REMOVED)):
-            return self._equal(dtype=dtype, local_files_only=True, trust_remote_code=False)
-        opened = open_source(str(adapter) if adapter else None, str(folder), elastic=False)
-        return load_model(opened.architecture, folder, dtype, new_head=opened.architecture.family.kind.new_head)
-
-    def _equal(self, **options: Any) -> Any:
-        """The base through transformers 5.5, which has one width for all layers."""
-        from transformers import AutoModelForCausalLM
-
-        from lonas_edge.network.modeling import repair
-
-        model = AutoModelForCausalLM.from_pretrained(self._variant.path, **options)
-        if family := family_of(model.config.model_type):
-            repair(model, family)
-        return model
 
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:
         """Generate with a KV cache."""
@@ -268,15 +248,6 @@ class TorchRunner(Runner):
 
 class TorchClassifierRunner(TorchRunner):
     """A classifier with a PEFT adapter that contains its head, or an embedding model, in PyTorch."""
-
-    def _equal(self, **options: Any) -> Any:
-        from transformers import AutoModel, AutoModelForSequenceClassification
-
-        if not self._variant.outputs:
-            family = family_of_config(read_json(self._variant.path / "config.json"), EMBEDDING)
-            return AutoModel.from_pretrained(self._variant.path, **(family.options if family else {}), **options)
-        head = {"num_labels": self._variant.outputs, "ignore_mismatched_sizes": True}  # the adapter's head replaces it
-        return AutoModelForSequenceClassification.from_pretrained(self._variant.path, **head, **options)
 
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:
         """Compute one pass."""

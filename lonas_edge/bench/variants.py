@@ -25,7 +25,6 @@ class Variant:
     properties: Mapping[str, str] = field(default_factory=dict)
     parameters: int | None = None  # if known before loading
     bytes_estimate: int = 0  # memory of its weights
-    outputs: int = 0  # outputs of a classifier's head, for PyTorch
 
     @property
     def config(self) -> Mapping[str, Any]:

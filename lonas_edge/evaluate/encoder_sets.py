@@ -31,50 +31,43 @@ from lonas_edge.families import EMBEDDING, ModelKind
 from lonas_edge.progress import Progress
 
 _STORED = "<f4"  # embeddings in the log of answers
-_EMBEDDING_DATA = f"{SIMILARITY}/dev.tsv (GLUE) or NAME/{CORPUS} (BEIR)"
 
 
 def choose_tasks(
     kind: ModelKind, targets: Sequence[Target], names: Sequence[str] | None, datasets: Path | None
 ) -> tuple[EncoderProtocol, tuple[str, ...]]:
-    """Choose the protocol of encoders and their tasks; those in the directory `datasets` without names."""
+    """Choose the protocol of encoders and their tasks: by name, or those in the directory `datasets`.
+
+    A classifier with one output is a reranker where there are candidate passages.
+    """
     if datasets is None:
-        expected = f"a directory with {_EMBEDDING_DATA}" if kind is EMBEDDING else "a folder for each task, as GLUE has it"
-        raise LonasEdgeError(f"--datasets DIR is needed: {expected}")
+        raise LonasEdgeError(f"--datasets DIR is needed: {_expected(kind)}")
     if kind is EMBEDDING:
-        return EMBED, _embedding_tasks(names, datasets)
-    candidates = sorted(path.parent.name for path in datasets.glob(f"*/{CANDIDATES}"))
-    if names and set(names) <= {*candidates}:
-        return RERANK, tuple(dict.fromkeys(names))
-    if not names and candidates and all(len(target.outputs) == 1 for target in targets):
-        return RERANK, tuple(candidates)
-    return CLASSIFY, _glue_tasks(names, datasets)
+        similarity = [SIMILARITY] if TASKS[SIMILARITY].path(datasets).is_file() else []
+        protocol, present = EMBED, [*similarity, *_folders_with(datasets, CORPUS)]
+    else:
+        protocol, present = RERANK, _folders_with(datasets, CANDIDATES)
+        ranks = set(names) <= set(present) if names else present and all(len(target.outputs) == 1 for target in targets)
+        if not ranks:
+            protocol = CLASSIFY
+            present = [task.name for task in TASKS.values() if task.path(datasets, task.splits[0]).is_file()]
+    if names is None and not present:
+        raise LonasEdgeError(f"--datasets {datasets}: expected {_expected(kind)}, found none")
+    known = list(TASKS) if protocol is CLASSIFY else [SIMILARITY, *present] if protocol is EMBED else present
+    chosen = [task.name if (task := task_named(name)) and task.name in known else name for name in names or present]
+    wrong = [f"{name}: no task of a {kind.name} in {datasets}" for name in chosen if name not in known]
+    raise_all("Tasks that cannot be evaluated:", wrong, f"Its tasks: {', '.join(dict.fromkeys(known))}.")
+    return protocol, tuple(dict.fromkeys(chosen))
 
 
-def _glue_tasks(names: Sequence[str] | None, datasets: Path) -> tuple[str, ...]:
-    if names is None:
-        present = [task.name for task in TASKS.values() if task.path(datasets, task.splits[0]).is_file()]
-        if not present:
-            raise LonasEdgeError(f"--datasets {datasets}: no TASK/dev.tsv of {', '.join(TASKS)}")
-        return tuple(present)
-    known = {name: task_named(name) for name in names}
-    wrong = [f"{name}: not a task of GLUE, and the target is a classifier" for name, task in known.items() if not task]
-    raise_all("Tasks that do not fit a classifier:", wrong, f"Tasks of GLUE: {', '.join(TASKS)}.")
-    return tuple(dict.fromkeys(task.name for task in known.values() if task))
+def _folders_with(datasets: Path, file: str) -> list[str]:
+    return sorted(path.parent.name for path in datasets.glob(f"*/{file}"))
 
 
-def _embedding_tasks(names: Sequence[str] | None, datasets: Path) -> tuple[str, ...]:
-    similarity = [SIMILARITY] if TASKS[SIMILARITY].path(datasets).is_file() else []
-    retrieval = sorted(path.parent.name for path in datasets.glob(f"*/{CORPUS}"))
-    if names is None:
-        if not similarity + retrieval:
-            raise LonasEdgeError(f"--datasets {datasets}: expected {_EMBEDDING_DATA}, found neither")
-        return *similarity, *retrieval
-    chosen = [SIMILARITY if task_named(name) is TASKS[SIMILARITY] else name for name in names]
-    known = list(dict.fromkeys([SIMILARITY, *retrieval]))
-    wrong = [f"{name}: no {CORPUS} in {datasets / name}" for name in chosen if name not in known]
-    raise_all("Tasks that do not fit an embedding model:", wrong, f"Its tasks in {datasets}: {', '.join(known)}.")
-    return tuple(dict.fromkeys(chosen))
+def _expected(kind: ModelKind) -> str:
+    if kind is EMBEDDING:
+        return f"a directory with {SIMILARITY}/dev.tsv (GLUE) or NAME/{CORPUS} (BEIR)"
+    return f"a directory with TASK/dev.tsv of GLUE ({', '.join(TASKS)}) or NAME/{CANDIDATES}"
 
 
 class EncoderEvaluation:

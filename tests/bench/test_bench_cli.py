@@ -28,7 +28,7 @@ def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_p
         ("subnet", "lora", metric) for metric in ("ttft", "tpot", "generate_duration")
     }
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"bench.json", "bench.csv", "bench.md", "distributions.png", "ratio.png"}
+    assert files == {"bench.json", "bench.csv", "bench.md"}
     facts = {variant["name"]: variant["facts"] for variant in report["variants"]}
     assert all(fact["peak_memory_bytes"] > 1e7 and fact["load_seconds"] > 0 for fact in facts.values())
     sizes = json.loads((int8 / "lonas_edge.json").read_text())["sizes"]

@@ -9,7 +9,6 @@ import pytest
 
 from lonas_edge.bench import record as module
 from lonas_edge.bench.measure import Measurement, Sample
-from lonas_edge.bench.plots import write_plots
 from lonas_edge.bench.record import BenchRecord, Comparison, compare, describe_variant, find_warnings, make_rows
 from lonas_edge.bench.report import text_table, write
 from lonas_edge.bench.statistics import Ratio
@@ -111,15 +110,6 @@ def test_files(made: BenchRecord, tmp_path: Path) -> None:
     assert "0.20x [0.20, 0.20]" in markdown and "lora: not enough memory" in markdown and "20.0 GB/s" in markdown
     for path in tmp_path.glob("bench.*"):
         assert SECRET not in path.read_text(), path
-
-
-def test_plots(made: BenchRecord, tmp_path: Path) -> None:
-    files = write_plots(made, tmp_path)
-    assert [path.name for path in files] == ["distributions.png", "ratio.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in files)
-    alone = [row for row in made.rows if row.variant == "subnet" and row.case == CASES[0]]
-    files = write_plots(BenchRecord(**{**vars(made), "rows": alone, "comparisons": []}), tmp_path)
-    assert [path.name for path in files] == ["distributions.png"]
 
 
 @pytest.mark.parametrize(

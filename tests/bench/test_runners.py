@@ -96,7 +96,7 @@ def test_an_ir_classifier(tiny_bert: TinyBert, tmp_path: Path) -> None:
 
 def test_a_pytorch_classifier_uses_the_head_of_the_adapter(tiny_bert: TinyBert) -> None:
     source = tiny_bert.source()
-    variant = Variant("lora", "torch-classifier", source.base, precision="fp32", adapter=source.adapter, outputs=2)
+    variant = Variant("lora", "torch-classifier", source.base, precision="fp32", adapter=source.adapter)
     runner = TorchClassifierRunner(variant, 1)
     logits = []
     runner._model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits))
@@ -117,7 +117,7 @@ def test_an_encoder_with_unequal_layers(task: str, tiny_bert: TinyBert, material
     if task == "embedding":
         shutil.copyfile(source.base / "modules.json", base / "modules.json")
         shutil.copytree(source.base / "1_Pooling", base / "1_Pooling")
-    adapter = {"precision": "fp32", "adapter": source.adapter, "outputs": 2 if task == "classifier" else 0}
+    adapter = {"precision": "fp32", "adapter": source.adapter}
     runner, found = TorchClassifierRunner(Variant("lora", "torch-classifier", base, **adapter), 1), []
     runner._model.register_forward_hook(lambda _module, _inputs, output: found.append(output))
     assert runner.run(IDS, 0).end_to_end > 0

@@ -227,11 +227,11 @@ def test_other_tasks_are_refused(tiny_bert: TinyBert, tiny_models: TinyModels, r
     write_similarity(tmp_path / "data"), write_retrieval(tmp_path / "data")
     on = [*tiny_bert.embedder().arguments(), "--datasets", tmp_path / "data"]
     for arguments, code, message in (
-        ([*on, "--tasks", "RTE,boolq,../data/tiny"], 1, "RTE: no corpus.jsonl in"),
-        ([*on, "--tasks", "boolq"], 1, "Its tasks in " + str(tmp_path / "data") + ": STS-B, tiny."),
+        ([*on, "--tasks", "RTE,boolq,../data/tiny"], 1, "RTE: no task of a sentence embedding model in"),
+        ([*on, "--tasks", "boolq"], 1, "Its tasks: STS-B, tiny."),
         ([*on, "--protocol", "generate"], 2, "--protocol has no effect: a sentence embedding model has no prompt template"),
         (on[:-2], 1, "--datasets DIR is needed: a directory with STS-B/dev.tsv (GLUE) or NAME/corpus.jsonl (BEIR)"),
-        ([*on[:-1], tmp_path], 1, "expected STS-B/dev.tsv (GLUE) or NAME/corpus.jsonl (BEIR), found neither"),
+        ([*on[:-1], tmp_path], 1, "expected a directory with STS-B/dev.tsv (GLUE) or NAME/corpus.jsonl (BEIR), found none"),
         ([*on[:-1], tmp_path, "--tasks", "STS-B"], 1, "STS-B/dev.tsv: the data of STS-B cannot be read"),
         ([tiny_bert.body(), tiny_bert.base(), *on[-2:]], 1, "is a sequence classifier: evaluate them separately"),
         ([tiny_bert.body(), tiny_models.base("llama"), *on[-2:]], 1, "is a causal language model: evaluate them separately"),

@@ -16,8 +16,7 @@ from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.variants import Case
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions
-from lonas_edge.cli.progress import progress
-from lonas_edge.cli.terminal import console
+from lonas_edge.cli.terminal import console, progress
 from lonas_edge.options import COMMAS, UserPath, option
 
 if TYPE_CHECKING:

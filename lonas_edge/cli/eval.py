@@ -12,9 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import SUBNET_UNSET, JsonOptions, ModelOptions
-from lonas_edge.cli.importing import importing
-from lonas_edge.cli.progress import progress
-from lonas_edge.cli.terminal import console
+from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.data.test_sets import TASKS, resolve, there
 from lonas_edge.errors import LonasEdgeError

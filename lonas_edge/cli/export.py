@@ -10,9 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
-from lonas_edge.cli.importing import importing
-from lonas_edge.cli.progress import progress
-from lonas_edge.cli.terminal import console
+from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.formats import FORMATS
 from lonas_edge.options import UserPath, option

@@ -8,8 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
-from lonas_edge.cli.importing import importing
-from lonas_edge.cli.terminal import console, loading
+from lonas_edge.cli.terminal import console, importing, loading
 from lonas_edge.options import option
 
 if TYPE_CHECKING:

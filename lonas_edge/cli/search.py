@@ -11,9 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions
-from lonas_edge.cli.importing import importing
-from lonas_edge.cli.progress import progress
-from lonas_edge.cli.terminal import console
+from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.options import option
 from lonas_edge.output import check_replaceable

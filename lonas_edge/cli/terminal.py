@@ -1,9 +1,17 @@
-"""The terminal. Printed texts come from foreign files and names: markup and control characters in them have no effect."""
+"""The terminal: console, spinner, progress bar, and faster imports while they are shown.
 
+Printed texts come from foreign files and names: markup and control characters in them have no effect.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from lonas_edge.cli.guard import now
 from lonas_edge.errors import escaped
+from lonas_edge.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,3 +37,54 @@ def _plain() -> "type[Console]":
             return super().render_str(escaped(text), **options)
 
     return Plain
+
+
+@contextmanager
+def progress(left: bool = True, shown: bool = True) -> Iterator[Progress]:
+    """Show a bar while the block runs; with `left`, the remaining time, too.
+
+    Yields:
+        A function of the step and its share. Lines before the last line break of the step stay on the terminal.
+    """
+    from rich.progress import (
+        BarColumn,
+        ProgressColumn,
+        SpinnerColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn()]
+    columns += [TaskProgressColumn(), TimeElapsedColumn()]
+    columns += [TextColumn("left:"), TimeRemainingColumn()] if left else []
+    shown_on = console(stderr=True)
+    hidden = not shown or not shown_on.is_terminal  # into a file it would leave an empty line
+    with Bar(*columns, console=shown_on, transient=True, refresh_per_second=2, disable=hidden) as bar:
+        task = bar.add_task("Loading", total=None)
+        now.doing = "Loading"
+
+        def report(what: str, done: float | None) -> None:
+            stays, broken, what = escaped(what).rpartition("\n")
+            now.doing = what
+            bar.update(task, description=what, total=None if done is None else 1, completed=done or 0)
+            if broken:
+                bar.console.print(stays, soft_wrap=True)
+
+        yield report
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Pause garbage collection during imports, and exclude the imported objects from later collections.
+
+    An export of SmolLM2-135M takes one second of fifteen less.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

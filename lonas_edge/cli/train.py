@@ -11,9 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import SUBNET_HELP, SUBNET_UNSET, JsonOptions, SearchSpaceFile
-from lonas_edge.cli.importing import importing
-from lonas_edge.cli.progress import progress
-from lonas_edge.cli.terminal import console
+from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.data.glue import TASKS
 from lonas_edge.options import PathOrName, UserPath, from_text, option, user_path
 from lonas_edge.progress import Progress

@@ -8,9 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions
-from lonas_edge.cli.importing import importing
-from lonas_edge.cli.progress import progress
-from lonas_edge.cli.terminal import console, loading
+from lonas_edge.cli.terminal import console, importing, loading, progress
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.options import PathOrName, UserPath, option
 

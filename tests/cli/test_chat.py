@@ -18,15 +18,11 @@ from typing import Any
 import openvino_genai
 import pytest
 import torch
-from openvino_models import F32
 from systems import SIGNALS
 from tiny_models import TinyModels, say_only
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lonas_edge.cli import chat as chat_command
-from lonas_edge.cli.conversation import Conversation
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.exporting.exported import open_exported
 from lonas_edge.network.source import open_source
 
 CONTEXT = 128
@@ -134,19 +130,6 @@ def test_one_prompt(letters: Path, run_cli: Callable) -> None:
     assert ran.err == "The answer was cut at 8 tokens (--max-new-tokens).\n"
 
 
-def test_transformers_gives_the_same_answer(letters: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both compute in fp32."""
-    base, tokenizer = letters.parent / "base", AutoTokenizer.from_pretrained(letters)
-    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    ids = tokenizer(rendered(letters, "Who?"), return_tensors="pt", add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
-        new = reference.generate(ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
-    pipeline = openvino_genai.LLMPipeline
-    monkeypatch.setattr(openvino_genai, "LLMPipeline", lambda *arguments: pipeline(*arguments[:-1], {**arguments[-1], **F32}))
-    ran = run_cli("chat", letters, "--prompt", "Who?", "--max-new-tokens", 16)
-    assert (ran.code, ran.out) == (0, f"{tokenizer.decode(new)}\n")
-
-
 def test_a_turn_sees_the_turns_before(letters: Path, typed: Callable) -> None:
     first = continued(letters, rendered(letters, "one"))
     second = continued(letters, rendered(letters, "one", first, "two"))
@@ -227,23 +210,6 @@ def test_an_export_of_another_tool(letters: Path, typed: Callable, tmp_path: Pat
     assert ran.out.splitlines() == [continued(letters, rendered(letters, "one"))]
 
 
-def test_a_stopped_answer_is_part_of_the_conversation(letters: Path) -> None:
-    chat = Conversation(open_exported(letters), "CPU", None, 40, 0.0)
-    chat.load()
-    pieces: list[str] = []
-
-    def show(piece: str) -> None:
-        pieces.append(piece)
-        chat.stop()
-
-    assert chat.answer("one", show) is None
-    first, again = "".join(pieces), []
-    whole = continued(letters, rendered(letters, "one"), 40)
-    assert 0 < len(first) < len(whole) and whole.startswith(first)
-    assert chat.answer("two", again.append) == 40
-    assert "".join(again) == continued(letters, rendered(letters, "one", first, "two"), 40)
-
-
 # the context
 
 
@@ -272,17 +238,13 @@ def test_too_long(letters: Path, run_cli: Callable, typed: Callable) -> None:
 # errors
 
 
-def test_refused_prompts(letters: Path, run_cli: Callable, typed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_prompts(letters: Path, run_cli: Callable, typed: Callable) -> None:
     ran = run_cli("chat", letters, "--prompt", "refuse")
     assert (ran.code, ran.out) == (1, "")
     assert f"error: {letters}: the chat template refuses the conversation: " in ran.err and "not \\x1b this" in ran.err
     assert run_cli("chat", letters, "--prompt", " ").code == 2
     ran = typed(letters, "\n \n")
     assert (ran.code, ran.err) == (1, "error: standard input has no prompt; write one per line, or pass --prompt TEXT\n")
-    monkeypatch.setattr(sys, "stdin", None)  # closed
-    assert run_cli("chat", letters).err == ran.err
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\xff\n"), encoding="utf-8"))
-    assert "error: standard input: not valid UTF-8" in run_cli("chat", letters).err
 
 
 def test_an_unknown_device(letters: Path, run_cli: Callable) -> None:
@@ -290,31 +252,6 @@ def test_an_unknown_device(letters: Path, run_cli: Callable) -> None:
     assert (ran.code, ran.out) == (1, "")
     given = r"cannot run on XPU \(properties: none; available devices: .*CPU.*\): Device with \"XPU\""
     assert re.search(given, ran.err)
-
-
-@pytest.fixture
-def damaged(letters: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A copy of an export with other values in a file."""
-
-    def make(name: str, other: dict[str, Any], remove: str | None = None) -> Path:
-        folder = shutil.copytree(letters, tmp_path / "damaged")
-        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | other))
-        if remove:
-            (folder / remove).unlink()
-        return folder
-
-    return make
-
-
-def test_a_checkpoint(damaged: Callable[..., Path], run_cli: Callable) -> None:
-    ran = run_cli("chat", damaged("lonas_edge.json", {"stage": "checkpoint"}), "--prompt", "one")
-    assert ran.code == 1 and "a checkpoint export; expected an IR. Export again without --stage checkpoint." in ran.err
-
-
-def test_a_classifier(damaged: Callable[..., Path], run_cli: Callable) -> None:
-    folder = damaged("config.json", {"model_type": "bert"}, remove="lonas_edge.json")
-    ran = run_cli("chat", folder, "--prompt", "one")
-    assert (ran.code, ran.err) == (1, f"error: {folder}: a sequence classifier generates nothing; use `lonas-edge eval`\n")
 
 
 def test_no_export(letters: Path, run_cli: Callable, tmp_path: Path) -> None:
@@ -437,10 +374,3 @@ def test_the_end_of_a_conversation(model: Callable[..., Path], end: str) -> None
         terminal.type("\x03")
         assert terminal.ended() == 0
         assert "Traceback" not in terminal.shown
-
-
-def test_bytes_of_another_encoding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A terminal that sends Latin-1: the line is lost, the conversation is not."""
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("café\n".encode("latin-1")), encoding="utf-8"))
-    assert chat_command._read() == ""
-    assert "error: not valid utf-8" in capsys.readouterr().err

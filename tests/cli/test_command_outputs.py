@@ -71,7 +71,7 @@ def test_the_working_directory_is_kept(
     monkeypatch.chdir(tmp_path / "here")
     ran = run_cli(*commands[command], "--output", ".", *overwrite)
     assert (ran.code, ran.out) == (1, "")
-    assert ".: is the working directory, or contains it. Choose an --output inside it" in " ".join(ran.err.split())
+    assert ".: has no name. Choose another --output." in " ".join(ran.err.split())
 
 
 def test_a_sub_network_s_name_is_no_input(commands: dict, run_cli: Callable, tmp_path: Path, monkeypatch) -> None:

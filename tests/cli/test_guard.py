@@ -20,8 +20,7 @@ from systems import SIGNALS
 from tiny_models import TinySource
 
 from lonas_edge.cli.guard import guarded
-from lonas_edge.cli.progress import progress
-from lonas_edge.cli.terminal import console
+from lonas_edge.cli.terminal import console, progress
 from lonas_edge.errors import LonasEdgeError
 
 UNEXPECTED = r"error: unexpected: {}: {} \(in lonas_edge/cli/inspect\.py:\d+\)\. .*please report it .*--version.*--debug.*"

@@ -23,12 +23,13 @@ import torch
 
 from lonas_edge.data.parity import Parity
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.exporting.float64 import float64_logits, model_outputs, stream_weights, without_padding
 from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
 from lonas_edge.ir.core import inputs_of, open_model
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import Inputs, empty_model, float64_logits, model_outputs, stream_weights, without_padding
+from lonas_edge.network.modeling import Inputs, empty_model
 from lonas_edge.network.super_network import base_name, empty_super_network, in_adapter
 
 # Upper bounds of correct exports; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to

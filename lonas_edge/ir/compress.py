@@ -21,9 +21,9 @@ from openvino._offline_transformations import compress_model_transformation
 
 from lonas_edge.ir.schemes import Scheme
 from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import BLOCK_ELEMENTS
 
 STACK_ELEMENTS = 2**24  # compress at least this many elements at once (67 MB in fp32),
+_BLOCK_ELEMENTS = 2**21  # decompressed at once: 17 MB in float64
 MAX_STACKS = 64  # and more if that would take more calls than this
 
 
@@ -60,7 +60,7 @@ class Compressed:
         """
         restored, error = np.empty(self.shape, np.float32), 0.0
         codes = _values(self.codes)
-        for start in range(0, len(codes), rows := max(1, BLOCK_ELEMENTS // self.shape[1])):
+        for start in range(0, len(codes), rows := max(1, _BLOCK_ELEMENTS // self.shape[1])):
             part = slice(start, start + rows)
             block = restored[part].reshape(codes[part].shape)
             np.copyto(block, codes[part])

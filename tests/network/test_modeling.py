@@ -1,6 +1,5 @@
 """load_checkpoint: checkpoints of unequal layers in PyTorch."""
 
-import json
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +11,6 @@ from transformers import AutoModelForCausalLM
 import lonas_edge
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network import modeling
-from lonas_edge.network.modeling import empty_model, float64_logits
 
 matrix_speed = modeling.matrix_speed  # tests have another
 UNEQUAL = [8, 6, 8, 96, 64, 128, 6, 8, 6]
@@ -44,25 +42,6 @@ def test_the_model_is_not_tied_to_its_files(llama: TinySource, materialize: Call
         before = model(input_ids=ids).logits
         (folder / "model.safetensors").write_bytes(b"\0" * (folder / "model.safetensors").stat().st_size)
         assert torch.equal(model(input_ids=ids).logits, before)
-
-
-@pytest.mark.parametrize("case", ["llama", "gemma3-tied", "neox", "phi3", "bloom-tied"])
-def test_float64_throughout(case: str, tiny_models: TinyModels, ids: torch.Tensor) -> None:
-    """Also norms, which transformers computes in fp32."""
-    base = tiny_models.base(case)
-    weights = dict(load_file(base / "model.safetensors"))
-    model = empty_model(json.loads((base / "config.json").read_text()))
-    seen: list[torch.Tensor] = []
-    for name, module in model.named_modules():
-        if name.endswith("norm"):
-            module.register_forward_hook(lambda _, __, output: seen.append(output))
-    embedding = next(name for name in weights if "embed" in name)
-    logits = float64_logits(model, {"input_ids": ids}, lambda name: weights.get(name, weights[embedding]))
-    with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)(input_ids=ids, use_cache=False).logits
-    assert logits.dtype == torch.float64
-    assert (logits - expected).abs().max() < 1e-4
-    assert len(seen) >= 2 and not any(torch.equal(output, output.float().double()) for output in seen)
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(6.3e11, "bf16"), (1.4e11, "fp32"), (0.5e11, "fp32")])

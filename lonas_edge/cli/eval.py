@@ -14,7 +14,7 @@ from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import SUBNET_UNSET, JsonOptions, ModelOptions
 from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.data.templates import CHAT, PROMPTS
-from lonas_edge.data.test_sets import TASKS, resolve, there
+from lonas_edge.data.test_sets import TASKS, present_tasks, resolve
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.evaluate.protocols import GENERATE, PROMPT_PROTOCOLS, choose_protocol
@@ -146,11 +146,11 @@ def _settings(options: EvalCommand, targets: "Sequence[Target]", kind: "ModelKin
 
     named = options.tasks or None
     if kind.generates:
-        present = there(TASKS, options.datasets) if named is None else resolve(TASKS, named)
+        present = present_tasks(TASKS, options.datasets) if named is None else resolve(TASKS, named)
         protocol = choose_protocol(options.protocol, [target.prompt for target in targets], present)
         _refuse_idle(options, {} if protocol.generates else {"num_beams": f"{protocol.name} generates nothing"})
         _refuse_idle(options, {"prompt": f"{protocol.name} has its own"} if protocol.prompt else {})
-        tasks = tuple(there(protocol.tasks, options.datasets) if named is None else resolve(protocol.tasks, named))
+        tasks = tuple(present_tasks(protocol.tasks, options.datasets) if named is None else resolve(protocol.tasks, named))
         return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit)
     encodes, tasks = choose_tasks(kind, targets, named, options.datasets)
     return EvalSettings(tasks, options.datasets, encodes, limit=options.limit)

@@ -102,14 +102,14 @@ class LanguageTask(Task):
 
     def with_prompt(self, prompt: str | None) -> Self:
         task = replace(self, options=replace(self.options, prompt=prompt))
-        task.described  # noqa: B018 - refuses a template that does not fit
+        task.description  # noqa: B018 - refuses a template that does not fit
         return task
 
     def prompting(self, tokenizer: Any) -> Prompting:
-        return Prompting.of(self.described, tokenizer, self.options.record)
+        return Prompting.of(self.description, tokenizer, self.options.record)
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         record, conversations = self.options.record, next((file.path for file in self.files if file.kind == MESSAGES), None)
         recorded = record.template.name if record.template else None
         return choose_prompt(self.options.prompt, recorded, record.space, conversations)

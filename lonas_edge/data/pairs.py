@@ -59,7 +59,7 @@ class PairTask(Task):
         return {repr((first, other)) for other in others or [""]}
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         return self.options.glue.name if self.options.glue else "texts"
 
     @property

@@ -66,7 +66,7 @@ class Pooling:
     stated: bool = False
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """Mode and normalization, for people."""
         return f"{self.mode}, {'normalized' if self.normalize else 'not normalized'}"
 

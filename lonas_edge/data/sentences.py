@@ -62,8 +62,8 @@ class SentenceTask(Task):
         return set(example.texts)
 
     @property
-    def described(self) -> str:
-        return self.pooling.described
+    def description(self) -> str:
+        return self.pooling.description
 
     @property
     def units(self) -> dict[str, str]:

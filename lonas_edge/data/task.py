@@ -240,7 +240,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def described(self) -> str:
+    def description(self) -> str:
         """The prompt template, the task of GLUE or the pooling, for records."""
 
     @property

@@ -59,7 +59,7 @@ class TestSet(ABC):
             raise LonasEdgeError(f"{path}: expected a list of samples, found {str(items)[:50]}")
         return items
 
-    def fault(self, item: Any) -> str | None:
+    def error_in(self, item: Any) -> str | None:
         """Describe the problem of a sample; None if it is valid."""
         if not isinstance(item, dict):
             return f"expected an object, found {type(item).__name__}"
@@ -84,11 +84,11 @@ class WordTestSet(TestSet):
 
     words: tuple[str, ...] = field(kw_only=True)
 
-    def fault(self, item: Any) -> str | None:
-        fault = super().fault(item)
-        if fault is None and item["answer"] not in self.words:
-            fault = f"answer {item['answer']!r} is not one of {', '.join(self.words)}"
-        return fault
+    def error_in(self, item: Any) -> str | None:
+        error = super().error_in(item)
+        if error is None and item["answer"] not in self.words:
+            error = f"answer {item['answer']!r} is not one of {', '.join(self.words)}"
+        return error
 
     def answer_in(self, text: str) -> str:
         """Return the first answer word in the response, even inside another word (the reference's rule)."""
@@ -163,13 +163,13 @@ def parse(instruction: str) -> Question:
 class NumberTestSet(TestSet):
     """A question with a number as the answer, given as text or as a JSON number."""
 
-    def fault(self, item: Any) -> str | None:
-        fault = super().fault(item)
+    def error_in(self, item: Any) -> str | None:
+        error = super().error_in(item)
         try:
-            known = fault is not None or math.isfinite(float(item["answer"]))
+            known = error is not None or math.isfinite(float(item["answer"]))
         except (TypeError, ValueError):
             known = False
-        return fault if known else f"answer {item['answer']!r} is not a number"
+        return error if known else f"answer {item['answer']!r} is not a number"
 
     def answer_in(self, text: str) -> str:
         """Take the last number of the response, without commas (the reference's rule).
@@ -231,7 +231,7 @@ def resolve(tasks: Mapping[str, TestSet], names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(resolved))
 
 
-def there(tasks: Mapping[str, TestSet], datasets: Path | None) -> list[str]:
+def present_tasks(tasks: Mapping[str, TestSet], datasets: Path | None) -> list[str]:
     """Return the names of the tasks in a directory of test sets."""
     if datasets is None:
         raise LonasEdgeError("--datasets DIR is needed: the directory with a folder for each task")

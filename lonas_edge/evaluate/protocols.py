@@ -74,7 +74,7 @@ class PromptProtocol(Protocol):
 
     def _problem(self, task: TestSet, item: Any) -> str | None:
         """Return the reason why a sample cannot be used, whatever the template."""
-        problem = task.fault(item)
+        problem = task.error_in(item)
         if problem:
             return problem
         try:

@@ -72,7 +72,7 @@ def _pooling(pooling: Pooling) -> list[str]:
     """Describe the pooling, and what it leaves out."""
     stated = "" if pooling.stated else " This is what sentence-transformers assumes; the base states none."
     compared = "" if pooling.normalize else " Their lengths are not 1: compare them by the cosine."
-    return [f"Pooling: {pooling.described}.{stated}{compared}", ""]
+    return [f"Pooling: {pooling.description}.{stated}{compared}", ""]
 
 
 def fits_npu(manifest: Manifest) -> bool:

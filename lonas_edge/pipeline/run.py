@@ -211,7 +211,7 @@ class _Run:
         data = self.source.open_data(options.data, options.prompt, labels=True)
         held_out = self.source.open_data(options.eval_data, options.prompt, labels=True) if options.eval_data else None
         if held_out and data.kind.generates:
-            check_conversations(held_out, held_out.path, data.described)
+            check_conversations(held_out, held_out.path, data.description)
         train, held_out = data.split(self.defaults.held_out, options.seed, held_out)
         paths.train.parent.mkdir(parents=True, exist_ok=True)
         train.write(paths.train)

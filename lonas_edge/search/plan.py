@@ -89,7 +89,7 @@ class SearchPlan:
             "search_space": source.space.hash,
             "data": self.data_sha256,
             "prompts": options.num_prompts,
-            "template": self.data.described,
+            "template": self.data.description,
             "quality": options.quality,
             "cost": self.cost,
             "device": [settings.device, settings.prompt_len, settings.new_tokens] if self.timed else None,

@@ -47,7 +47,7 @@ def make_record(
         study=study,
         model=plan.source.base.name,
         identity=plan.identity,
-        data=Scored(options.data.name, plan.data_sha256, options.num_prompts, plan.data.described, plan.unseen),
+        data=Scored(options.data.name, plan.data_sha256, options.num_prompts, plan.data.description, plan.unseen),
         quality=options.quality,
         cost=plan.cost,
         units=plan.units,

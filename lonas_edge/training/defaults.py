@@ -21,7 +21,7 @@ def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
     """Fill in the options that depend on the inputs: target modules, prompt and length."""
     options = _options_of_adapter(inputs, options) if inputs.subnetwork else with_targets(options, inputs.architecture)
     if inputs.data.kind.generates:
-        options = replace(options, prompt=inputs.data.with_prompt(options.prompt).described)
+        options = replace(options, prompt=inputs.data.with_prompt(options.prompt).description)
     return replace(options, max_length=options.max_length or inputs.data.max_length)
 
 

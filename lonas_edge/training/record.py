@@ -124,7 +124,7 @@ def make_record(
         tokens=state.num_input_tokens_seen or None,
         eval_data=_eval_data(inputs, hashes, tokens, state),
         pipeline=inputs.data.kind.pipeline_tag,
-        pooling=inputs.data.pooling.described if inputs.data.pooling else None,
+        pooling=inputs.data.pooling.description if inputs.data.pooling else None,
         reordered=reordered,
         int8_layers=int8_layers,
         resumed_from_step=resumed_from_step,

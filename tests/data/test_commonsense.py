@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lonas_edge.data.test_sets import COMMONSENSE as TASKS
-from lonas_edge.data.test_sets import Question, parse, resolve, there, unknown_task
+from lonas_edge.data.test_sets import Question, parse, present_tasks, resolve, unknown_task
 from lonas_edge.errors import LonasEdgeError
 
 DATA = Path(__file__).parents[1] / "evaluate/data"
@@ -77,11 +77,11 @@ def test_unknown_tasks():
 
 
 def test_the_tasks_that_a_directory_has(tmp_path: Path):
-    assert there(TASKS, DATA) == list(TASKS)
+    assert present_tasks(TASKS, DATA) == list(TASKS)
     (tmp_path / "piqa").mkdir()
     with pytest.raises(LonasEdgeError, match=r"no TASK/test\.json of boolq, piqa"):
-        there(TASKS, tmp_path)
+        present_tasks(TASKS, tmp_path)
     (tmp_path / "piqa/test.json").write_text("[]")
-    assert there(TASKS, tmp_path) == ["piqa"]
+    assert present_tasks(TASKS, tmp_path) == ["piqa"]
     with pytest.raises(LonasEdgeError, match="--datasets DIR is needed"):
-        there(TASKS, None)
+        present_tasks(TASKS, None)

@@ -72,7 +72,7 @@ def test_as_defined(mode: str, normalize: bool) -> None:
 def test_modes(pooling: dict[str, Any], mode: str, tmp_path: Path) -> None:
     read = read_pooling(write_files(tmp_path / "model", pooling))
     assert read == Pooling(mode, stated=True)
-    assert read.described == f"{mode}, not normalized"
+    assert read.description == f"{mode}, not normalized"
 
 
 def test_all_files(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, tal
     (talking.base / "chat_template.jinja").write_text("another {{ messages[0].content }}")
     source, by = open_source(str(trained_on_chat)), AutoTokenizer.from_pretrained(talking.base)
     held = source.open_data(tmp_path / "chat.jsonl")
-    assert held.described == "chat"
+    assert held.description == "chat"
     tokens = [
         by.decode(row[mask.bool()])
         for batch in held.batches(by, 4, 0)

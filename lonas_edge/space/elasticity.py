@@ -99,15 +99,15 @@ def bind(architecture: Architecture, space: SearchSpace, where: str) -> Elastici
     errors: list[str] = []
     for index, group in enumerate(space.groups):
         if group.kind == "block":
-            found = _block_errors(architecture, group)
+            own_errors = _block_errors(architecture, group)
             bound.block_group.update(dict.fromkeys(group.modules, index))
         else:
-            found = _node_errors(architecture, group)
+            own_errors = _node_errors(architecture, group)
         if group.kind == "rank":
             bound.rank_group.update(dict.fromkeys(group.modules, index))
-        elif group.kind == "width" and not found:
-            found = _bind_width(bound, index, group)
-        errors += [f"group {index}: {error}" for error in dict.fromkeys(found)]
+        elif group.kind == "width" and not own_errors:
+            own_errors = _bind_width(bound, index, group)
+        errors += [f"group {index}: {error}" for error in dict.fromkeys(own_errors)]
     needed = {name: block for name, block in architecture.blocks.items() if block.needed}
     if needed and needed.keys() <= bound.block_group.keys():
         what = "every layer" if any(block.whole for block in needed.values()) else "every layer's attention"

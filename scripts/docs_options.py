@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lonas_edge.cli import app
+from lonas_edge.cli.commands import app
 from lonas_edge.families import FAMILIES
 from lonas_edge.options import PANELS
 

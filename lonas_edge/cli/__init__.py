@@ -6,12 +6,6 @@ standard output and nothing else. `guard` reports errors.
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lonas_edge.cli.commands import app
-
-__all__ = ["app", "main"]
 
 _NAME, _COMPLETE = "lonas-edge", "_LONAS_EDGE_COMPLETE"  # click sets the variable in a shell that completes
 
@@ -37,11 +31,3 @@ def _run() -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     return 0
-
-
-def __getattr__(name: str) -> Any:
-    if name == "app":
-        from lonas_edge.cli.commands import app
-
-        return app
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

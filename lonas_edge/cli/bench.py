@@ -66,40 +66,6 @@ def run(where: BenchCommand) -> None:
     lengths = product(where.batch_size, where.prompt_len or (256,), where.new_tokens)
     cases = tuple(Case(length, new, batch) for batch, length, new in lengths)
     options = replace(where.part(BenchOptions), cases=cases, schedule=Schedule.of(where.rounds))
-    _refuse_idle(options)
-    _bench(where, options)
-
-
-def _refuse_idle(options: BenchOptions) -> None:
-    """Refuse options without effect."""
-    from lonas_edge.bench.prepare import VARIANTS
-
-    in_torch = [variant.name for variant in VARIANTS.values() if variant.in_torch]
-    with_source = [variant.name for variant in VARIANTS.values() if variant.needs_source]
-    users = {"torch_dtype": in_torch}
-    users |= dict.fromkeys(("model", "adapter"), with_source)
-    wrong = [
-        f"--{name.replace('_', '-')} needs --arms {' or '.join(variants)}"
-        for name, variants in users.items()
-        if options.given(name) and options.arms is not None and not set(variants) & set(options.arms)
-    ]
-    if wrong:
-        raise click.UsageError("; ".join(wrong))
-
-
-def _for_task(opened: "Exported", where: BenchCommand, options: BenchOptions) -> BenchOptions:
-    """Adapt the cases to an encoder, which generates no tokens."""
-    if opened.kind.generates:
-        return options
-    if where.given("new_tokens"):
-        raise click.UsageError(f"--new-tokens: {opened.folder} is a {opened.kind.name} and generates nothing; omit it")
-    length = min(opened.kind.sequence_length, opened.context or opened.kind.sequence_length)
-    cases = [replace(case, new_tokens=0) for case in options.cases]
-    cases = cases if where.prompt_len else [replace(case, prompt_len=length) for case in cases]
-    return replace(options, cases=tuple(dict.fromkeys(cases)))
-
-
-def _bench(where: BenchCommand, options: BenchOptions) -> None:
     with progress() as report:
         from lonas_edge.bench.prepare import VARIANTS
         from lonas_edge.bench.report import write
@@ -121,6 +87,18 @@ def _bench(where: BenchCommand, options: BenchOptions) -> None:
     print(json.dumps(result.to_json(), indent=1)) if where.json else _print(result, where.output)
     if result.failures or result.interrupted:
         raise click.exceptions.Exit(1)
+
+
+def _for_task(opened: "Exported", where: BenchCommand, options: BenchOptions) -> BenchOptions:
+    """Adapt the cases to an encoder, which generates no tokens."""
+    if opened.kind.generates:
+        return options
+    if where.given("new_tokens"):
+        raise click.UsageError(f"--new-tokens: {opened.folder} is a {opened.kind.name} and generates nothing; omit it")
+    length = min(opened.kind.sequence_length, opened.context or opened.kind.sequence_length)
+    cases = [replace(case, new_tokens=0) for case in options.cases]
+    cases = cases if where.prompt_len else [replace(case, prompt_len=length) for case in cases]
+    return replace(options, cases=tuple(dict.fromkeys(cases)))
 
 
 def _print(report: "BenchRecord", output: Path | None) -> None:

@@ -14,6 +14,7 @@ from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.formats import FORMATS
 from lonas_edge.options import UserPath, option
+from lonas_edge.tables import Table
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
@@ -71,8 +72,6 @@ def _warnings(source: "Source", name: str, manifest: "Manifest", options: Export
 
 
 def _print(manifest: "Manifest", output: Path) -> None:
-    from rich.table import Table
-
     from lonas_edge.families import CAUSAL_LM
 
     shown = console()
@@ -81,15 +80,15 @@ def _print(manifest: "Manifest", output: Path) -> None:
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.formats}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
-    table = Table(title="Parity", title_justify="left")
+    rows = []
     for name, parity in manifest.compared:
         same = [] if parity.top1_agreement is None else [f"{parity.top1_agreement:.1%}"]
-        if not table.columns:
-            table.add_column(parity.compared)
-            agreement = ["same top token" if manifest.pipeline == CAUSAL_LM.pipeline_tag else "same class"] if same else []
-            for column in ("largest difference", parity.measure, *agreement):
-                table.add_column(column, justify="right")
-        table.add_row(name, f"{parity.max_logit_difference:.1e}", f"{parity.distance:.1e}", *same)
-    shown.print(table if manifest.parity else "not verified (--no-verify)")
+        rows.append((name, f"{parity.max_logit_difference:.1e}", f"{parity.distance:.1e}", *same))
+        agreement = ["same top token" if manifest.pipeline == CAUSAL_LM.pipeline_tag else "same class"] if same else []
+        headings = (parity.compared, "largest difference", parity.measure, *agreement)
+    if rows:
+        Table(headings, rows, "Parity").print(shown)
+    else:
+        shown.print("not verified (--no-verify)")
     seconds = {name.replace("_", " "): step.seconds for name, step in manifest.steps.items()}
     shown.print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))

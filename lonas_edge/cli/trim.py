@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from lonas_edge.cli.groups import JsonOptions
 from lonas_edge.cli.terminal import console, importing, loading, progress
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.options import PathOrName, UserPath, option
+from lonas_edge.tables import Table
 
 if TYPE_CHECKING:
     from lonas_edge.vocabulary.model_vocabulary import VocabularySize
@@ -78,21 +79,18 @@ def _show(rows: "Sequence[VocabularySize]", as_json: bool, name: str) -> None:
     if as_json:
         print(json.dumps([row.to_json() for row in rows], indent=2))
         return
-    from rich.table import Table
-
-    table = Table(title=f"{name}: vocabularies for this data", title_justify="left")
-    columns: dict[str, Any] = {
-        "tokens": lambda row: f"{row.tokens:,}",
-        "embedding and head, MB in INT8": lambda row: f"{row.table_bytes / 1e6:.1f}",
-        "share of all weights": lambda row: f"{row.share:.0%}",
-        "tokens per text": lambda row: f"{row.tokens_per_text:.3f}x",
-        "tokens per other text": lambda row: f"{row.tokens_per_other_text:.2f}x",
-    }
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*(show(row) for show in columns.values()))
-    console().print(table)
+    headings = ("tokens", "embedding and head, MB in INT8", "share of all weights", "tokens per text", "tokens per other text")
+    cells = [
+        (
+            f"{row.tokens:,}",
+            f"{row.table_bytes / 1e6:.1f}",
+            f"{row.share:.0%}",
+            f"{row.tokens_per_text:.3f}x",
+            f"{row.tokens_per_other_text:.2f}x",
+        )
+        for row in rows
+    ]
+    Table(headings, cells, f"{name}: vocabularies for this data").print(console())
     console().print(
         "Tokens per text: on a tenth of the data, with a vocabulary chosen on the rest. Other text: a few lines of English, "
         "other languages and code. Write a vocabulary with --size N --output DIR."

@@ -96,8 +96,6 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
         (["--new-tokens", "1"], "greater than or equal to 2"),
         (["--batch-size", "0"], "greater than 0"),
         (["--property", "X"], "expected NAME=VALUE"),
-        (["--arms", "unpruned", "--torch-dtype", "bf16"], "--torch-dtype needs --arms lora or lora-merged"),
-        (["--arms", "subnet", "--model", "x"], "--model needs --arms lora or lora-merged or unpruned"),
     ],
 )
 def test_wrong_usage(run_cli: Callable, int8: Path, options: list[str], message: str) -> None:

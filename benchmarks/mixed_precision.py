@@ -4,7 +4,7 @@
     python benchmarks/mixed_precision.py MODEL --data train.jsonl --held-out held_out.jsonl
 
 Criteria: the costs of rounding that `train --weight-format` measures, for each matrix or with q, k and v together, and the
-scores of NNCF without data (`export --ratio`).
+scores of NNCF without data (its option `ratio`).
 """
 
 import argparse
@@ -12,12 +12,15 @@ import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from nncf.quantization.algorithms.weight_compression.mixed_precision import DataFreeCriterion
+from nncf.tensor import Tensor
 
 from lonas_edge.data.task import Batch
 from lonas_edge.formats import FORMATS
-from lonas_edge.ir.schemes import score_matrix
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
 from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights, layer_storage, merge_layer
@@ -30,6 +33,14 @@ from lonas_edge.training.tokens import tokenize
 
 FORMAT = "int4_sym"
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3)
+
+
+def score_matrix(matrix: Any) -> float:
+    """Score a matrix [rows, columns] as `DataFreeCriterion` does, which reads it from a model."""
+    criterion = DataFreeCriterion(1.0)
+    criterion._backend_entity = SimpleNamespace(get_weight=lambda *_: Tensor(matrix))
+    params = SimpleNamespace(node_with_weight=None, weight_port_id=None, reduction_axes=(1,))
+    return float(criterion._calc_weight_sensitivity(params, None, None))
 
 
 def all_tokens(arguments: argparse.Namespace, examples: int) -> list[Batch]:

@@ -58,8 +58,8 @@ class WeightFormat:
         mode: Name of its `nncf.CompressWeightsMode`; None for floating-point formats.
         zero_point_bits: Bits of the zero point of each row or group; 0 for symmetric formats.
         group_sizes: Columns that share a scale, in order of preference; empty if rows share one.
-        outer: Name of the format of embedding, head and the layers outside `--ratio`; also of all layers if no group size
-            divides all input widths. None if it is the format itself.
+        outer: Name of the format of embedding, head and the layers that training keeps in it; also of all layers if no group
+            size divides all input widths. None if it is the format itself.
         tolerance: Largest distance of a correctly stored weight from its original, in the units of
             `ir.compress.Compressed.restore`.
         kv_cache: KV cache precision (OpenVINO's name) that stock clients choose for such an IR on a CPU (2026.4.1).

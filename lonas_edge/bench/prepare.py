@@ -132,7 +132,7 @@ def _unpruned(name: str, inputs: Inputs) -> Variant:
     manifest, source = inputs.exported.own_manifest, inputs.source
     assert source  # it is needed
     adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
-    storage = {"weight_format": manifest.weight_format, "ratio": manifest.ratio, "group_size": manifest.group_size}
+    storage = {"weight_format": manifest.weight_format, "group_size": manifest.group_size}
     storage |= {"fuse": manifest.fused > 0}
     storage |= {"head_format": manifest.head.weight_format} if manifest.head else {}
     identity = [manifest.base.sha256, adapter_hashes, storage]

@@ -63,7 +63,7 @@ def _warnings(source: "Source", name: str, manifest: "Manifest", options: Export
     if trained and not (as_trained(trained, options) and (options.calibration is None or of_head)):
         yield (
             f"{name} was trained for --weight-format {trained} (quantization-aware); this export stores it differently. "
-            f"Pass --weight-format {trained}, without --group-size and --ratio, and with --calibration for an INT4 head only."
+            f"Pass --weight-format {trained}, without --group-size, and with --calibration for an INT4 head only."
         )
     if of_head and manifest.calibrated is None:
         yield (

@@ -45,7 +45,7 @@ class Calibration:
         matrix = head_matrix(model)
         if self.layers:
             kept = matrix if self.head else None
-            ir = compress_on_data(ir, options.stored_as, self.group_size, options.ratio, self.texts, kept)
+            ir = compress_on_data(ir, options.stored_as, self.group_size, self.texts, kept)
         return compress_head_on_data(ir, matrix, self.head, self.texts) if self.head else ir
 
     @property
@@ -107,4 +107,4 @@ def _encode(data: Task, prompts: int, tokenizer: Any) -> list[np.ndarray]:
 
 def as_trained(trained: str | None, options: ExportOptions) -> bool:
     """Return whether layers are stored as quantization-aware training assumed; `trained` is its format."""
-    return trained == options.weight_format and options.group_size is None and options.ratio == 1
+    return trained == options.weight_format and options.group_size is None

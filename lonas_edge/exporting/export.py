@@ -19,7 +19,7 @@ from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.exporting.stage_checkpoint import export_checkpoint
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import replace_text
-from lonas_edge.formats import DTYPES, FORMATS, dtype_of
+from lonas_edge.formats import DTYPES, dtype_of
 from lonas_edge.network.configuration import GENERATION, read_generation_config
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.materialize import MaterializedModel
@@ -54,7 +54,7 @@ def export(source: Source, subnetwork: Subnetwork, output: Path, options: Export
         stored = options.dtype or dtype_of(source.architecture.config.dtype).name
     read = (source.base.folder, source.adapter.folder if source.adapter else None, options.calibration)
     directory = OutputDirectory(output, options.overwrite, read)
-    directory.check(_bytes_needed(source, subnetwork, options, stored))
+    directory.check(_bytes_needed(source, subnetwork, stored))
     with directory.open() as folder, ThreadPoolExecutor(1, "hash") as background:
         with steps.step("validate", "Checking base and adapter"):
             model = MaterializedModel(source, subnetwork)
@@ -96,10 +96,9 @@ def _return_freed_memory() -> None:
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
-def _bytes_needed(source: Source, subnetwork: Subnetwork, options: ExportOptions, stored: str) -> int:
+def _bytes_needed(source: Source, subnetwork: Subnetwork, stored: str) -> int:
     """Estimate the room on the disk that the output and its temporary files need."""
-    largest = FORMATS[stored].outer or stored if options.ratio < 1 else stored
-    return source.sizes(subnetwork).bytes["fp16" if largest == "bf16" else largest] + _OTHER_FILES
+    return source.sizes(subnetwork).bytes["fp16" if stored == "bf16" else stored] + _OTHER_FILES
 
 
 def _open_tokenizer(source: Source, options: ExportOptions) -> Any:
@@ -153,7 +152,6 @@ def _manifest(job: Job, outcome: Outcome, hashes: Mapping[str, dict[str, str]]) 
         weight_format=job.stored,
         compression=outcome.compression,
         head=outcome.head,
-        ratio=options.ratio,
         group_size=options.group_size,
         calibrated=outcome.calibrated,
         subnetwork=Chosen(subnetwork.name, source.space.hash if subnetwork.widths else None, searched),

@@ -131,7 +131,6 @@ class Manifest(Record):
         verified: Whether logits or hidden states were compared.
         parity: Results of the comparisons, by the names in `COMPARED`.
         files: Size and hash of each file by path.
-        ratio: The largest share of the weights in the format, as requested.
         group_size: Columns of a group, as requested; None for the format's own choice.
         pooling: Pooling of an embedding model; None for others.
     """
@@ -159,7 +158,6 @@ class Manifest(Record):
     versions: dict[str, str]
     files: dict[str, FileHash]
     head: Compression | None = None
-    ratio: float = 1.0
     group_size: int | None = None
     pooling: Pooling | None = None
 

@@ -9,7 +9,6 @@ from lonas_edge.formats import DEFAULT_FORMAT, DTYPES, FORMATS, INTEGER_FORMATS,
 from lonas_edge.options import Options, UserPath, option
 
 _GROUPED = tuple(name for name, known in FORMATS.items() if known.group_sizes)
-_MIXED = tuple(name for name, known in FORMATS.items() if known.outer)
 _STAGES = {"weight_format": "ir", "server": "ir", "head_format": "ir", "dtype": "checkpoint"}
 
 
@@ -45,13 +44,6 @@ class ExportOptions(Options):
         help=f"Quantization group size; {PER_CHANNEL} for per-channel.",
         unset="the first of 128, 192, 96, 64 and 32 that divides all widths",
     )
-    ratio: float = option(
-        1.0,
-        panel="Advanced",
-        minimum=0,
-        maximum=1,
-        help="Maximum share of layer weights in --weight-format; the most sensitive stay INT8.",
-    )
     head_format: str | None = option(
         None,
         panel="Advanced",
@@ -67,7 +59,7 @@ class ExportOptions(Options):
         for name, stage in _STAGES.items():
             if self.given(name) and self.stage != stage:
                 yield f"--{name.replace('_', '-')} needs --stage {stage}"
-        formats = {"calibration": _GROUPED, "group_size": _GROUPED, "ratio": _MIXED, "head_format": INTEGER_FORMATS}
+        formats = {"calibration": _GROUPED, "group_size": _GROUPED, "head_format": INTEGER_FORMATS}
         for name, known in formats.items():
             if self.given(name) and self.weight_format not in known:
                 yield f"--{name.replace('_', '-')} needs --weight-format {' or '.join(known)}"

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import openvino as ov
 import torch
@@ -18,12 +17,12 @@ from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import Calibration, read_calibration
 from lonas_edge.exporting.job import Job, Outcome
 from lonas_edge.exporting.manifest import Compression, shares
-from lonas_edge.formats import FORMATS, WeightFormat
+from lonas_edge.formats import FORMATS
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, compress_matrices
 from lonas_edge.ir.fuse import attention_matrices
 from lonas_edge.ir.graph import Conversion, GraphConversion
-from lonas_edge.ir.schemes import Scheme, check_group_size, choose_schemes, head_matrix, layer_matrices, weight_matrices
+from lonas_edge.ir.schemes import Scheme, check_group_size, choose_schemes, head_matrix, layer_matrices
 from lonas_edge.ir.write import ACTIVATION_GROUP, Storage, fill, read_property, remove_property, write_model
 from lonas_edge.network.materialize import MaterializedModel
 
@@ -55,7 +54,7 @@ def export_ir(job: Job) -> Outcome:
             ir, held = fill(graph, matrices, attention_matrices(model.source.architecture) if options.fuse else ())
         fused, widths = len(matrices) - len(held), {matrix.shape[1] for matrix in matrices.values()}
         groups = {head.group_size, *(scheme.group_size for scheme in schemes.values())}
-        storage = Storage.of({name: schemes[name] for name in layer_matrices(model)}, weight_format, options.ratio)
+        storage = Storage.of({name: schemes[name] for name in layer_matrices(model)}, weight_format)
         compression = _compression_of(model, schemes)
         if calibration:
             if materialized is not None:
@@ -66,8 +65,8 @@ def export_ir(job: Job) -> Outcome:
             if calibration.layers:
                 matrices.clear()  # fp32, and no longer part of the IR
                 held.clear()
-                storage = Storage(weight_format, calibration.group_size, options.ratio)
-                compression = _compression_in(ir, model, weight_format, calibration.group_size)
+                storage = Storage(weight_format, calibration.group_size)
+                compression = (Compression(weight_format.name, calibration.group_size, 1.0),)
                 groups.add(calibration.group_size)
         with step("write", "Writing the IR"):
             write_model(ir, job.folder, storage, widths, groups)
@@ -106,7 +105,7 @@ def _schemes(job: Job, calibration: Calibration | None) -> tuple[dict[str, Schem
     if calibration and calibration.layers:
         schemes = choose_schemes(job.model, fp32.weight_format)
     else:
-        schemes = choose_schemes(job.model, job.options.stored_as, job.options.ratio)
+        schemes = choose_schemes(job.model, job.options.stored_as)
     head = schemes[matrix]
     if calibration and calibration.head:
         schemes[matrix], head = fp32, calibration.head
@@ -177,22 +176,4 @@ def _compression_of(model: MaterializedModel, schemes: Mapping[str, Scheme]) -> 
     counts: Counter[tuple[str, int | None]] = Counter()
     for name, shape in layer_matrices(model).items():
         counts[schemes[name].weight_format.name, schemes[name].group_size] += math.prod(shape)
-    return shares(counts)
-
-
-def _compression_in(ir: Any, model: MaterializedModel, weight_format: WeightFormat, group_size: int) -> tuple[Compression, ...]:
-    """Return the same of an IR that NNCF compressed, which chooses the matrices in the format if a ratio is given."""
-    rest = FORMATS[weight_format.outer or weight_format.name]
-    formats: dict[int, tuple[str, int | None]] = {
-        rest.bits: (rest.name, None),
-        weight_format.bits: (weight_format.name, group_size),
-    }
-    outside = weight_matrices(model).keys() - layer_matrices(model).keys()
-    counts: Counter[tuple[str, int | None]] = Counter()
-    for node in ir.get_ops():
-        name = node.friendly_name
-        if node.get_type_name() != "Constant" or not name.endswith(".weight") or name in outside:
-            continue
-        if scheme := formats.get(node.get_element_type().bitwidth):  # norms are fp32
-            counts[scheme] += math.prod(node.shape)
     return shares(counts)

@@ -25,14 +25,13 @@ def compress_on_data(
     model: Any,
     weight_format: WeightFormat,
     group_size: int,
-    ratio: float,
     texts: Sequence[np.ndarray],
     kept: str | None = None,
 ) -> Any:
     """Compress the matrices between embedding and head of an fp32 model by GPTQ.
 
-    `ratio` is the largest share of the weights in the format; `texts` are token ids, each [1, tokens]. The embedding and the
-    head get 8 bits, except for the matrix of the name `kept`, which stays fp32.
+    `texts` are token ids, each [1, tokens]. The embedding and the head get 8 bits, except for the matrix of the name `kept`,
+    which stays fp32.
     """
     left = [node.friendly_name for node, _ in _users(model, kept)] if kept else []
     with quiet():
@@ -40,7 +39,6 @@ def compress_on_data(
             model,
             mode=nncf.CompressWeightsMode[str(weight_format.mode)],
             group_size=group_size,
-            ratio=ratio or 1e-9,  # NNCF 3.4 takes 0 for 1
             dataset=_dataset(model, texts),
             subset_size=len(texts),
             ignored_scope=nncf.IgnoredScope(names=left) if left else None,

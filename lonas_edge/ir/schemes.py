@@ -1,12 +1,6 @@
 """Choose how each weight matrix of an IR is stored."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
-
-from nncf.quantization.algorithms.weight_compression.mixed_precision import DataFreeCriterion
-from nncf.tensor import Tensor
 
 from lonas_edge.errors import raise_all
 from lonas_edge.formats import PER_CHANNEL, WeightFormat, indivisible
@@ -25,20 +19,16 @@ class Scheme:
     group_size: int | None = None
 
 
-def choose_schemes(model: MaterializedModel, weight_format: WeightFormat, ratio: float = 1.0) -> dict[str, Scheme]:
+def choose_schemes(model: MaterializedModel, weight_format: WeightFormat) -> dict[str, Scheme]:
     """Choose the scheme of every weight matrix by tensor name.
 
-    With a `ratio` below 1, at most this share of the layers' weights gets the format. The matrices that are most sensitive by
-    NNCF's criterion without data get the format of the embedding; each matrix is then computed once. If the adapter was
-    trained for this format, the layers that its training kept in INT8 get that format instead.
+    If the adapter was trained for this format, the layers that its training kept in INT8 get the format of the embedding.
     """
     matrices, layers = weight_matrices(model), layer_matrices(model)
     if weight_format.group_sizes:
         layers = grouped_matrices(model)
     group, formatted = weight_format.group_size(shape[1] for shape in layers.values()), set(layers)
-    if ratio < 1 and group is not None:
-        formatted = least_sensitive(model, layers, ratio)
-    elif model.source.trained_as == weight_format.name:
+    if model.source.trained_as == weight_format.name:
         formatted = {name for name in layers if model.original(name).removesuffix(".weight") not in model.source.int8_layers}
     schemes = {}
     for name in matrices:
@@ -96,34 +86,3 @@ def check_group_size(model: MaterializedModel, weight_format: WeightFormat, grou
         problems,
         f"Use one of {', '.join(fitting)}.",
     )
-
-
-class _ScoredCriterion(DataFreeCriterion):  # type: ignore[misc]
-    """NNCF's criterion for matrices whose scores are known."""
-
-    def _set_backend_entity(self, _model: Any) -> None:
-        return
-
-    def _calc_sensitivity(self, _model: Any, _graph: Any, weight_params: Any, *_: Any) -> list[float]:
-        return [params.score for params in weight_params]
-
-
-def least_sensitive(model: MaterializedModel, matrices: Mapping[str, tuple[int, ...]], ratio: float) -> set[str]:
-    """Choose, out of the matrices with these shapes, those that lose least in the smaller format: at most this share.
-
-    NNCF scores each matrix by the error of INT8 and sorts; both are its own functions here. Its public call needs the
-    uncompressed model in memory (`tests/ir/test_formats.py` compares the two).
-    """
-    scored = []
-    for name, (rows, columns) in matrices.items():
-        score = score_matrix(model.tensor(name).numpy())
-        scored.append(SimpleNamespace(name=name, num_weights=rows * columns, score=score))
-    return {params.name for params in _ScoredCriterion(ratio).apply(None, None, weight_params=scored)}
-
-
-def score_matrix(matrix: Any) -> float:
-    """Score a matrix [rows, columns] as `DataFreeCriterion` does, which reads it from a model."""
-    criterion = DataFreeCriterion(1.0)
-    criterion._backend_entity = SimpleNamespace(get_weight=lambda *_: Tensor(matrix))
-    params = SimpleNamespace(node_with_weight=None, weight_port_id=None, reduction_axes=(1,))
-    return float(criterion._calc_weight_sensitivity(params, None, None))

@@ -68,27 +68,25 @@ def write_model(model: Any, folder: Path, storage: "Storage", widths: Iterable[i
 class Storage:
     """Storage of an IR's weights, as stock exporters record it.
 
-    `weight_format` is that of embedding and head if no matrix has another; `ratio`: share of the layers' weights in it.
+    `weight_format` is that of embedding and head if no matrix has another.
     """
 
     weight_format: WeightFormat
     group_size: int
-    ratio: float
 
     @classmethod
-    def of(cls, schemes: Mapping[str, Scheme], weight_format: WeightFormat, ratio: float) -> "Storage":
+    def of(cls, schemes: Mapping[str, Scheme], weight_format: WeightFormat) -> "Storage":
         own = [scheme for scheme in schemes.values() if scheme.weight_format.name == weight_format.name]
         if own or not weight_format.outer:
             sizes = (scheme.group_size for scheme in own if scheme.group_size)
-            return cls(weight_format, next(sizes, PER_CHANNEL), ratio if weight_format.outer else 1.0)
-        return cls(FORMATS[weight_format.outer], PER_CHANNEL, 1.0)
+            return cls(weight_format, next(sizes, PER_CHANNEL))
+        return cls(FORMATS[weight_format.outer], PER_CHANNEL)
 
     def record(self, model: Any) -> None:
         """Write it into the IR."""
         if self.weight_format.mode is None:
             return
         options = {"mode": self.weight_format.mode.lower(), "group_size": str(self.group_size)}
-        options |= {"ratio": str(self.ratio)} if self.ratio < 1 else {}
         for name, value in options.items():
             model.set_rt_info(value, ["nncf", "weight_compression", name])
 
@@ -110,7 +108,7 @@ class Storage:
         mode, bits = self.weight_format.mode, self.weight_format.bits
         if mode is None:
             return OVConfig(dtype=self.weight_format.name)
-        grouped = {"group_size": self.group_size, "ratio": self.ratio} if bits == 4 else {}
+        grouped = {"group_size": self.group_size, "ratio": 1.0} if bits == 4 else {}
         quantization = OVWeightQuantizationConfig(bits=bits, sym=mode.endswith("_SYM"), **grouped)
         return OVConfig(dtype=f"int{bits}", quantization_config=quantization)
 

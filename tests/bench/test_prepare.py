@@ -168,9 +168,9 @@ def test_the_unpruned_network_is_exported_once(int8: Path, source: TinySource, t
     assert prepared(opened, asked)[1] == first and "</net>" in (first.path / "openvino_model.xml").read_text()
     plain = replace(opened, manifest=replace(opened.own_manifest, fused=0))  # fused as the sub-network is
     assert open_exported(prepared(plain, asked)[1].path).own_manifest.fused == 0
-    asked_for = replace(opened, manifest=replace(opened.own_manifest, weight_format="int4_sym", ratio=0.6, group_size=32))
+    asked_for = replace(opened, manifest=replace(opened.own_manifest, weight_format="int4_sym", group_size=32))
     same = open_exported(prepared(asked_for, asked)[1].path).own_manifest
-    assert (same.ratio, same.group_size, same.compression[0].group_size) == (0.6, 32, 32)
+    assert (same.group_size, same.compression[0].group_size) == (32, 32)
     own_head = replace(opened, manifest=replace(opened.own_manifest, head=Compression("int4_sym", 64, 1.0)))
     assert open_exported(prepared(own_head, asked)[1].path).own_manifest.head == Compression("int4_sym", 64, 1.0)
 

@@ -76,8 +76,6 @@ def test_version(run_cli: Callable) -> None:
         ["export", "SOURCE", "--output", "x", "--weight-format", "int3"],
         ["export", "SOURCE", "--output", "x", "--dtype", "fp16"],
         ["export", "SOURCE", "--output", "x", "--stage", "checkpoint", "--weight-format", "int8"],
-        ["export", "SOURCE", "--output", "x", "--weight-format", "int4", "--ratio", "1.01"],
-        ["export", "SOURCE", "--output", "x", "--ratio", "0.5"],
         ["export", "SOURCE", "--output", "x", "--weight-format", "int4", "--group-size", "0"],
         ["export", "SOURCE", "--output", "x", "--weight-format", "int4", "--group-size", "-2"],
         ["export", "SOURCE", "--output", "x", "--weight-format", "int8", "--calibration", "data.json"],

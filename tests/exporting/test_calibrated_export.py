@@ -106,13 +106,11 @@ def test_records(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) 
     assert b"/tmp" not in (folder / "openvino_model.xml").read_bytes()
 
 
-def test_a_ratio_per_channel(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
-    folder = run(llama, choose(llama, "minimal"), tmp_path / "out", data, group_size=-1, ratio=0.5)
-    parts = {part.weight_format: part for part in Manifest.read(folder / "lonas_edge.json").compression}
-    assert parts.keys() == {"int4", "int8"} and parts["int4"].group_size == -1
-    assert 0 < parts["int4"].share <= 0.5 and sum(part.share for part in parts.values()) == pytest.approx(1)
+def test_per_channel(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
+    folder = run(llama, choose(llama, "minimal"), tmp_path / "out", data, group_size=-1)
+    assert Manifest.read(folder / "lonas_edge.json").compression == (Compression("int4", -1, 1.0),)
     config = json.loads((folder / "openvino_config.json").read_text())["quantization_config"]
-    assert (config["bits"], config["sym"], config["group_size"], config["ratio"]) == (4, False, -1, 0.5)
+    assert (config["bits"], config["sym"], config["group_size"]) == (4, False, -1)
 
 
 def test_verification_refuses_a_wrong_graph(

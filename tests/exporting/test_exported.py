@@ -53,7 +53,6 @@ MANIFEST = {
     "versions": {"python": "3.11.7"},
     "files": {},
     "head": None,
-    "ratio": 1.0,
     "group_size": None,
     "pooling": None,
 }

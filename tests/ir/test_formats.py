@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nncf
 import openvino as ov
 import pytest
 from openvino_models import constants
@@ -69,30 +68,14 @@ def test_every_format_is_verified_and_has_its_bytes(
 
 
 def test_records_of_stock_exporters(exports: Exports) -> None:
-    folder = exports("llama", "minimal", weight_format="int4_sym", group_size=PER_CHANNEL, ratio=0.5, verify=False)
+    folder = exports("llama", "minimal", weight_format="int4_sym", group_size=PER_CHANNEL, verify=False)
     model = read_ir(folder)
-    record = {name: model.get_rt_info(["nncf", "weight_compression", name]).value for name in ("mode", "group_size", "ratio")}
-    assert record == {"mode": "int4_sym", "group_size": "-1", "ratio": "0.5"}
+    record = {name: model.get_rt_info(["nncf", "weight_compression", name]).value for name in ("mode", "group_size")}
+    assert record == {"mode": "int4_sym", "group_size": "-1"}
     config = json.loads((folder / "openvino_config.json").read_text())["quantization_config"]
-    assert (config["bits"], config["sym"], config["group_size"], config["ratio"]) == (4, True, -1, 0.5)
+    assert (config["bits"], config["sym"], config["group_size"], config["ratio"]) == (4, True, -1, 1.0)
     card = (folder / "README.md").read_text()
-    assert " in int4_sym, one scale per row" in card and "% in int8" in card
-
-
-@pytest.mark.parametrize(("weight_format", "ratio"), [("int4", 0.0), ("int4_sym", 0.6)])
-def test_a_ratio_chooses_as_nncf(weight_format: str, ratio: float, exports: Exports) -> None:
-    """The same matrices get the format as where NNCF is given the fp32 IR; no fused matrix has two formats."""
-    plain = exports("llama", "unequal:2", weight_format="fp32", fuse=False, verify=False)
-    mode = nncf.CompressWeightsMode[FORMATS[weight_format].mode or ""]
-    expected = kinds(nncf.compress_weights(read_ir(plain), mode=mode, ratio=ratio or 1e-9, group_size=32))  # 0 would be 1
-    folder = exports("llama", "unequal:2", weight_format=weight_format, ratio=ratio, fuse=False)
-    assert kinds(read_ir(folder)) == expected
-    assert len(set(expected.values())) == (1 if ratio == 0 else 2)  # embedding and head are int8
-    parts = Manifest.read(folder / "lonas_edge.json").compression
-    assert next((part.share for part in parts if part.weight_format == weight_format), 0) <= ratio
-    assert sum(part.share for part in parts) == pytest.approx(1)
-    fused = exports("llama", "unequal:2", weight_format=weight_format, ratio=ratio)  # verified
-    assert len(kinds(read_ir(fused))) == 7 * LAYERS + 2 - Manifest.read(fused / "lonas_edge.json").fused
+    assert "100% in int4_sym, one scale per row" in card
 
 
 def test_a_group_size_that_does_not_fit(run_cli: Callable, llama: TinySource, choose: Choose, tmp_path: Path) -> None:

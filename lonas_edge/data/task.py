@@ -262,7 +262,7 @@ class Task(ABC):
         """Refuse data with fewer than `count` prompts."""
         if len(self.inputs) < count:
             raise LonasEdgeError(
-                f"{self.path}: {len(self.inputs)} prompts; expected at least {count}. Add data, or lower --num-prompts."
+                f"{self.path}: {len(self.inputs)} prompts; expected at least {count}. Add data, or use fewer prompts."
             )
 
     def count_fitting(self, tokenizer: Any) -> int:
@@ -282,7 +282,7 @@ class Task(ABC):
         else:
             raise LonasEdgeError(
                 f"{self.path}: {len(encoded)} of {len(order)} prompts have an answer within {self.context} tokens; expected "
-                f"{count}. Add data, or lower --num-prompts."
+                f"{count}. Add data, or use fewer prompts."
             )
         collate = self.collator(tokenizer)
         return [collate(batch) for batch in _pack(encoded[:count])]

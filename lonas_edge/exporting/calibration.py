@@ -17,6 +17,8 @@ from lonas_edge.ir.calibrated import bytes_needed, compress_head_on_data, compre
 from lonas_edge.ir.schemes import Scheme, grouped_matrices, head_matrix, head_scheme
 from lonas_edge.network.materialize import MaterializedModel
 
+_PROMPTS, _FEWEST = 64, 8  # that are used, and that the data must have
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -92,7 +94,9 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
             f"--calibration holds the uncompressed sub-network in memory: it needs about {needed / 1e9:.1f} GB, "
             f"{available / 1e9:.1f} GB are available. Without --calibration, each weight is compressed on its own."
         )
-    data, prompts = source.open_data(options.calibration), options.num_prompts
+    data = source.open_data(options.calibration)
+    data.check_count(_FEWEST)
+    prompts = min(_PROMPTS, len(data.inputs))
     return Calibration(data, prompts, _encode(data, prompts, tokenizer), layers, group_size or PER_CHANNEL, head, needed)
 
 

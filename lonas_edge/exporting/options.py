@@ -29,7 +29,6 @@ class ExportOptions(Options):
         help="Training data for INT4 compression of layers, unless trained for it, and of an INT4 head, by GPTQ.",
         unset="compression without data",
     )
-    num_prompts: int = option(64, panel="Data", minimum=1, help="Number of prompts from --calibration.")
     dtype: str | None = option(
         None, panel="Output", choices=tuple(DTYPES), help="Dtype of the checkpoint.", unset="the base model's"
     )
@@ -63,8 +62,6 @@ class ExportOptions(Options):
         for name, known in formats.items():
             if self.given(name) and self.weight_format not in known:
                 yield f"--{name.replace('_', '-')} needs --weight-format {' or '.join(known)}"
-        if self.given("num_prompts") and self.calibration is None:
-            yield "--num-prompts needs --calibration"
         if self.group_size == 0:
             yield f"--group-size 0: expected a number of columns, or {PER_CHANNEL} for complete rows"
 

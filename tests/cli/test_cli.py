@@ -79,7 +79,6 @@ def test_version(run_cli: Callable) -> None:
         ["export", "SOURCE", "--output", "x", "--weight-format", "int4", "--group-size", "0"],
         ["export", "SOURCE", "--output", "x", "--weight-format", "int4", "--group-size", "-2"],
         ["export", "SOURCE", "--output", "x", "--weight-format", "int8", "--calibration", "data.json"],
-        ["export", "SOURCE", "--output", "x", "--weight-format", "int4", "--num-prompts", "8"],
         ["inspect", "~nobody-of-this-name/adapter"],
         ["inspect", "SOURCE", "--seq-len", "0"],
         ["space", "--model", "x"],

@@ -33,7 +33,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(source: TinySource, widths: list[int], output: Path, data: Path | None, **options: Any) -> Path:
-    settings = {"weight_format": "int4", "calibration": data, "num_prompts": 8, **options}
+    settings = {"weight_format": "int4", "calibration": data, **options}
     export(source.opened(), source.subnetwork(widths, "chosen"), output, ExportOptions(**settings))
     return output
 
@@ -92,8 +92,8 @@ def test_records(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) 
     folder = run(llama, choose(llama, "unequal:1"), tmp_path / "out", data, group_size=16)
     manifest = Manifest.read(folder / "lonas_edge.json")
     assert manifest.calibrated is not None
-    assert manifest.calibrated == Calibrated("gptq", "data.json", manifest.calibrated.sha256, 8, manifest.calibrated.tokens)
-    assert manifest.calibrated.tokens > 8 * 10
+    assert manifest.calibrated == Calibrated("gptq", "data.json", manifest.calibrated.sha256, 40, manifest.calibrated.tokens)
+    assert manifest.calibrated.tokens > 40 * 10
     assert manifest.compression == (Compression("int4", 16, 1.0),)
     assert manifest.fused == 2 * LAYERS
     assert manifest.parity.keys() == {
@@ -102,7 +102,7 @@ def test_records(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) 
         "ir",
     }  # groups of 16 are too small for one of activations
     assert manifest.parity["ir_uncompressed"].max_logit_difference < 1e-3 < manifest.parity["ir"].max_logit_difference
-    assert "(gptq on 8 prompts of `data.json`)" in (folder / "README.md").read_text()
+    assert "(gptq on 40 prompts of `data.json`)" in (folder / "README.md").read_text()
     assert b"/tmp" not in (folder / "openvino_model.xml").read_bytes()
 
 
@@ -146,7 +146,7 @@ def test_bad_data(
     """Refused before a weight is read."""
     monkeypatch.setattr(stage_ir, "GraphConversion", lambda _: pytest.fail("it has started"))
     data.write_text(json.dumps(content))
-    arguments = ["--weight-format", "int4", "--calibration", data, "--num-prompts", 8, "--output", tmp_path / "out"]
+    arguments = ["--weight-format", "int4", "--calibration", data, "--output", tmp_path / "out"]
     ran = run_cli("export", *llama.arguments(), *arguments)
     assert ran.code == 1 and message in " ".join(ran.err.split()), ran.err
     assert not (tmp_path / "out").exists()
@@ -180,7 +180,7 @@ def test_the_head_alone_where_layers_are_trained(
     monkeypatch.setattr(Source, "trained_as", "int4_sym")
     monkeypatch.setattr(calibration, "_encode", lambda *_: TEXTS)
     source = tiny_models.source("llama-tied" if tied else "llama").opened()
-    name, calibrated = "model.embed_tokens.weight" if tied else "lm_head.weight", {"calibration": data, "num_prompts": 40}
+    name, calibrated = "model.embed_tokens.weight" if tied else "lm_head.weight", {"calibration": data}
     cases = {"plain": {}, "free": {"head_format": "int4_sym"}, "data": {"head_format": "int4_sym", **calibrated}}
     for case, options in cases.items():
         export(source, source.select("maximal"), tmp_path / case, ExportOptions("int4_sym", **options))
@@ -224,9 +224,7 @@ def test_a_head_of_every_family(
     monkeypatch.setattr(calibration, "_encode", lambda *_: TEXTS)
     source = tiny_models.source(case).opened()
     folder = tmp_path / "out"
-    export(
-        source, source.select("maximal"), folder, ExportOptions("int4_sym", head_format="int4", calibration=data, num_prompts=8)
-    )
+    export(source, source.select("maximal"), folder, ExportOptions("int4_sym", head_format="int4", calibration=data))
     manifest = Manifest.read(folder / "lonas_edge.json")
     assert manifest.head is not None and manifest.head.weight_format == "int4"
     assert manifest.parity["ir_uncompressed"].max_logit_difference < 1e-3

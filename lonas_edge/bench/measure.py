@@ -3,27 +3,13 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from lonas_edge.bench.variants import Case, Facts, Timing
-from lonas_edge.bench.worker import VariantFailedError
+from lonas_edge.bench.worker import VariantFailedError, VariantProcess
 from lonas_edge.progress import Progress, silent
 
 MOST_STARTS, ROUNDS_PER_START = 8, 3
 Failures = dict[tuple[str, Case], str]  # error messages by variant and case
-
-
-class Runnable(Protocol):
-    """A loaded variant, as `measure` needs it."""
-
-    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Timing:
-        """Generate once."""
-        ...
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can run again after a failure."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -124,7 +110,7 @@ class Schedule:
 
 
 def measure(
-    variants: Mapping[str, Runnable],
+    variants: Mapping[str, VariantProcess],
     cases: Sequence[Case],
     schedule: Schedule,
     prompts: PromptSource,

@@ -71,11 +71,6 @@ class OpenVinoLM(TemplateLM):  # type: ignore[misc]
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
-    @property
-    def tokenizer_name(self) -> str:
-        """For the harness's request cache."""
-        return self.folder.name
-
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids, by the rules of the harness's `hf` backend: special tokens as the tokenizer adds them, BOS once."""
         bos = self.tokenizer.bos_token

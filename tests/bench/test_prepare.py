@@ -177,5 +177,5 @@ def test_the_unpruned_network_is_exported_once(int8: Path, source: TinySource, t
 
 def test_an_export_that_fails(int8: Path, source: TinySource, tmp_path: Path, in_this_process: None) -> None:
     (tmp_path / "cache").write_text("no directory")
-    with pytest.raises(LonasEdgeError, match=r"unpruned: the export failed:\n.*cache is not a directory"):
+    with pytest.raises(LonasEdgeError, match=r"unpruned: the export failed:\n.*cache is not a writable directory"):
         prepared(open_exported(int8), options(source, tmp_path / "cache", "unpruned"))

@@ -58,25 +58,3 @@ def test_a_killed_process(int8: Path) -> None:
         with pytest.raises(VariantFailedError, match="subnet: its process was killed; most likely memory ran out"):
             process.run([[1, 2]], 4)
         assert not process.alive
-
-
-@pytest.mark.parametrize("affinity", [True, False])
-def test_a_process_is_set_up_on_other_systems(tmp_path: Path, affinity: bool) -> None:
-    """As on Windows (with affinity) and macOS (without): neither prctl nor /proc is used."""
-    (tmp_path / "log").touch()
-    code = f"""
-import ctypes, os, psutil, signal, sys
-from pathlib import Path
-from lonas_edge.bench import variants, worker
-sys.platform, ctypes.CDLL = "other", None
-Path.write_text = None
-if not {affinity}:
-    del psutil.Process.cpu_affinity
-worker._detach(Path({str(tmp_path / "log")!r}), -1)
-worker._place(variants.Placement((0,), 3))
-print(os.environ["OMP_NUM_THREADS"], signal.getsignal(signal.SIGINT).name, os.sched_getaffinity(0) == {{0}})
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == ""
-    only_one = affinity or os.sched_getaffinity(0) == {0}
-    assert (tmp_path / "log").read_text().split() == ["3", "SIG_IGN", str(only_one)]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lonas_edge.evaluate.compare import AVERAGE, Answers, compare
-from lonas_edge.evaluate.metrics import metrics_of
 
 
 def answers(task: str, correct: str, given: str | None = None) -> Answers:
@@ -46,21 +45,3 @@ def test_the_average_over_tasks():
     # x: differences 1 1 0 0, variance of the mean (4 · 0.25) / 3 / 4 = 1/12; y: 1 -1, (2) / 1 / 2 = 1; average of two tasks
     assert average.points == pytest.approx(100 * (0.5 + 0) / 2)
     assert average.half_width_95 == pytest.approx(100 * 1.959964 * math.sqrt((1 / 12 + 1) / 4))
-
-
-def test_other_metrics_by_bootstrap() -> None:
-    """Paired, the error that both models share cancels; of a regression, the nearer answer counts."""
-    generator = np.random.default_rng(3)
-    labels = generator.normal(size=500)
-    first = 0.8 * labels + 0.6 * generator.normal(size=500)
-    second = first + 0.05 * generator.normal(size=500)
-    ours, theirs = (
-        Answers("STS-B", np.arange(500), -np.abs(given - labels), given, labels, "pearson") for given in (first, second)
-    )
-    (pair,) = compare("a", [ours], "b", [theirs])
-    error = metrics_of(["pearson"], labels, first)["pearson"].stderr
-    assert error and pair.half_width_95 and pair.half_width_95 < 100 * 1.96 * error / 2
-    pearson = [np.corrcoef(labels, given)[0, 1] for given in (first, second)]
-    assert pair.points == pytest.approx(100 * (pearson[0] - pearson[1]))
-    nearer = np.abs(first - labels) < np.abs(second - labels)
-    assert (pair.only_target, pair.only_against) == (nearer.sum(), 500 - nearer.sum())

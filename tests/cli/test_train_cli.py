@@ -66,7 +66,7 @@ def test_resume_with_other_settings(
     free = {"lr": 0.001}
     error = refused(arguments(llama_copy, data, output, "--resume", "--no-reorder", **changes, **free))
     has(error, f"{output}.partial: cannot continue, because settings or inputs have changed")
-    has(error, "base config.json: was", "data 1 data.json: was", "search_space: was", "stages 1 steps: was")
+    has(error, "base config.json: was", "data 1 data.json: was", "search_space: was", "stages: was")
     has(error, "options rank: was 8, is 16", "options alpha: was 16.0, is 32.0", "options steps: was 8, is 9")
     has(
         error,

@@ -45,14 +45,9 @@ def test_what_is_refused(llama: TinySource, start: Path, data: Path, tmp_path: P
     has(refused(from_(llama, start, data, start, "--overwrite")), str(start))  # not even by wish
 
 
-def test_an_adapter_that_teaches_itself(
-    llama: TinySource, start: Path, data: Path, tmp_path: Path, refused: Callable, run_cli: Callable
+def test_an_adapter_that_teaches_its_sub_network(
+    llama: TinySource, start: Path, data: Path, tmp_path: Path, run_cli: Callable
 ) -> None:
-    """The whole network is refused: its loss is 0. A smaller network, or quantized weights, have something to learn."""
-    output = tmp_path / "out"
-    error = refused(from_(llama, start, data, output, "--teacher", str(start), "--subnet", "maximal"))
-    has(error, "--teacher and --from are the same network", "another --subnet, or a --weight-format")
-    assert not output.exists()
     for index, options in enumerate((["minimal"], ["maximal", "--weight-format", "int4_sym"])):
         learning = from_(
             llama, start, data, tmp_path / str(index), "--teacher", str(start), "--steps", "1", "--subnet", *options
@@ -60,9 +55,6 @@ def test_an_adapter_that_teaches_itself(
         ran = run_cli(*learning)
         assert ran.code == 0, ran.err
         assert json.loads((tmp_path / str(index) / "training.json").read_text())["losses"][0]["loss"] > 0
-    recovered = tmp_path / "0"  # of the minimal network, which is also what it teaches
-    error = refused(from_(llama, recovered, data, output, "--teacher", str(recovered)))
-    has(error, "--teacher and --from are the same network")
 
 
 def test_wrong_usage(llama: TinySource, start: Path, data: Path, tmp_path: Path, refused: Callable) -> None:

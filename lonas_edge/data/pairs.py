@@ -20,15 +20,11 @@ from lonas_edge.space.architecture import Architecture
 
 @dataclass(frozen=True)
 class PairTask(Task):
-    """Predict a class of a text or pair: cross-entropy and KL; or with one output a number: squared errors and distances.
-
-    Attributes:
-        outputs: Names of the model's outputs.
-    """
+    """Predict a class of a text or pair: cross-entropy and KL; or with one output a number: squared errors and distances."""
 
     kind: ClassVar[ModelKind] = CLASSIFICATION
 
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()  # names of the model's outputs
 
     @classmethod
     def of(cls, architecture: Architecture, pooling: Pooling | None, options: DataOptions) -> Self:

@@ -12,23 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parity:
-    """Comparison of two models' outputs: logits over the tokens of prompts, classes or scores of texts, or hidden states.
+    """Comparison of two models' outputs: logits over the tokens of prompts, classes or scores of texts, or hidden states."""
 
-    Attributes:
-        max_logit_difference: Largest absolute difference, also of scores and hidden states.
-        mean_kl: Mean Kullback-Leibler divergence of the predicted distributions from the reference, in nats; logits only.
-        top1_agreement: Share of positions at which both prefer the same token or class; logits only.
-        positions: Positions compared; texts for classes, scores and embeddings.
-        mean_cosine_distance: Mean of 1 - cosine between embeddings and the reference's; hidden states only.
-        relative_difference: Root mean square of the differences, relative to that of the reference's scores; scores only.
-    """
-
-    max_logit_difference: float
-    mean_kl: float | None
-    top1_agreement: float | None
-    positions: int
-    mean_cosine_distance: float | None = None
-    relative_difference: float | None = None
+    max_logit_difference: float  # largest absolute difference, also of scores and hidden states
+    mean_kl: float | None  # mean KL divergence of the predicted distributions from the reference, in nats; of logits only
+    top1_agreement: float | None  # share of positions at which both prefer the same token or class; of logits only
+    positions: int  # positions compared; texts for classes, scores and embeddings
+    mean_cosine_distance: float | None = None  # mean of 1 - cosine between the embeddings; of hidden states only
+    relative_difference: float | None = None  # root mean square, relative to that of the reference's scores; of scores only
 
     @property
     def compared(self) -> str:

@@ -45,25 +45,15 @@ _SUBDIRECTORY = re.compile(r"[0-9]+_[A-Za-z]+")
 
 @dataclass(frozen=True)
 class Pooling:
-    """How an embedding model makes one vector of a text.
+    """How an embedding model makes one vector of a text."""
 
-    Attributes:
-        mode: One of `MODES`: the mean of all tokens, the first token, or the last one.
-        normalize: Whether embeddings have length 1.
-        max_length: Longest text in tokens; longer ones are cut. None for the tokenizer's own limit.
-        prompts: Texts that precede an input, by name.
-        default_prompt: Name of the prompt of inputs for which none is named.
-        similarity: sentence-transformers' name of the function that compares embeddings; None for the cosine.
-        stated: Whether a file states it; otherwise it is what sentence-transformers assumes.
-    """
-
-    mode: Mode = "mean"
-    normalize: bool = False
-    max_length: int | None = None
-    prompts: dict[str, str] = field(default_factory=dict)
-    default_prompt: str | None = None
-    similarity: str | None = None
-    stated: bool = False
+    mode: Mode = "mean"  # the mean of all tokens, the first token, or the last one
+    normalize: bool = False  # whether embeddings have length 1
+    max_length: int | None = None  # longest text in tokens; longer ones are cut. None for the tokenizer's own limit
+    prompts: dict[str, str] = field(default_factory=dict)  # texts that precede an input, by name
+    default_prompt: str | None = None  # name of the prompt of inputs for which none is named
+    similarity: str | None = None  # sentence-transformers' name of the function that compares embeddings; None for the cosine
+    stated: bool = False  # whether a file states it; otherwise it is what sentence-transformers assumes
 
     @property
     def description(self) -> str:

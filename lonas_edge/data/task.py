@@ -56,41 +56,26 @@ class DataFile:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How data are read.
+    """How data are read."""
 
-    Attributes:
-        glue: The task of GLUE that a classifier's data are of; None for texts.
-        labels: Whether labels of a classifier's texts are read, to measure with; they are never learned.
-        prompt: Name of the prompt template; chosen by `choose_prompt` when None.
-        record: The prompt template of the adapter's training.
-    """
-
-    glue: GlueTask | None = None
-    labels: bool = False
-    prompt: str | None = None
-    record: PromptRecord = field(default_factory=PromptRecord)
+    glue: GlueTask | None = None  # the task of GLUE that a classifier's data are of; None for texts
+    labels: bool = False  # whether labels of a classifier's texts are read, to measure with; they are never learned
+    prompt: str | None = None  # name of the prompt template; chosen by `choose_prompt` when None
+    record: PromptRecord = field(default_factory=PromptRecord)  # the prompts of the adapter's training
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """Data of one task for a model, and what is learned and measured on them.
-
-    Attributes:
-        context: Tokens of the longest text that the model reads.
-        options: How the data are read.
-        files: The data files; empty for a task without data.
-        examples: The examples of all files, in order.
-        pooling: The pooling of an embedding model.
-    """
+    """Data of one task for a model, and what is learned and measured on them."""
 
     kind: ClassVar[ModelKind]
     special_token: ClassVar[str] = "PAD"  # that a tokenizer needs
 
-    context: int = MAX_LENGTH
+    context: int = MAX_LENGTH  # tokens of the longest text that the model reads
     options: DataOptions = field(default_factory=DataOptions)
-    files: tuple[DataFile, ...] = ()
-    examples: tuple[Any, ...] = ()
-    pooling: Pooling | None = None
+    files: tuple[DataFile, ...] = ()  # empty for a task without data
+    examples: tuple[Any, ...] = ()  # of all files, in order
+    pooling: Pooling | None = None  # of an embedding model
 
     # --- reading
 

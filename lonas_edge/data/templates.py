@@ -1,7 +1,6 @@
-"""Prompt templates for training and evaluation, one object each in `PROMPTS`."""
+"""Prompt templates for training and evaluation, by name in `TEMPLATES` and `PROMPTS`."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +66,6 @@ class PromptRecord:
     space: str | None = None
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A named prompt."""
-
-    name: str  # its name on the command line and in records
-    evaluation: Template  # the template of `eval`
-    training: Template | None = None  # the template of `train`; None for evaluation only
-    others: Mapping[str, Template] = field(default_factory=dict)  # other evaluation templates, by collection
-
-    def evaluated(self, collection: str) -> Template:
-        """Get the evaluation template of a collection."""
-        return self.others.get(collection, self.evaluation)
-
-
 _ALPACA = "Below is an instruction that describes a task"
 _PAIRED = f"{_ALPACA}, paired with an input that provides further context"
 _WRITE = "Write a response that appropriately completes the request."
@@ -112,16 +97,14 @@ def _reference(indent: int, blanks: int, training: bool) -> Template:
 # the original.
 _LONAS = _reference(20, 2, training=True)
 _LONAS_EVALUATION, _LONAS_MATH = _reference(24, 1, training=False), _reference(28, 1, training=False)
-PROMPTS = {
-    prompt.name: prompt
-    for prompt in (
-        Prompt("alpaca", _CLEAN, _CLEAN),
-        Prompt("question", _QUESTION, _QUESTION),
-        Prompt("lonas", _LONAS_EVALUATION, _LONAS, {"math": _LONAS_MATH}),
-        Prompt("lonas-train", _LONAS),
-    )
-}
-TEMPLATES = {name: prompt.training for name, prompt in PROMPTS.items() if prompt.training}
+TEMPLATES = {"alpaca": _CLEAN, "question": _QUESTION, "lonas": _LONAS}  # of `train`
+PROMPTS = {**TEMPLATES, "lonas": _LONAS_EVALUATION, "lonas-train": _LONAS}  # of `eval`, see `evaluation_template`
+
+
+def evaluation_template(name: str, collection: str) -> Template:
+    """Get the template of `eval` for a collection of test sets."""
+    return _LONAS_MATH if (name, collection) == (REFERENCE, "math") else PROMPTS[name]
+
 
 REFERENCE, DEFAULT = "lonas", "alpaca"
 # Search spaces (by hash) of the published LoNAS adapters, which have no training record: LLaMA-7B and BLOOMZ-7B.

@@ -24,25 +24,16 @@ _INSTRUCTION = re.compile(r".*?: (?P<body>.*?)\s*Answer format: (?P<words>\S+)\s
 
 @dataclass(frozen=True)
 class TestSet(ABC):
-    """A test set, and the rule to read an answer from generated text.
-
-    Attributes:
-        name: Its name, and its folder's.
-        heading: Its short name in tables and on the command line.
-        metric: The metric of its accuracy; the protocol's own when None.
-        collection: commonsense or math: the reference has a script for each.
-        new_tokens: Tokens that the reference generates for an answer.
-        reads: The rule to read an answer, for reports.
-    """
+    """A test set, and the rule to read an answer from generated text."""
 
     __test__ = False  # not for pytest
 
-    name: str
-    heading: str
-    metric: str | None = None
-    collection: str = field(default="commonsense", kw_only=True)
-    new_tokens: int = field(default=32, kw_only=True)
-    reads: str = field(default="first answer word", kw_only=True)
+    name: str  # its name, and its folder's
+    heading: str  # its short name in tables and on the command line
+    metric: str | None = None  # the metric of its accuracy; the protocol's own when None
+    collection: str = field(default="commonsense", kw_only=True)  # commonsense or math: the reference has a script for each
+    new_tokens: int = field(default=32, kw_only=True)  # tokens that the reference generates for an answer
+    reads: str = field(default="first answer word", kw_only=True)  # the rule to read an answer, for reports
 
     def path(self, datasets: Path) -> Path:
         """Return its file in a directory with a folder for each task."""
@@ -106,12 +97,9 @@ class Question:
 
 @dataclass(frozen=True)
 class CommonsenseTestSet(WordTestSet):
-    """A question with options, answered by a word.
+    """A question with options, answered by a word."""
 
-    Attributes:
-        spelled_out: Whether the instruction has a text for each option; BoolQ's options are its answer words.
-    """
-
+    # whether the instruction has a text for each option; BoolQ's options are its answer words
     spelled_out: bool = field(default=True, kw_only=True)
 
     def question(self, sample: dict[str, str]) -> Question:

@@ -28,17 +28,11 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a record, one to three.
-
-    Attributes:
-        texts: The texts; a query or question comes first.
-        label: Cosine of a scored pair, from -1 to 1; class number or score of a classifier's texts; None without a label.
-        prompt: Name of the prompt of a single text; None for the model's default.
-    """
+    """The texts of a record, one to three; a query or question comes first."""
 
     texts: tuple[str, ...]
-    label: float | None = None
-    prompt: str | None = None
+    label: float | None = None  # cosine of a scored pair, from -1 to 1; class number or score of a classifier's texts
+    prompt: str | None = None  # name of the prompt of a single text; None for the model's default
 
     def record(self) -> dict[str, Any]:
         """As a record of a data file."""
@@ -52,19 +46,12 @@ class Texts:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How labels of texts are read.
+    """How labels of texts are read."""
 
-    Attributes:
-        names: Names of the field; the first one that a record has counts.
-        number: Reads a label; None if it is none.
-        expected: What a label is, for errors.
-        singles: Whether single texts have labels, too.
-    """
-
-    names: tuple[str, ...]
-    number: Callable[[Any], float | None]
-    expected: str
-    singles: bool = True
+    names: tuple[str, ...]  # of the field; the first one that a record has counts
+    number: Callable[[Any], float | None]  # reads a label; None if it is none
+    expected: str  # what a label is, for errors
+    singles: bool = True  # whether single texts have labels, too
 
 
 def _number(value: Any, most: float) -> float | None:

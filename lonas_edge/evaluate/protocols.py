@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.data import glue
-from lonas_edge.data.templates import PROMPTS, REFERENCE, Example, Template
+from lonas_edge.data.templates import PROMPTS, REFERENCE, Example, Template, evaluation_template
 from lonas_edge.data.test_sets import COMMONSENSE, EXPECTED, MATH, TASKS, CommonsenseTestSet, TestSet
 from lonas_edge.errors import raise_all
 
@@ -78,7 +78,7 @@ class PromptProtocol(Protocol):
         if problem:
             return problem
         try:
-            self.ask(task, item, next(iter(PROMPTS.values())).evaluated(task.collection))
+            self.ask(task, item, next(iter(PROMPTS.values())))
         except ValueError as error:
             return str(error)
         return None
@@ -90,7 +90,7 @@ class PromptProtocol(Protocol):
         to rank, in the order of the words), and `label`, the index of the correct one.
         """
         known = self.tasks[task]
-        template = prompt if isinstance(prompt, Template) else PROMPTS[prompt].evaluated(known.collection)
+        template = prompt if isinstance(prompt, Template) else evaluation_template(prompt, known.collection)
         return [{"task": task, **self.ask(known, sample, template)} for sample in samples]
 
     def longest_answer(self, document: Mapping[str, Any], length: Callable[[str], int]) -> int:

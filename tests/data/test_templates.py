@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lonas_edge.data.templates import PROMPTS, TEMPLATES, Example, choose_prompt
+from lonas_edge.data.templates import PROMPTS, TEMPLATES, Example, choose_prompt, evaluation_template
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.space.search_space import read_search_space
 
@@ -57,7 +57,7 @@ QUESTION, QUESTION_PAIRED = "Question: Ask {this}.\nAnswer:", "In %s {it}.\nQues
     ],
 )
 def test_evaluation_prompts(name: str, alone: str, paired: str, answer: str):
-    template = PROMPTS[name].evaluation
+    template = PROMPTS[name]
     assert template.prompt(ALONE) == alone
     assert template.prompt(PAIRED) == paired
     assert template.answer(ALONE) == answer
@@ -79,11 +79,9 @@ def test_training_prompts(name: str, alone: str, paired: str):
 
 def test_only_the_reference_s_math_prompt_has_another_indentation():
     for name, prompt in PROMPTS.items():
-        asking = prompt.evaluated("math")
-        assert prompt.evaluated("commonsense") is prompt.evaluation
-        if name != "lonas":
-            assert asking is prompt.evaluation
-    template = PROMPTS["lonas"].evaluated("math")
+        assert evaluation_template(name, "commonsense") is prompt
+        assert (evaluation_template(name, "math") is prompt) is (name != "lonas")
+    template = evaluation_template("lonas", "math")
     assert template.prompt(ALONE) == LONAS_EVALUATION.replace(SPACES_24, " " * 28)
     assert template.prompt(PAIRED) == LONAS_EVALUATION_PAIRED.replace(SPACES_24, " " * 28)
 

@@ -206,12 +206,19 @@ class Family(ABC):
         """The NNCF 2.x name of a weight of a PEFT model; `last` is the part for the layer itself and its weight."""
         names = self.class_names[model_type]
         *between, layers = self.layers.removeprefix(self.prefix).split(".")
+        parts = [self.kind.peft_model, "LoraModel[base_model]", f"{names['model']}[model]"]
+        if self.prefix:
+            parts.append(f"{names['body']}[{self.prefix.rstrip('.')}]")
+        parts += _name_classes(names, between, "body.")
+        parts += [f"ModuleList[{layers}]", f"{names['layer']}[{layer}]"]
+        parts += _name_classes(names, module.split(".")[:-1], "")
+        return "/".join([*parts, last, "linear_0"])
 
-        def spelled(parents: Sequence[str], prefix: str = "") -> list[str]:
-            paths = [".".join(parents[: end + 1]) for end in range(len(parents))]
-            return [f"{names[prefix + path]}[{leaf}]" for path, leaf in zip(paths, parents, strict=True)]
 
-        path = [self.kind.peft_model, "LoraModel[base_model]", f"{names['model']}[model]"]
-        path += [f"{names['body']}[{self.prefix.rstrip('.')}]"] if self.prefix else []
-        path += [*spelled(between, "body."), f"ModuleList[{layers}]", f"{names['layer']}[{layer}]"]
-        return "/".join([*path, *spelled(module.split(".")[:-1]), last, "linear_0"])
+def _name_classes(names: Mapping[str, str], modules: Sequence[str], path: str) -> list[str]:
+    """Each of some nested modules with its class, `BertAttention[attention]`; `path` is before the first one."""
+    parts = []
+    for module in modules:
+        parts.append(f"{names[path + module]}[{module}]")
+        path += f"{module}."
+    return parts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lonas_edge.bench.latency import ir_variant
 from lonas_edge.bench.options import BenchOptions
-from lonas_edge.bench.variants import LORA, SUBNET, UNPRUNED, Variant
+from lonas_edge.bench.variants import LORA, LORA_MERGED, SUBNET, UNPRUNED, Variant
 from lonas_edge.bench.worker import run_in_process
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import json_sha256
@@ -34,17 +34,6 @@ class Inputs:
     source: "Source | None" = None
 
 
-@dataclass(frozen=True)
-class NamedVariant:
-    """A variant that the command line knows by name; `needs_source` means base and adapter."""
-
-    name: str
-    make: Callable[[str, Inputs], Variant]
-    needs_source: bool = False
-    needs_adapter: bool = False
-    in_torch: bool = False
-
-
 def prepare_variants(exported: "Exported", options: BenchOptions, progress: Progress) -> tuple[list[Variant], list[str]]:
     """Find or export the files that each variant runs.
 
@@ -61,7 +50,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
     folders = [name for name in names if name not in VARIANTS]
     opened = {name: open_exported(Path(name), ours=False, kind=exported.kind) for name in folders}
     source, warnings = None, []
-    if any(VARIANTS[name].needs_source for name in names if name in VARIANTS):
+    if any(name in VARIANTS and name != SUBNET for name in names):
         progress("Checking base and adapter", None)
         try:
             source = find_source(exported, options.model, options.adapter)
@@ -79,8 +68,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
         names.remove(UNPRUNED)
     inputs = Inputs(exported, options, progress, source)
     variants = [
-        VARIANTS[name].make(name, inputs) if name in VARIANTS else _ir_variant(_label(name), opened[name], inputs)
-        for name in names
+        VARIANTS[name](name, inputs) if name in VARIANTS else _ir_variant(_label(name), opened[name], inputs) for name in names
     ]
     return variants, warnings
 
@@ -104,7 +92,7 @@ def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions)
     repeated = [(label, count) for label, count in labels.items() if count > 1]
     problems += [f"{label}: {count} variants have this name; rename a directory" for label, count in repeated]
     if not exported.own_manifest.adapter:
-        needing = [name for name in names if name in VARIANTS and VARIANTS[name].needs_adapter]
+        needing = [name for name in names if name in (LORA, LORA_MERGED)]
         problems += [f"{name}: {exported.folder} was exported without an adapter" for name in needing]
     return problems
 
@@ -178,14 +166,11 @@ def _torch_variant(name: str, inputs: Inputs, merged: bool) -> Variant:
     )
 
 
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        NamedVariant(SUBNET, _subnet),
-        NamedVariant(LORA, partial(_torch_variant, merged=False), True, True, True),
-        NamedVariant("lora-merged", partial(_torch_variant, merged=True), True, True, True),
-        NamedVariant(UNPRUNED, _unpruned, True),
-    )
+VARIANTS: dict[str, Callable[[str, Inputs], Variant]] = {  # by name; all but the first need the base
+    SUBNET: _subnet,
+    LORA: partial(_torch_variant, merged=False),
+    LORA_MERGED: partial(_torch_variant, merged=True),
+    UNPRUNED: _unpruned,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 Kind = Literal["ir", "torch", "ir-classifier", "torch-classifier"]
 
-SUBNET, LORA, UNPRUNED = "subnet", "lora", "unpruned"  # the default variants; `prepare.VARIANTS` has all
+SUBNET, LORA, LORA_MERGED, UNPRUNED = "subnet", "lora", "lora-merged", "unpruned"  # keys of `prepare.VARIANTS`
 NPU_LENGTHS = ("MAX_PROMPT_LEN", "MIN_RESPONSE_LEN")  # of openvino_genai's NPU pipeline: tokens of the prompt and the response
 
 

@@ -56,7 +56,7 @@ def test_an_export_without_adapter(int8: Path, source: TinySource) -> None:
 
 def test_default_variants(int8: Path, source: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an adapter PyTorch; the unpruned network only if the export is pruned."""
-    monkeypatch.setitem(prepare.VARIANTS, "unpruned", replace(prepare.VARIANTS["unpruned"], make=prepare._subnet))
+    monkeypatch.setitem(prepare.VARIANTS, "unpruned", prepare._subnet)
     pruned, asked = open_exported(int8), replace(options(source, tmp_path), arms=None)
     manifest = pruned.own_manifest
     same = replace(manifest, sizes=replace(manifest.sizes, unpruned=manifest.sizes.subnetwork))

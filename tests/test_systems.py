@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from outputs import content_of, names, publish, write_files
 
 from lonas_edge import output as output_module
 from lonas_edge.bench import machine
@@ -62,13 +61,6 @@ def test_processes_are_forked_on_linux_only(monkeypatch: pytest.MonkeyPatch, pla
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setenv(graph.SPAWN, spawn)
     assert graph.forks() is forks
-
-
-def test_an_output_is_replaced_without_an_exchange(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    write_files(tmp_path / "out", "old")
-    publish(tmp_path / "out")
-    assert content_of(tmp_path / "out") == "new" and names(tmp_path) == ["out"]
 
 
 def test_a_machine_without_affinity_and_sysfs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

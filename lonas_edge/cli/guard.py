@@ -11,7 +11,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning, UsageError, chain, escaped, one_line, out_of_memory
@@ -55,9 +54,9 @@ def guarded(run: Callable[[], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters
+    before = signal.getsignal(signal.SIGTERM)
     if "RANK" not in os.environ:  # torchrun ends its workers itself
-        with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     with warnings.catch_warnings():
         try:
             code = run() or 0
@@ -68,6 +67,7 @@ def guarded(run: Callable[[], int | None]) -> None:
             code = _report(error)
         finally:
             logging.disable(logging.NOTSET)
+            signal.signal(signal.SIGTERM, before)
     sys.exit(code)
 
 

@@ -108,23 +108,6 @@ def test_the_home_directory_in_every_path(
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_a_search_space_that_cannot_be_written(
-    run_cli: Callable, llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran = run_cli("space", "--model", llama.base, "--output", tmp_path / "none/space.json")
-    assert ran.code == 1
-    assert f"error: {tmp_path}/none/space.json: cannot be written: " in ran.err
-
-    def full(self: Path, _target: Path) -> Path:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    ran = run_cli("space", "--model", llama.base, "--output", tmp_path / "space.json")
-    assert ran.code == 1
-    assert "No space left on device" in ran.err
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("case", ["llama-biased", "gemma2-tied"])
 def test_exported_checkpoint(case: str, run_cli, tiny_models: TinyModels, choose, ids, tmp_path: Path) -> None:
     source, output = tiny_models.source(case), tmp_path / "out"

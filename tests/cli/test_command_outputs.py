@@ -60,20 +60,6 @@ def test_a_base_that_the_adapter_names_is_kept(
     assert f"would delete {llama_copy.base}, which this run reads" in ran.err
 
 
-@pytest.mark.parametrize(
-    ("command", "overwrite"),
-    [("export", ()), ("export", ("--overwrite",)), ("train", ("--overwrite",)), ("eval", ("--overwrite",)), ("bench", ())],
-)
-def test_the_working_directory_is_kept(
-    command: str, overwrite: tuple[str, ...], commands: dict, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    ran = run_cli(*commands[command], "--output", ".", *overwrite)
-    assert (ran.code, ran.out) == (1, "")
-    assert ".: has no name. Choose another --output." in " ".join(ran.err.split())
-
-
 def test_a_sub_network_s_name_is_no_input(commands: dict, run_cli: Callable, tmp_path: Path, monkeypatch) -> None:
     """A directory called `minimal` may be the output of `--subnet minimal`."""
     (tmp_path / "minimal").mkdir()

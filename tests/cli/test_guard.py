@@ -1,6 +1,5 @@
 """However a command ends, one line says why."""
 
-import builtins
 import io
 import os
 import re
@@ -19,8 +18,7 @@ from rich.table import Table
 from systems import SIGNALS
 from tiny_models import TinySource
 
-from lonas_edge.cli.guard import guarded
-from lonas_edge.cli.terminal import console, progress
+from lonas_edge.cli.terminal import console
 from lonas_edge.errors import LonasEdgeError
 
 UNEXPECTED = r"error: unexpected: {}: {} \(in lonas_edge/cli/inspect\.py:\d+\)\. .*please report it .*--version.*--debug.*"
@@ -75,42 +73,6 @@ def test_an_error_is_one_line(run_cli: Callable, monkeypatch: pytest.MonkeyPatch
     assert "Traceback" in run_cli("inspect", "SOURCE").err
 
 
-# wrong values
-
-SPACE = ("space", "--model", "base", "--output", "new.json")
-TRAIN = ("train", "--model", "base", "--data", "data.json", "--nncf-config", "space.json", "--output", "new")
-EVAL, BENCH = ("eval", "exported", "--datasets", "data"), ("bench", "exported")
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (("inspect", ""), "is empty"),
-        (("inspect", "a", "--subnet", ""), "--subnet.*is empty"),
-        (("export", "a", "--output", ""), "--output.*is empty"),
-        ((*SPACE, "--ratios", "1e400"), "--ratios 1e400: input should be less than or equal to 1"),
-        ((*SPACE, "--ranks", "8,,6"), "--ranks 8,,6: has an empty entry"),
-        ((*TRAIN, "--lr", "nan"), "--lr nan: input should be"),
-        ((*TRAIN, "--lr", "1e300"), "--lr"),
-        ((*TRAIN, "--alpha", "0"), "--alpha 0: input should be greater than 0"),
-        ((*TRAIN, "--epochs", "1e308"), "--epochs 1e308: input should be less than or equal to 1000000"),
-        ((*TRAIN, "--data", "a.json:1e308"), "--data a.json:1e308: a weight must be more than 0 and at most 1e.06"),
-        ((*EVAL, "--tasks", ","), "--tasks.*has an empty entry"),
-        ((*EVAL, "--property", "="), "--property =: expected NAME=VALUE"),
-        ((*BENCH, "--rounds", "9" * 30), "--rounds"),
-    ],
-    ids=lambda value: " ".join(value)[-40:] if isinstance(value, tuple) else "",
-)
-def test_wrong_values(
-    run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    ran = run_cli(*command)
-    assert (ran.code, ran.out) == (2, ""), ran
-    assert re.search(message, ran.err.splitlines()[-1]), ran.err
-    assert not list(tmp_path.iterdir())
-
-
 # the terminal
 
 
@@ -127,13 +89,6 @@ def test_names_are_neither_markup_nor_control(monkeypatch: pytest.MonkeyPatch) -
     assert not {"\x1b", "\x07"} & set(shown.getvalue())
 
 
-def test_what_is_being_done_may_be_hostile(capfd: pytest.CaptureFixture[str]) -> None:
-    with progress() as report:
-        report("[/nope] \x1b[31m", 0.5)
-        report("[/stays] \x1b[31m\nnext", 0.5)
-    assert r"[/stays] \x1b[31m" in capfd.readouterr().err
-
-
 def run(*arguments: object, shell: str = "", **options: Any) -> "subprocess.CompletedProcess[str]":
     """Runs `python -m lonas_edge …`, with redirections by a shell."""
     words = " ".join(f"'{word}'" for word in (sys.executable, "-m", "lonas_edge", *arguments))
@@ -146,12 +101,6 @@ def run(*arguments: object, shell: str = "", **options: Any) -> "subprocess.Comp
 )
 def test_where_output_cannot_go(shell: str, error: str) -> None:
     assert re.fullmatch(error, run("bench", "--help", shell=shell).stderr)
-
-
-def test_help_in_ascii() -> None:
-    """click writes it as UTF-8 nevertheless."""
-    ran = run("bench", "--help", env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
-    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 # Ctrl-C
@@ -216,21 +165,3 @@ def test_interrupted_while_a_process_starts(llama: TinySource, tmp_path: Path, h
     os.killpg(process.pid, signal.SIGINT) if how == signal.SIGINT else process.terminate()  # SIGTERM, to the parent alone
     ends_with_one_line(process)
     assert not (tmp_path / "out").exists()
-
-
-def test_an_import_is_not_needed_to_tell(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Where memory has run out, nothing more can be imported."""
-    real = builtins.__import__
-
-    def refuses(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.startswith("rich"):
-            raise MemoryError
-        return real(name, *arguments, **options)
-
-    def fails() -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(builtins, "__import__", refuses)
-    with pytest.raises(SystemExit):
-        guarded(fails)
-    assert capfd.readouterr().err.startswith("error: out of memory in lonas-edge (starting).")

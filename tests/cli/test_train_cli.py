@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import oracle_logits
-from safetensors.torch import load_file, save_file
 from systems import KILL, SIGNALS
 from tiny_models import TARGETS, TinySource
 from train_commands import arguments, has
@@ -24,15 +23,6 @@ ADAPTER, RECORD = "adapter_model.safetensors", "training.json"
 # outputs and unfinished trainings
 
 
-def test_existing_output(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "mine").write_text("mine")
-    has(refused(arguments(llama, data, output)), f"{output}: already exists", "--overwrite")
-    has(refused(arguments(llama, data, output, "--resume")), f"{output}: already exists")
-    assert (output / "mine").read_text() == "mine"
-
-
 def test_unfinished_training_is_kept(llama: TinySource, data: Path, tmp_path: Path, refused, unfinished: Callable) -> None:
     output = tmp_path / "out"
     unfinished(arguments(llama, data, output))
@@ -42,11 +32,6 @@ def test_unfinished_training_is_kept(llama: TinySource, data: Path, tmp_path: Pa
         f"{output}.partial: an unfinished run is kept there",
         "Continue it with --resume, or start again with --overwrite",
     )
-
-
-def test_nothing_to_resume(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    error = refused(arguments(llama, data, tmp_path / "out", "--resume"))
-    has(error, f"{tmp_path / 'out'}: no unfinished run to resume")
 
 
 def test_resume_with_other_settings(
@@ -64,40 +49,12 @@ def test_resume_with_other_settings(
     changes = {"rank": 16, "alpha": 32, "steps": 9, "seed": 1}
     changes |= {"batch_size": 8, "micro_batch_size": 2}
     free = {"lr": 0.001}
-    error = refused(arguments(llama_copy, data, output, "--resume", "--no-reorder", **changes, **free))
+    error = refused(arguments(llama_copy, data, output, "--resume", **changes, **free))
     has(error, f"{output}.partial: cannot continue, because settings or inputs have changed")
     has(error, "base config.json: was", "data 1 data.json: was", "search_space: was", "stages: was")
     has(error, "options rank: was 8, is 16", "options alpha: was 16.0, is 32.0", "options steps: was 8, is 9")
-    has(
-        error,
-        "options seed: was 42, is 1",
-        "options reorder: was True, is False",
-        "options micro_batch_size: was missing, is 2",
-    )
+    has(error, "options seed: was 42, is 1", "options micro_batch_size: was missing, is 2")
     assert "options lr" not in error
-
-
-def test_a_base_that_cannot_be_computed_with(llama_copy: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
-    name = "model.layers.0.mlp.gate_proj.weight"
-    weights = load_file(llama_copy.base / "model.safetensors")
-    weights[name][3, 3] = 3e38
-    save_file(weights, llama_copy.base / "model.safetensors")
-    ran = run_cli(*arguments(llama_copy, data, tmp_path / "out"))
-    assert ran.code == 1
-    has(
-        ran.err,
-        f"{llama_copy.base}: the checkpoint is damaged",
-        f"{name}: holds values too large to compute with, in model.safetensors",
-    )
-
-
-@pytest.mark.parametrize("value", ['"1"', "[" * 900 + "]" * 900])
-def test_a_damaged_generation_configuration(
-    llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable, value: str
-) -> None:
-    path = llama_copy.base / "generation_config.json"
-    path.write_text(f'{{"pad_token_id": {value}}}')
-    has(refused(arguments(llama_copy, data, tmp_path / "out")), path)
 
 
 # what is printed
@@ -155,7 +112,7 @@ def test_killed_and_resumed(
     llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, refused: Callable, number, step: int, checkpoint
 ) -> None:
     """As if nothing had happened: the same losses, bitwise the same adapter."""
-    output, changes = tmp_path / "out", {"dropout": 0.1}
+    output, changes = tmp_path / "out", {"seed": 3}
     command = arguments(llama, data, output, **changes)
     process = subprocess.Popen(
         [sys.executable, "-c", STALLED.replace("STEP", str(step)), *command],
@@ -174,7 +131,7 @@ def test_killed_and_resumed(
     assert "Traceback" not in error
     if number == signal.SIGINT:
         has(error, "interrupted", f"kept in {output}.partial", "--resume")
-    left = [] if number == signal.SIGINT else [".out.partial.lock"]  # whoever takes it next removes it
+    left = [] if number == signal.SIGINT else [".out.lock"]  # whoever takes it next removes it
     assert sorted(path.name for path in tmp_path.iterdir()) == [*left, "data.json", "out.partial"]
     ran = run_cli(*command, "--resume")
     assert ran.code == 0, ran.err
@@ -216,20 +173,6 @@ def test_a_super_adapter_needs_no_other_argument(
         found = load_checkpoint("exported")(input_ids=ids, use_cache=False).logits
     expected = oracle_logits(base, tmp_path / "moved/made/out", llama_copy.space, widths, ids)
     assert (found - expected).abs().max() < 1e-4
-
-
-def test_the_home_directory_in_every_path(
-    llama_copy: TinySource, data: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No shell replaces the ~ of `--output=~/out`."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    given = {"model": "~/base", "nncf_config": "~/space.json", "steps": 1}
-    ran = run_cli(*arguments(llama_copy, Path("~") / data.name, Path("~/out"), **given))
-    assert ran.code == 0, ran.err
-    assert (tmp_path / "out" / ADAPTER).exists()
-    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_the_base_is_found_from_the_super_adapter(

@@ -61,7 +61,6 @@ def test_wrong_usage(llama: TinySource, start: Path, data: Path, tmp_path: Path,
     output = tmp_path / "out"
     for flags, changes in (
         (["--rank", "4"], {}),
-        (["--no-reorder"], {}),
         (["--no-elastic"], {}),
         ([], {"target_modules": "q_proj"}),
     ):

@@ -29,11 +29,6 @@ def test_ranks_larger_than_rank(llama: TinySource, data: Path, tmp_path: Path, r
     has(error, "adapter rank 4, search space rank 8, in 15 modules: model.layers.0.self_attn.q_proj, …")
 
 
-def test_elastic_ranks_without_an_adapter(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    error = refused(arguments(llama, data, tmp_path / "out", target_modules="q_proj,v_proj"))
-    has(error, "no adapter, search space rank 8, in 9 modules: model.layers.0.self_attn.k_proj, …", "add --target-modules")
-
-
 def test_target_modules_of_another_model(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
     error = refused(arguments(llama, data, tmp_path / "out", target_modules="q_proj,c_attn,proj"))
     has(error, "--target-modules", "target module 'c_attn': the model has no such linear layer", "target module 'proj'")
@@ -62,13 +57,6 @@ def test_tokens_beyond_the_vocabulary(llama_copy: TinySource, data: Path, tmp_pa
     has(error, llama_copy.base, "gives token 3", "288 entries")
 
 
-def test_tokenizer_without_eos(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    path = llama_copy.base / "tokenizer_config.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
-    error = refused(arguments(llama_copy, data, tmp_path / "out"))
-    has(error, llama_copy.base, "no EOS token", "tokenizer_config.json")
-
-
 def test_an_adapter_as_the_model(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
     error = refused(arguments(llama_copy, data, tmp_path / "out", model=llama_copy.adapter))
     has(error, f"{llama_copy.adapter}: no config.json; expected a Hugging Face model directory")
@@ -76,17 +64,6 @@ def test_an_adapter_as_the_model(llama_copy: TinySource, data: Path, tmp_path: P
         shutil.copy(llama_copy.adapter / name, llama_copy.base)
     error = refused(arguments(llama_copy, data, tmp_path / "out"))
     has(error, f"{llama_copy.base}: is an adapter", "--model takes a base model")
-
-
-def test_stages_that_ask_for_what_is_not_done(
-    llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable, run_cli: Callable
-) -> None:
-    content = json.loads(llama_copy.space.read_text())
-    stages = [{"train_dims": ["depth", "width"], "epochs": 2}, {"train_dims": ["width"], "reorg_weights": True}]
-    content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"] = stages
-    llama_copy.space.write_text(json.dumps(content))
-    error = refused(arguments(llama_copy, data, tmp_path / "out"))
-    has(error, llama_copy.space, "list_stage_descriptions.1.reorg_weights")
 
 
 def test_elastic_depth(llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
@@ -123,11 +100,6 @@ def test_batch_that_cannot_be_divided(llama: TinySource, data: Path, tmp_path: P
     has(error, f"--batch-size {changes['batch_size']} cannot be divided", "micro-batches of 4", "Choose a multiple")
 
 
-def test_dropout_of_what_is_stored(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    error = refused(arguments(llama, data, tmp_path / "out", dropout=0.1, weight_format="int4_sym"))
-    has(error, "--dropout cannot be combined with --weight-format")
-
-
 # wrong usage
 
 
@@ -137,25 +109,9 @@ def test_dropout_of_what_is_stored(llama: TinySource, data: Path, tmp_path: Path
         ({"nncf_config": None}, "--nncf-config"),
         ({"data": None}, "--data"),
         ({"steps": 0}, "--steps"),
-        ({"rank": 0}, "--rank"),
-        ({"dropout": 1}, "--dropout"),
         ({"precision": "int8"}, "--precision"),
         ({"weight_format": "fp16"}, "--weight-format"),
     ],
 )
 def test_wrong_usage(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, changes, text: str) -> None:
     has(refused(arguments(llama, data, tmp_path / "out", **changes), code=2), text)
-
-
-@pytest.mark.parametrize(
-    ("flags", "texts"),
-    [
-        (["--no-elastic", "--no-reorder"], ["--no-reorder needs --elastic"]),
-        (["--epochs", "2"], ["--steps cannot be combined with --epochs"]),
-    ],
-)
-def test_options_that_would_do_nothing(
-    llama: TinySource, data: Path, tmp_path: Path, refused: Callable, flags: list[str], texts: list[str]
-) -> None:
-    error = refused(arguments(llama, data, tmp_path / "out", *flags), code=2)
-    has(" ".join(error.split()), *texts)

@@ -14,7 +14,6 @@ from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.formats import FORMATS
 from lonas_edge.options import UserPath, option
-from lonas_edge.tables import Table
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.manifest import Manifest
@@ -72,22 +71,14 @@ def _warnings(source: "Source", name: str, manifest: "Manifest", options: Export
 
 
 def _print(manifest: "Manifest", output: Path) -> None:
-    from lonas_edge.families import CAUSAL_LM
-
     shown = console()
     before, after = manifest.sizes.unpruned.parameters, manifest.sizes.subnetwork.parameters
     shown.print(
         f"{output}: {manifest.subnetwork.name} sub-network, {manifest.formats}, {after / 1e6:,.1f} M parameters "
         f"({after / before:.1%} of the unpruned model's {before / 1e6:,.1f} M)",
     )
-    rows = []
-    for name, parity in manifest.compared:
-        same = [] if parity.top1_agreement is None else [f"{parity.top1_agreement:.1%}"]
-        rows.append((name, f"{parity.max_logit_difference:.1e}", f"{parity.distance:.1e}", *same))
-        agreement = ["same top token" if manifest.pipeline == CAUSAL_LM.pipeline_tag else "same class"] if same else []
-        headings = (parity.compared, "largest difference", parity.measure, *agreement)
-    if rows:
-        Table(headings, rows, "Parity").print(shown)
+    if manifest.verified:
+        manifest.parity_table.print(shown)
     else:
         shown.print("not verified (--no-verify)")
     seconds = {name.replace("_", " "): step.seconds for name, step in manifest.steps.items()}

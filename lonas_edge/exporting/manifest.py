@@ -8,10 +8,12 @@ from typing import ClassVar
 from lonas_edge.data.parity import Parity
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting.evaluations import FILE as EVALUATIONS
+from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
 from lonas_edge.schema import Record
 from lonas_edge.space.picture import Layer
 from lonas_edge.space.subnetwork import SearchOrigin, Sizes
+from lonas_edge.tables import Table
 
 MANIFEST = "lonas_edge.json"
 CARD = "README.md"
@@ -162,9 +164,18 @@ class Manifest(Record):
     pooling: Pooling | None = None
 
     @property
-    def compared(self) -> list[tuple[str, Parity]]:
-        """The comparisons and their titles."""
-        return [(COMPARED.get(name, name), parity) for name, parity in self.parity.items()]
+    def parity_table(self) -> Table:
+        """The comparisons of a verified export."""
+        first, causal = next(iter(self.parity.values())), self.pipeline == CAUSAL_LM.pipeline_tag
+        agreement = ["same top token" if causal else "same class"] * (first.top1_agreement is not None)
+        headings = [first.compared, "largest difference", first.measure, *agreement, "positions" if causal else "texts"]
+        rows = []
+        for name, parity in self.parity.items():
+            figures = [f"{parity.max_logit_difference:.2e}", f"{parity.distance:.2e}"]
+            if agreement:
+                figures.append(f"{parity.top1_agreement or 0:.1%}")
+            rows.append([COMPARED.get(name, name), *figures, parity.positions])
+        return Table(headings, rows, title="Parity")
 
     @property
     def formats(self) -> str:

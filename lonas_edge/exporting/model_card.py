@@ -12,22 +12,33 @@ from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import METHOD, PER_CHANNEL
 from lonas_edge.space.picture import draw
 from lonas_edge.space.subnetwork import SearchOrigin
+from lonas_edge.tables import Table
 
 ACCURACY, VERIFICATION = "## Accuracy", "## Verification"
 COMPARISON = "## Compared with other files of this model"  # of `compress`
+_NPU = (
+    "The weights are stored as OpenVINO's guide for NPUs requires. It was never run on an NPU. NPUs need the longest "
+    "prompt and the room for the answer when the model is loaded:",
+    "",
+    "```python",
+    'pipe = openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024, MIN_RESPONSE_LEN=128)',
+    "```",
+    "",
+)
 _SECTION = re.compile(r"^(?=## )", re.MULTILINE)
 
 
 def model_card(manifest: Manifest) -> str:
     """Return the model card of an exported directory as Markdown, with the metadata block that model hubs read."""
-    stage, base, name = STAGES[manifest.stage], manifest.base.name, manifest.subnetwork.name
+    stage, base, name, pooling = STAGES[manifest.stage], manifest.base.name, manifest.subnetwork.name, manifest.pooling
+    tags = ["lonas", manifest.pipeline, *stage.tags]
+    tags += ["sentence-transformers"] if pooling else []
     fine_tuned = f" fine-tuned with the adapter `{manifest.adapter.name}`" if manifest.adapter else ""
-    pooling_tags = ("sentence-transformers",) if manifest.pooling else ()
     fine_tuned += f" on GLUE's {manifest.task}" if manifest.task else ""
-    content = [
+    lines = [
         "---",
         f"library_name: {stage.library}",
-        f"tags: [{', '.join(('lonas', manifest.pipeline, *stage.tags, *pooling_tags))}]",
+        f"tags: [{', '.join(tags)}]",
         f"pipeline_tag: {manifest.pipeline}",
         "---",
         f"# {base}, {name} sub-network, {manifest.formats}",
@@ -35,25 +46,25 @@ def model_card(manifest: Manifest) -> str:
         f"`{base}`{fine_tuned}: the `{name}` sub-network, sliced and merged by lonas-edge. "
         "`subnetwork.json` has its widths, `lonas_edge.json` versions, hashes of the inputs, sizes and parity.",
         "",
-        *(_search(manifest.subnetwork.origin) if manifest.subnetwork.origin else []),
-        *_sizes(manifest.sizes),
-        "",
-        *_compression(manifest.compression, manifest.head, manifest.calibrated),
-        *_picture(manifest),
-        "## Run",
-        "",
-        *(_with_pooling(line, manifest.pooling) for line in stage.run[manifest.pipeline]),
-        "",
-        *(_pooling(manifest.pooling) if manifest.pooling else []),
-        *_prompt(manifest),
-        *((*RUN_SERVER, "") if GRAPH_FILE in manifest.files else ()),
-        *(_npu() if fits_npu(manifest) else []),
-        VERIFICATION,
-        "",
-        *(_parity(manifest) if manifest.verified else ["Not verified (`--no-verify`)."]),
-        "",
     ]
-    return "\n".join(content)
+    if manifest.subnetwork.origin:
+        lines += _search(manifest.subnetwork.origin)
+    lines += [*_sizes(manifest.sizes), ""]
+    lines += _compression(manifest.compression, manifest.head, manifest.calibrated)
+    lines += _picture(manifest)
+    lines += ["## Run", ""]
+    lines += [_with_pooling(line, pooling) for line in stage.run[manifest.pipeline]]
+    lines += [""]
+    if pooling:
+        lines += _pooling(pooling)
+    lines += _prompt(manifest)
+    if GRAPH_FILE in manifest.files:
+        lines += [*RUN_SERVER, ""]
+    if fits_npu(manifest):
+        lines += _NPU
+    lines += [VERIFICATION, ""]
+    lines += manifest.parity_table.to_markdown() if manifest.verified else ["Not verified (`--no-verify`)."]
+    return "\n".join([*lines, ""])
 
 
 def _with_pooling(line: str, pooling: Pooling | None) -> str:
@@ -84,18 +95,6 @@ def fits_npu(manifest: Manifest) -> bool:
     return manifest.pipeline == CAUSAL_LM.pipeline_tag and stored in ([("int4_sym", 128)], [("int4_sym", PER_CHANNEL)])
 
 
-def _npu() -> list[str]:
-    return [
-        "The weights are stored as OpenVINO's guide for NPUs requires. It was never run on an NPU. NPUs need the longest "
-        "prompt and the room for the answer when the model is loaded:",
-        "",
-        "```python",
-        'pipe = openvino_genai.LLMPipeline("THIS_DIRECTORY", "NPU", MAX_PROMPT_LEN=1024, MIN_RESPONSE_LEN=128)',
-        "```",
-        "",
-    ]
-
-
 def _search(origin: SearchOrigin) -> list[str]:
     quality, cost = (
         f"{name} {value:.4g} {origin.units.get(name, name)}".removesuffix(f" {name}")
@@ -110,13 +109,12 @@ def _search(origin: SearchOrigin) -> list[str]:
 
 def _sizes(sizes: BothSizes) -> list[str]:
     unpruned, chosen = sizes.unpruned, sizes.subnetwork
-    return [
-        "| | unpruned | this sub-network |",
-        "|---|---|---|",
-        f"| parameters (merged) | {unpruned.parameters:,} | {chosen.parameters:,} |",
-        f"| linear weights (adapters unmerged) | {unpruned.linear_weights:,} | {chosen.linear_weights:,} |",
-        f"| MACs, {chosen.seq_len} tokens | {unpruned.macs:.3e} | {chosen.macs:.3e} |",
+    rows = [
+        ["parameters (merged)", f"{unpruned.parameters:,}", f"{chosen.parameters:,}"],
+        ["linear weights (adapters unmerged)", f"{unpruned.linear_weights:,}", f"{chosen.linear_weights:,}"],
+        [f"MACs, {chosen.seq_len} tokens", f"{unpruned.macs:.3e}", f"{chosen.macs:.3e}"],
     ]
+    return Table(["", "unpruned", "this sub-network"], rows).to_markdown()
 
 
 def _compression(parts: tuple[Compression, ...], head: Compression | None, calibrated: Calibrated | None) -> list[str]:
@@ -174,36 +172,18 @@ def _prompt(manifest: Manifest) -> list[str]:
 
 def accuracy(evaluations: Evaluations) -> str:
     """Return the body of the section on accuracy."""
-    content = ["In percent ± standard error, by `lonas-edge eval`.", ""]
+    lines = ["In percent ± standard error, by `lonas-edge eval`.", ""]
     for evaluation in evaluations.by_protocol.values():
         target, conditions = evaluation.target, evaluation.conditions
         cells = [(task.task, task.accuracy, task.accuracy_stderr) for task in target.tasks]
-        cells += [("average", target.average, target.average_stderr)] if target.average is not None else []
+        if target.average is not None:
+            cells.append(("average", target.average, target.average_stderr))
+        values = [f"{value:.1f}" + (f" ± {error:.1f}" if error else "") for _, value, error in cells]
         properties = ", ".join(f"{name}={value}" for name, value in target.properties.items())
-        content += [
-            f"{evaluation.described}. {conditions.processor.strip()}, {conditions.date}"
-            + (f"; runtime properties {properties}." if properties else ", default runtime properties."),
-            "",
-            f"| {' | '.join(name for name, _, _ in cells)} |",
-            f"|{'---|' * len(cells)}",
-            f"| {' | '.join(f'{value:.1f}' + (f' ± {error:.1f}' if error else '') for _, value, error in cells)} |",
-            "",
-        ]
-    return "\n".join(content)
-
-
-def _parity(manifest: Manifest) -> list[str]:
-    if not manifest.compared:
-        return []
-    _, first = manifest.compared[0]
-    causal = manifest.pipeline == CAUSAL_LM.pipeline_tag
-    same = "" if first.top1_agreement is None else " same top token |" if causal else " same class |"
-    rows = [f"| {first.compared} | largest difference | {first.measure} |{same} {'positions' if causal else 'texts'} |"]
-    rows.append(f"|---|---|---|{'---|' if same else ''}---|")
-    for name, parity in manifest.compared:
-        agreement = f" {parity.top1_agreement or 0:.1%} |" if same else ""
-        rows.append(f"| {name} | {parity.max_logit_difference:.2e} | {parity.distance:.2e} |{agreement} {parity.positions} |")
-    return rows
+        used = f"; runtime properties {properties}." if properties else ", default runtime properties."
+        lines += [f"{evaluation.described}. {conditions.processor.strip()}, {conditions.date}{used}", ""]
+        lines += [*Table([name for name, _, _ in cells], [values]).to_markdown(), ""]
+    return "\n".join(lines)
 
 
 def replace_section(card: str, heading: str, body: str, before: str = "") -> str:

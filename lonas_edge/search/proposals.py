@@ -1,15 +1,12 @@
 """Proposals of networks from the evaluations so far: a greedy removal of blocks, then moves of picks and of the front.
 
-Greedy removal: remove the block that costs least in the network without those already removed. The cost of a block depends on
-what else is removed, so each step evaluates networks as they are. Costs rarely fall when more blocks are removed. So only the
-block that was cheapest when it was last measured is evaluated again (lazy greedy, Minoux 1978).
+Greedy removal: remove the block that costs least in the network without those already removed. Costs rarely fall when more
+blocks are removed. So only the block that was cheapest when it was last measured is evaluated again (lazy greedy, Minoux 1978).
 
-Refinement: move widths between two groups at nearly the same cost. Picks come first. The sensitivity of a group depends on what
-else is removed, above all among attention blocks: a table of the maximal network predicts little for a network with many cuts.
-So a table is measured around the best network of each pick, and its most promising moves are tried first. A better network
-becomes the new start; groups that moved are then fixed, because the table no longer holds for them. The front comes next: one
-level moves between two groups, as the first table predicts. EvoPress finishes with such level switches (Sieberling et al.,
-2410.14649).
+Refinement: move widths between two groups at nearly the same cost. Picks come first. The table of the maximal network predicts
+little for a network with many cuts, so a table is measured around the best network of each pick, and its most promising moves
+are tried first. Groups that moved are then fixed, because the table no longer holds for them. The front comes next: one level
+moves between two groups, as the first table predicts. EvoPress finishes with such switches (Sieberling et al., 2410.14649).
 """
 
 import itertools

@@ -62,7 +62,7 @@ def make_record(
             **asdict(options.cost_settings),
         },
         fixed=tuple(index for index in range(len(plan.source.space.groups)) if index not in plan.dimensions.searched),
-        sensitivity=sensitivity,
+        sensitivity=tuple(tuple(row) for row in sensitivity),
         evaluations=tuple(evaluations),
         front=tuple(member.number for member in members),
         named=tuple(named),

@@ -117,8 +117,7 @@ class _Search:
             self.progress("Scoring the unpruned network", None)
             reference = network.reference(self.batches)
         with self._step("sensitivity table"):
-            rows = self._share("sensitivity", lambda: self._sensitivity(network, "of each group"))
-            table = _to_table(rows)
+            table: Table = self._share("sensitivity", lambda: self._sensitivity(network, "of each group"))
         costs = {**plan.counted_costs, plan.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
         propose, required = self._proposals(network, table, cost, aims), named_origins(plan.dimensions)
@@ -175,7 +174,7 @@ class _Search:
 
         with self._step(_AROUND):
             content = self._share(f"sensitivity:{pick.expression}", measure)
-        return content["widths"], _to_table(content["rows"])
+        return content["widths"], content["rows"]
 
     def _proposals(self, network: SuperNetwork, table: Table, cost: CostFunction, aims: Mapping[Pick, CostFunction]) -> Propose:
         """Propose a greedy removal where blocks alone are searched, then moves of the picks, then of the front."""
@@ -212,8 +211,3 @@ class _Search:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-
-
-def _to_table(rows: Sequence[Sequence[float]]) -> Table:
-    """Return a sensitivity table from JSON."""
-    return tuple(tuple(row) for row in rows)

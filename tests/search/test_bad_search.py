@@ -22,16 +22,6 @@ def test_no_search_space(tiny_models: TinyModels, data: Path, refused: Callable,
     has(refused(command), "no search space", created, "--nncf-config")
 
 
-def test_only_ranks(llama_copy: TinySource, data: Path, refused: Callable, tmp_path: Path) -> None:
-    content = json.loads(llama_copy.space.read_text())
-    width = content["bootstrapNAS"]["training"]["elasticity"]["width"]
-    for name in ("overwrite_groups", "overwrite_groups_widths"):
-        width[name] = width[name][:3]
-    llama_copy.space.write_text(json.dumps(content))
-    command = ["search", *llama_copy.arguments(), "--data", str(data), "--output", str(tmp_path / "out")]
-    has(refused(command), "none of them makes the merged model smaller")
-
-
 def test_unusable_data(command: Callable, data: Path, refused: Callable, tmp_path: Path) -> None:
     has(refused(command("--data", tmp_path / "none.json")), "none.json", "cannot be read")
     has(refused(command("--num-prompts", 41)), data, "40", "41", "--num-prompts")

@@ -10,10 +10,6 @@ from test_glue_search import write_set
 from tiny_bert import TinyBert
 from tiny_models import LAYERS, TinySource
 
-from lonas_edge.bench.measure import Schedule
-from lonas_edge.search.cost import CostSettings
-from lonas_edge.search.latency_table import open_table, predicted_cost
-
 HEADS, MLPS = {64: 0.004, 48: 0.0031, 32: 0.0024}, {128: 0.0050, 96: 0.0052, 64: 0.0021}  # of a layer: seconds
 FIRST = 0.003
 
@@ -36,19 +32,6 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Device:
 def bert(tiny_bert: TinyBert) -> TinySource:
     """The tiny classifier of two classes."""
     return tiny_bert.source(2)
-
-
-def test_latencies_add_up(bert: TinySource, device: Device) -> None:
-    """The kinds are heads and MLPs; ranks are at their widest. A classifier has no KV cache."""
-    settings = CostSettings("int8", prompt_len=16, new_tokens=0)
-    cost = predicted_cost("latency", bert.opened(), settings, open_table(bert.opened(), settings).curves)
-    heads = [(*[width] * LAYERS, *[8] * LAYERS, *[128] * LAYERS) for width in HEADS]
-    mlps = [(*[64] * LAYERS, *[8] * LAYERS, *[width] * LAYERS) for width in MLPS]
-    assert {widths for widths, _, _ in device.exported} == {*heads, *mlps} and len(device.exported) == 5
-    assert device.arguments == [(settings.case, Schedule(12, 4, 1), "CPU")]
-    assert device.runs == [[{}] * 5]
-    for widths in ((64, 48, 32, 6, 8, 6, 128, 96, 64), (32, 32, 64, 8, 8, 8, 64, 64, 96)):
-        assert cost(widths) == pytest.approx(1e3 * seconds(widths))
 
 
 def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path: Path) -> None:

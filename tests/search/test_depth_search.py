@@ -79,23 +79,6 @@ def test_a_search(run_cli: Callable, few: TinySource, data: Path, tmp_path: Path
     assert 0 in best["widths"], "narrow MLPs or heads alone are larger"
 
 
-def test_a_search_over_blocks_alone(run_cli: Callable, deep: TinySource, data: Path, tmp_path: Path) -> None:
-    """Blocks are removed greedily until the bound is met."""
-    content = json.loads(deep.space.read_text())
-    values = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
-    values[:] = [group[:1] for group in values]
-    (tmp_path / "blocks.json").write_text(json.dumps(content))
-    source = replace(deep, space=tmp_path / "blocks.json")
-    command = ["search", *source.arguments(), "--data", data, "--output", tmp_path / "out", "--cost", "weights", "--json"]
-    ran = run_cli(*command, "--num-prompts", 8, "--prompt", "alpaca", "--evals", 6, "--pick", "weights<=0.7x")
-    assert ran.code == 0, ran.err
-    record = json.loads(ran.out)
-    origins = [network["origin"] for network in record["evaluations"]]
-    assert "greedy" in origins and not any("knapsack" in origin for origin in origins)
-    weights = [network["cost"] for network in record["evaluations"]]
-    assert weights[record["picks"][0]["evaluation"]] <= 0.7 * weights[0]
-
-
 @pytest.mark.parametrize(("case", "heads"), [("neox", False), ("gemma3", False), ("phi3", True)])
 def test_sensitivity_of_blocks(case: str, heads: bool, tiny_models: TinyModels, data: Path) -> None:
     """Blocks, and numbers of heads in layers with and without removable attention."""

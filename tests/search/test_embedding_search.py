@@ -15,7 +15,6 @@ from transformers import AutoTokenizer
 
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.search.sensitivity import measure_sensitivity
 
 UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
 MAXIMAL = [64] * LAYERS + [8] * LAYERS + [128] * LAYERS
@@ -60,19 +59,6 @@ def test_qualities(mode: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
     assert network.kl([UNEQUAL], embedded.batches)[0] == pytest.approx(embedded.distance(UNEQUAL), rel=1e-3)
     [equal] = network.kl([MAXIMAL], embedded.batches)
     assert 0 <= equal < 1e-9
-
-
-def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Equals evaluations of complete networks."""
-    source = tiny_bert.embedder()
-    embedded = Embedded(source, write_pairs(tmp_path, scored=False))
-    network = load_super_network(source.opened())
-    searched = [0, 1, 2, 6, 7, 8]
-    table = measure_sensitivity(network, embedded.batches, network.reference(embedded.batches), searched)
-    for index in searched:
-        for level, width in enumerate(source.groups()[index][1:], 1):
-            changed = [*MAXIMAL[:index], width, *MAXIMAL[index + 1 :]]
-            assert table[index][level] == pytest.approx(embedded.distance(changed), rel=1e-3, abs=1e-8)
 
 
 def test_a_search(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:

@@ -11,10 +11,8 @@ from tiny_models import TinySource
 from transformers import AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
-from lonas_edge.network.stored import StoredWeights
-from lonas_edge.network.super_network import SuperNetwork, load_super_network
+from lonas_edge.network.super_network import load_super_network
 from lonas_edge.search.sensitivity import measure_sensitivity
 
 UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
@@ -85,26 +83,6 @@ def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
             assert table[index][level] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
 
 
-def test_compressed_networks_equal_their_irs(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Embeddings of positions and segments, pooler and head are compressed, too."""
-    from optimum.intel import OVModelForSequenceClassification
-
-    source, weight_format = tiny_bert.source(2), "int4"
-    answers = Answers(source, write_set(tmp_path, "RTE"))
-    export(source.opened(), source.subnetwork(UNEQUAL, "x"), tmp_path / "ir", ExportOptions(weight_format, verify=False))
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    model = OVModelForSequenceClassification.from_pretrained(tmp_path / "ir", ov_config=exact)
-    inputs = ("input_ids", "attention_mask", "token_type_ids")
-    logits = torch.cat([model(**{name: batch[name] for name in inputs}).logits for batch in answers.batches])
-    expected = -logits.double().log_softmax(-1)[range(16), answers.labels].mean()
-    network: SuperNetwork = load_super_network(source.opened())
-    before = {name: tensor.clone() for name, tensor in network.model.named_parameters()}
-    with StoredWeights(network, weight_format).active(UNEQUAL):
-        [loss] = network.losses([UNEQUAL], answers.batches)
-    assert loss == pytest.approx(expected.item(), rel=1e-4)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.named_parameters())
-
-
 def test_classes_in_another_order(tiny_bert: TinyBert, tmp_path: Path) -> None:
     """Labels are numbered by the names of the base's classes, in any case."""
     names, words = ("CONTRADICTION", "Entailment", "neutral"), {"bad": "contradiction", "good": "entailment", "film": "neutral"}
@@ -117,19 +95,6 @@ def test_classes_in_another_order(tiny_bert: TinyBert, tmp_path: Path) -> None:
     [batch] = open_source(str(base), None, tiny_bert.space()).open_data(data).batches(tokenizer, 12, 0)
     read = [tokenizer.decode(ids, skip_special_tokens=True).split()[-1] for ids in batch["input_ids"]]
     assert [names[label].lower() for label in batch["labels"].tolist()] == [words[word] for word in read]
-
-
-def test_texts_longer_than_the_context(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """They are replaced by others; the error names the context."""
-    source, data = tiny_bert.source(2), write_set(tmp_path, "RTE", count=10)
-    head, *lines = data.read_text().rstrip("\n").split("\n")
-    long = [line.replace("\t", f"\t{'the good ' * 32}", 1) for line in lines[:3]]  # 64 tokens, and [CLS], [SEP]
-    data.write_text("\n".join([head, *long, *lines[3:]]) + "\n")
-    tokenizer = AutoTokenizer.from_pretrained(source.base)
-    batches = source.opened().open_data(data).batches(tokenizer, 7, 0)
-    assert sum(len(batch["labels"]) for batch in batches) == 7 and max(b["input_ids"].shape[1] for b in batches) <= 64
-    with pytest.raises(LonasEdgeError, match=r"7 of 10 .* 64 tokens"):
-        source.opened().open_data(data).batches(tokenizer, 8, 0)
 
 
 def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:

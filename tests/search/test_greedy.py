@@ -50,11 +50,6 @@ def test_the_path_is_that_of_all_evaluations(count: int) -> None:
     assert len(networks) == len(set(networks)) < 5 * count or count == 1
 
 
-def test_only_promising_networks_are_evaluated() -> None:
-    """Block 1 costs 0.3 alone and 1.2 beside block 2, so block 4 is evaluated, too, and costs 1.1; block 0 costs 3 alone."""
-    assert proposals(3) == [(2,), (2, 3), (1, 2, 3), (2, 3, 4)]
-
-
 def test_ends_where_the_quality_is_out_of_bounds() -> None:
     """Removed: 2 (0.1), then 3 (0.35 in all), then 4 (1.45)."""
     propose = greedy_proposer(DIMENSIONS, TABLE, lambda _, known: known > 0.3)
@@ -62,14 +57,3 @@ def test_ends_where_the_quality_is_out_of_bounds() -> None:
     while proposal := propose([_evaluation(*each) for each in enumerate(networks)], set(networks)):
         networks.append(proposal[0])
     assert [removed_of(widths) for widths in networks] == [(), (2,), (2, 3)]
-
-
-def test_workers_propose_different_networks() -> None:
-    propose = greedy_proposer(DIMENSIONS, TABLE, lambda *_: False)
-    done = [_evaluation(0, DIMENSIONS.maximal)]
-    known = {DIMENSIONS.maximal}
-    for block in (2, 3, 1, 4, 0):
-        proposal = propose(done, known)
-        assert proposal and removed_of(proposal[0]) == (block,)
-        known.add(proposal[0])
-    assert propose(done, known) is None

@@ -54,11 +54,6 @@ def test_the_ends() -> None:
     assert [knapsack(sensitivity, cost, budget) for budget in (12.0, 100.0, 3.0, 0.0)] == [[0, 0], [0, 0], [1, 1], [1, 1]]
 
 
-def test_sensitivity_that_falls_with_width_is_not_assumed() -> None:
-    """A narrower width may have a lower sensitivity."""
-    assert knapsack([[0.3, 0.0]], [[2.0, 1.0]], 2.0) == [1]
-
-
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     """HiGHS prints lines in C while it solves some of these."""
     draw = random.Random(0)

@@ -10,10 +10,7 @@ import torch
 from test_glue_search import Answers, write_set
 from tiny_bert import HIDDEN, LAYERS, MLP, RANK, TinyBert
 
-from lonas_edge.bench.latency import Latency
-from lonas_edge.search.cost import CostSettings
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.latency_table import find_kinds, make_curves, predicted_cost, uniform_networks
 
 WHOLE = [HIDDEN] * LAYERS + [RANK] * LAYERS + [MLP] * LAYERS
 
@@ -55,22 +52,3 @@ def test_layers_and_widths(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Pat
         assert kept or (widths[layer], widths[6 + layer]) == (HIDDEN, MLP)
     macs = record["evaluations"][0]["cost"]
     assert record["evaluations"][record["picks"][0]["evaluation"]]["cost"] <= 0.5 * macs
-
-
-def test_latency(tiny_bert: TinyBert) -> None:
-    """A network without any removable layer is measured; each layer saves its share of that."""
-    source = tiny_bert.deep(tiny_bert.source(2)).opened()
-    kinds = find_kinds(source)
-    assert {kind.name: kind.widths for kind in kinds}["layer"] == (1, 0) and len(kinds) == 3
-    networks = uniform_networks(source, kinds)
-    assert networks["layer", 0] == (*WHOLE, 0, 0)
-
-    def seconds(widths: tuple[int, ...]) -> Latency:
-        kept = [1, 1, 1] if widths[-1] else [0, 1, 0]
-        return Latency(latency=sum(kept[i] * (0.1 + widths[i] / 64 + widths[6 + i] / 128) for i in range(LAYERS)))
-
-    curves = make_curves(source, kinds, {widths: seconds(widths) for widths in networks.values()}, ["latency"])
-    alone = source.elasticity.canonical([32, 64, 64, 8, 8, 8, 128, 64, 64, 1, 0])
-    assert predicted_cost("latency", source, CostSettings(new_tokens=0), curves)(alone) == pytest.approx(
-        1e3 * (2 * 2.1 - 0.5 - 0.5)
-    )

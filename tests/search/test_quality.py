@@ -19,19 +19,6 @@ from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 
 
-def test_prompts_are_a_seeded_choice(llama: TinySource, data: Path) -> None:
-    source, tokenizer = llama.opened(), load_tokenizer(llama.base)
-
-    def texts(seed: int, count: int) -> list[str]:
-        batches = source.open_data(data, "question").batches(tokenizer, count, seed)
-        return [tokenizer.decode(row, skip_special_tokens=True) for batch in batches for row in batch["input_ids"]]
-
-    assert sorted(texts(0, 8)) == sorted(texts(0, 8)) != sorted(texts(1, 8))
-    assert set(texts(0, 8)) < set(texts(0, 20)), "a larger choice holds the smaller one"
-    assert len(set(texts(0, 40))) == 40
-    assert all(text.startswith("Question: What is ") for text in texts(0, 40))
-
-
 def test_batches_hold_every_prompt_once(llama: TinySource, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, tokenizer = llama.opened(), load_tokenizer(llama.base)
     held = source.open_data(data, "question")

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import pytest
-
 from lonas_edge.search import proposals
 from lonas_edge.search.dimensions import Dimensions, Widths
 from lonas_edge.search.picks import Pick
@@ -38,14 +36,6 @@ def test_the_most_promising_move_comes_first() -> None:
     assert proposed(done) == (3, 4, 4)  # -0.4 + 0.1
     done.append(evaluation(1, (3, 4, 4), 0.5))
     assert proposed(done) == (4, 4, 3)  # -0.4 + 0.2
-
-
-def test_a_move_keeps_the_cost() -> None:
-    done = [evaluation(0, (4, 2, 4), 0.9)]
-    for number in range(1, 3):
-        widths = proposed(done)
-        assert widths and cost(widths) == 10
-        done.append(evaluation(number, widths, 0.5))
 
 
 def test_hopeless_moves_are_not_tried() -> None:
@@ -115,13 +105,3 @@ def test_widths_inside_a_removed_block_are_no_moves() -> None:
     done = [evaluation(0, (4, 0, 3), 0.5)]
     rows = ((0.0, -0.9), (0.2, 0.0), (-0.1, 0.0, 0.3))
     assert of_pick(done, rows, (4, 0, 3), dimensions) == ((4, 0, 4), "refined:macs<=9"), "not 4 to 2 in the first"
-
-
-def test_the_end_of_a_pick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proposals, "PICK_PATIENCE", 1)
-    done = [evaluation(0, (3, 3, 3), 0.5)]
-    assert of_pick(done, AROUND_333, (3, 3, 3))
-    done.append(evaluation(1, (4, 2, 3), 0.7, "refined:macs<=9"))
-    assert of_pick(done, AROUND_333, (3, 3, 3)) is None
-    done.append(evaluation(2, (2, 3, 3), 0.3, "nsga2"))  # the best network now
-    assert of_pick(done, AROUND_333, (3, 3, 3)) == ((2, 4, 3), "refined:macs<=9")

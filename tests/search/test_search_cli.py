@@ -178,11 +178,6 @@ def test_a_continued_search_keeps_the_faster_dtype(run_cli: Callable, command: C
     assert first["settings"]["dtype"] == "bf16"
 
 
-def test_int4_is_scored_in_full_precision(run_cli: Callable, command: Callable) -> None:
-    record = searched(run_cli, command("--weight-format", "int4", "--evals", "4"))
-    assert record["evaluations"][0]["quality"] == pytest.approx(0, abs=1e-6), "of the maximal network"
-
-
 def test_two_workers_in_turn(run_cli: Callable, command: Callable, tmp_path: Path) -> None:
     """The second worker evaluates nothing again."""
     url = f"sqlite:///{tmp_path}/study.db"

@@ -1,6 +1,5 @@
 """The plan: searched groups, settings and the warm start."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +12,6 @@ from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.plan import make_plan
 from lonas_edge.search.warm_start import warm_start
-
-
-def test_nsga2_is_set_by_the_search_space(llama_copy: TinySource, data: Path, tmp_path: Path) -> None:
-    """Evaluations and seed are options."""
-    content = json.loads(llama_copy.space.read_text())
-    content["bootstrapNAS"]["search"] = {"population": 7, "mutation_prob": 0.5, "num_evals": 900, "seed": 3}
-    llama_copy.space.write_text(json.dumps(content))
-    lengths = CostSettings(prompt_len=120, new_tokens=8)  # as long as the context
-    options = SearchOptions(data, tmp_path / "out", num_prompts=8, prompt="alpaca", cost_settings=lengths)
-    plan = make_plan(llama_copy.opened(), options)
-    settings = plan.source.space.search
-    assert (settings.population, settings.mutation_prob, settings.crossover_prob) == (7, 0.5, 0.9)
-    assert (plan.options.evals, plan.cost, plan.timed) == (80, "tpot", True)
 
 
 def test_lengths_beyond_the_context(llama: TinySource, data: Path, tmp_path: Path) -> None:

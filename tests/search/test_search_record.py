@@ -1,12 +1,9 @@
 """Pareto front and hypervolume, by their definitions; costs in the report of `compress`."""
 
 import random
-from dataclasses import replace
 
 import pytest
-from records import made_up
 
-from lonas_edge.pipeline.results import candidates_of
 from lonas_edge.search.record import Evaluation, front, hypervolume
 
 
@@ -44,11 +41,3 @@ def test_hypervolume_counts_cells(seed: int) -> None:
             if any(q <= x and c <= y for q, c in points[:count])
         }
         assert share * 15 * 15 == pytest.approx(len(cells))
-
-
-def test_costs_of_the_search_are_relative_to_the_unpruned_network() -> None:
-    """It need not have the highest cost: a narrower network may be slower."""
-    record = made_up(5)
-    evaluations = [replace(each, cost=cost) for each, cost in zip(record.evaluations, (10, 12.5, 7, 5, 10), strict=True)]
-    changed = replace(record, evaluations=tuple(evaluations), picks=(), front=(2,))
-    assert [each.cost for each in candidates_of(changed, {})] == pytest.approx([1, 1.25, 0.7, 0.5, 1])

@@ -65,10 +65,3 @@ def test_the_table() -> None:
     assert table.headings == ["network", "kl, nats", "TPOT, ms", "origin"]
     assert len(table.rows) == len(record.named) + len(record.picks)
     assert table.rows[0] == ["maximal", "0", "12.2", "warm-start:maximal"]
-
-
-def test_a_classifier_has_one_latency() -> None:
-    record = made_up(40, "latency")
-    record = replace(record, settings={**record.settings, "prompt_len": 128, "new_tokens": 0})
-    texts = drawn(record)
-    assert "128 tokens" in texts[0] and texts[1] == "latency"

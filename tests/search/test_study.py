@@ -1,7 +1,6 @@
 """Workers on one study: each network once, dead workers, small spaces, a database server."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -102,16 +101,6 @@ def test_the_trial_of_a_killed_process_is_evaluated_again(joined: Callable, dime
     assert [trial.state for trial in worker.study.trials].count(TrialState.RUNNING) == 0
 
 
-def test_required_networks_are_evaluated_even_if_they_come_last(joined: Callable, dimensions: Dimensions) -> None:
-    """Ctrl-C during the first evaluation queues its network again, after all others."""
-    worker, measure = joined(3), Measuring(dimensions)
-    last = dimensions.widths([2, 0, 1])
-    worker.enqueue({dimensions.widths([0, 0, level]): "warm-start" for level in range(3)} | {last: "required"})
-    worker = Worker(worker.study, dimensions, 3, required={last: "required"})
-    worker.run(measure, silent)
-    assert len(measure.seen) == 4 and measure.seen[-1] == last
-
-
 def test_required_networks_whose_workers_failed(joined: Callable, dimensions: Dimensions) -> None:
     """Another worker evaluates them, and nothing else; the second one died before its first heartbeat."""
     worker, measure = joined(3), Measuring(dimensions)
@@ -127,27 +116,6 @@ def test_required_networks_whose_workers_failed(joined: Callable, dimensions: Di
     worker.run(measure, silent)
     assert measure.seen[:3] == others and set(measure.seen[3:]) == set(required) and len(measure.seen) == 5
     assert worker.evaluations()[3].origin == "required"
-
-
-def test_a_journal_where_links_are_refused(joined: Callable, dimensions: Dimensions, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by Windows without developer mode, and by FAT."""
-
-    def refused(*_: object, **__: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "symlink", refused)
-    worker, measure = joined(2, journal=True), Measuring(dimensions)
-    worker.run(measure, silent)
-    assert len(worker.evaluations()) == 2
-
-
-def test_the_largest_seed_can_be_continued(dimensions: Dimensions) -> None:
-    storage = optuna.storages.InMemoryStorage()
-    for evals in (1, 2):
-        study = open_study(storage, "s", {}, SETTINGS, 2**32 - 1, "here")
-        worker = Worker(study, dimensions, evals)
-        worker.run(Measuring(dimensions), silent)
-    assert len(worker.evaluations()) == 2
 
 
 def test_the_refinement_comes_before_the_sampler(joined: Callable, dimensions: Dimensions) -> None:
@@ -209,14 +177,6 @@ def test_a_trial_that_another_worker_finishes(joined: Callable, dimensions: Dime
     worker.run(taken, silent)
     assert len(worker.evaluations()) == 5
     assert len(measure.seen) == (5 if state == TrialState.COMPLETE else 6)
-
-
-def test_an_error_of_a_measurement_is_raised(joined: Callable) -> None:
-    def broken(_: Widths) -> tuple[float, float]:
-        raise ValueError("no such layer")
-
-    with pytest.raises(ValueError, match="no such layer"):
-        joined(3).run(broken, silent)
 
 
 def shared_study(url: str) -> optuna.Study:

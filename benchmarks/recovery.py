@@ -245,7 +245,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ratio", type=float, default=0.8, help="share of the weights in INT4, in INT4 networks")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--recovery-lr", type=float, help="of a recovery; default: --lr")
-    parser.add_argument("--general", help="FILE:WEIGHT, more data for the recoveries, such as those of glosses.py")
+    parser.add_argument("--general", help="FILE:WEIGHT, more data for the recoveries")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--limit", type=int, help="questions of each test set; default: all")
     parser.add_argument("--prompt-len", type=numbers, default=[256], help="prompt tokens of the latencies")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_models import TinySource
 
-from lonas_edge.network import super_network
+from lonas_edge.search import run as run_module
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def refused(run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def run(command: list[str], code: int = 1) -> str:
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
         with monkeypatch.context() as patch:
-            patch.setattr(super_network, "load_super_network", forbidden)
+            patch.setattr(run_module, "load_super_network", forbidden)
             ran = run_cli(*command)
         assert ran.code == code, ran
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -38,10 +38,10 @@ def test_warm_start(llama: TinySource) -> None:
     dimensions = find_dimensions(source)
     cost = counted_cost("bytes", source, "int8_sym")
     table = ((), (), (), (0.0, 0.01, 0.02), (0.0, 1.0, 2.0), (0.0, 0.1, 0.2), (), (), ())
-    origins = warm_start(dimensions, 100, table, cost)
+    origins = warm_start(dimensions, 100, table, cost, {})
     assert list(origins.values())[:3] == [f"warm-start:{name}" for name in ("maximal", "heuristic", "minimal")]
     rungs = [widths for widths, origin in origins.items() if origin.startswith("warm-start:knapsack")]
     assert (8, 8, 8, 64, 128, 128, 8, 8, 8) in rungs, "the least sensitive group is narrowed first"
     assert (8, 8, 8, 64, 128, 64, 8, 8, 8) in rungs
     assert not any(widths[4] < 128 and widths[3] > 64 for widths in rungs)
-    assert len(warm_start(dimensions, 4, table, cost)) <= 5
+    assert len(warm_start(dimensions, 4, table, cost, {})) <= 5

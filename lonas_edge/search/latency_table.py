@@ -100,42 +100,31 @@ def uniform_networks(source: Source, kinds: Sequence[LayerKind]) -> dict[tuple[s
     return networks
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Median latency over the width of one kind's layers, all others at their widest.
-
-    Attributes:
-        widths: The widest first.
-        times: Milliseconds of each width, by metric: TTFT and TPOT of a language model, latency of an encoder.
-    """
-
-    widths: tuple[int, ...]
-    times: dict[str, tuple[float, ...]]
+Curves = Mapping[str, Mapping[str, Sequence[float]]]  # by kind and metric: milliseconds of each of the kind's widths
 
 
 def make_curves(
     source: Source, kinds: Sequence[LayerKind], latencies: Mapping[tuple[int, ...], Latency], metrics: Sequence[str]
-) -> dict[str, Curve]:
-    """Make the curve of each kind from the measured latency of every uniform network."""
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Make the curves of each kind, all other kinds at their widest, from the latency of every uniform network."""
     networks = uniform_networks(source, kinds)
     curves = {}
     for kind in kinds:
         measured = [latencies[networks[kind.name, width]] for width in kind.widths]
-        times = {metric: tuple(1e3 * getattr(latency, metric) for latency in measured) for metric in metrics}
-        curves[kind.name] = Curve(kind.widths, times)
+        curves[kind.name] = {metric: tuple(1e3 * getattr(latency, metric) for latency in measured) for metric in metrics}
     return curves
 
 
-def predicted_cost(name: str, source: Source, settings: CostSettings, curves: Mapping[str, Curve]) -> CostFunction:
+def predicted_cost(name: str, source: Source, settings: CostSettings, curves: Curves) -> CostFunction:
     """Make the function that predicts a timed cost in milliseconds."""
     kinds, canonical = find_kinds(source), source.elasticity.canonical
 
     def predict(metric: str, widths: Sequence[int]) -> float:
-        total = widest = curves[kinds[0].name].times[metric][0]
+        total = widest = curves[kinds[0].name][metric][0]
         for kind in kinds:
-            curve, layers = curves[kind.name], sum(kind.layers.values())
+            times, layers = curves[kind.name][metric], sum(kind.layers.values())
             for group, count in kind.layers.items():
-                alone = float(np.interp(widths[group], curve.widths[::-1], curve.times[metric][::-1]))
+                alone = float(np.interp(widths[group], kind.widths[::-1], times[::-1]))
                 total += count / layers * (alone - widest)
         return float(total)
 
@@ -186,7 +175,7 @@ class LatencyTable(Record):
     identity: dict[str, Any]
     date: str
     seconds: float
-    curves: dict[str, Curve]
+    curves: dict[str, dict[str, tuple[float, ...]]]
 
     @property
     def machine(self) -> dict[str, Any]:

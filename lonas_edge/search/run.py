@@ -31,7 +31,7 @@ from lonas_edge.search.proposals import Proposal, Propose, front_proposer, greed
 from lonas_edge.search.record import Evaluation, SearchRecord, front
 from lonas_edge.search.results import make_record, resolve_picks, write_results
 from lonas_edge.search.sensitivity import measure_sensitivity, thin
-from lonas_edge.search.storage import hide_password, open_journal, open_storage
+from lonas_edge.search.storage import open_journal, open_storage
 from lonas_edge.search.study import Worker, open_study
 from lonas_edge.search.warm_start import named_origins, warm_start
 
@@ -53,7 +53,7 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
         journal = output.partial / STUDY
         if finished and not journal.exists() and (options.output / STUDY).is_file():
             shutil.copyfile(options.output / STUDY, journal)
-        where = hide_password(options.storage) if options.storage else str(journal)
+        where = "--storage" if shared else str(journal)
         name = options.study or (f"lonas-edge-{json_sha256(plan.identity)[:16]}" if shared else "search")
         settings = plan.source.space.search
         study = open_study(shared or open_journal(journal), name, plan.identity, settings, options.seed, where)

@@ -7,22 +7,12 @@ from typing import Any
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import DatabaseError
 
 from lonas_edge.errors import LonasEdgeError, one_line
 
 HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60  # of a worker; the trial of a silent one is queued again
 _CONNECT_SECONDS, _TABLES_SECONDS = 10, 3
-_PIP_NAMES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-
-
-def hide_password(url: str) -> str:
-    """Return a storage URL without its password."""
-    try:
-        return str(make_url(url).render_as_string(hide_password=True))
-    except ArgumentError:
-        return url
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -41,13 +31,10 @@ def open_storage(url: str) -> BaseStorage:
             time.sleep(_TABLES_SECONDS)  # another worker may create the tables at this moment
             return RDBStorage(url, **settings)
     except ModuleNotFoundError as error:
-        missing = _PIP_NAMES.get(str(error.name), error.name)
-        raise LonasEdgeError(f"--storage {hide_password(url)}: its driver is missing. Run: pip install {missing}") from error
+        raise LonasEdgeError(f"--storage: its driver is missing: {error}. Run: pip install 'lonas-edge[postgres]'") from error
     except Exception as error:  # each database has its own exceptions
-        raise LonasEdgeError(
-            f"--storage {hide_password(url)}: cannot connect: {one_line(str(error))}. "
-            "Expected postgresql+psycopg://… or sqlite:///FILE."
-        ) from error
+        hint = "Expected postgresql+psycopg://… or sqlite:///FILE."
+        raise LonasEdgeError(f"--storage: cannot connect: {one_line(str(error))}. {hint}") from error
 
 
 def open_journal(path: Path) -> BaseStorage:

@@ -49,4 +49,5 @@ def _table(command: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    escaped = html.escape(" ".join(text.split()), quote=False)
+    return escaped.replace("|", "\\|").replace("[", "\\[")  # two brackets in a row would be a link

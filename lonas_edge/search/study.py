@@ -86,7 +86,7 @@ class Worker:
         self._propose, self._refine_from, self._draws = propose, refine_from, draws
         self._required = required
         self._repeats = 0
-        self._measured = False  # whether the last trial has its figures
+        self._measuring = False  # whether an error comes from the measurement of a network
 
     def fail_unfinished(self) -> None:
         """Give up the trials of a killed process. Only where no other process can be working on the study."""
@@ -136,11 +136,10 @@ class Worker:
         Two workers can get the same trial from SQLite, which has no row locks, and a worker that was suspended for longer than
         the grace period has lost its trial.
         """
-        self._measured = False
         try:
             self.study.optimize(lambda trial: self._objective(trial, measure), n_trials=1, catch=(_KnownNetworkError,))
         except (ValueError, UpdateFinishedTrialError):
-            if not self._measured:  # else Optuna could not store the result
+            if self._measuring:  # else Optuna could not store the result
                 raise
 
     def _objective(self, trial: Trial, measure: Measure) -> tuple[float, float]:
@@ -156,14 +155,14 @@ class Worker:
             self._repeats += 1
             raise _KnownNetworkError
         self._repeats = 0
-        start = time.perf_counter()
+        start, self._measuring = time.perf_counter(), True
         quality, cost = measure(widths)
+        self._measuring = False
         if not math.isfinite(quality):
             raise LonasEdgeError(
                 f"The network with widths {list(widths)} has quality {quality}: the weights are damaged, or too large to "
                 "compute with."
             )
-        self._measured = True
         trial.set_user_attr("seconds", time.perf_counter() - start)
         return quality, cost
 

@@ -47,7 +47,7 @@ class EvalCommand(RunOptions, ModelOptions, JsonOptions):
     datasets: UserPath | None = option(
         None,
         metavar="DIR",
-        help="Directory with TASK/test.json (LLM-Adapters), dev.tsv (GLUE), corpus.jsonl (BEIR) or reranking.jsonl.",
+        help="Directory with TASK/test.json (LLM-Adapters) or TASK/dev.tsv (GLUE).",
     )
     protocol: str | None = option(
         None,
@@ -98,7 +98,7 @@ def run(options: EvalCommand) -> None:
     """Measure the accuracy of models, with standard errors and paired differences from the first TARGET.
 
     Exported directories run in OpenVINO, everything else in PyTorch. Language models get commonsense and math tasks,
-    classifiers GLUE, rerankers candidate passages, embedding models STS-B and retrieval. With --output, the same command
+    classifiers GLUE, embedding models STS-B. With --output, the same command
     continues a killed evaluation.
     """
     references = options.targets or ((options.model,) if options.model else ())
@@ -152,7 +152,7 @@ def _settings(options: EvalCommand, targets: "Sequence[Target]", kind: "ModelKin
         _refuse_idle(options, {"prompt": f"{protocol.name} has its own"} if protocol.prompt else {})
         tasks = tuple(present_tasks(protocol.tasks, options.datasets) if named is None else resolve(protocol.tasks, named))
         return EvalSettings(tasks, options.datasets, protocol, options.prompt, options.num_beams, options.limit)
-    encodes, tasks = choose_tasks(kind, targets, named, options.datasets)
+    encodes, tasks = choose_tasks(kind, named, options.datasets)
     return EvalSettings(tasks, options.datasets, encodes, limit=options.limit)
 
 

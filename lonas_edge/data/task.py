@@ -7,7 +7,7 @@
   network, or by `loss`. INT4 calibration takes the same batches.
 - `compress` splits the examples into training and held-out ones (`split`), trains on the former, searches on the latter, and
   measures exported networks on them by the figures of each example that the subclasses compute from logits or embeddings.
-- `eval` reads test sets (`test_sets`, `glue`, `retrieval`) and encodes them by the same functions.
+- `eval` reads test sets (`test_sets`, `glue`) and encodes them by the same functions.
 
 A task without data, `registry.task_of`, still has the loss and the distance: exports are verified with it. All losses and
 distances are sums.

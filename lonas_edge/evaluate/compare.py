@@ -21,7 +21,7 @@ class Answers:
 
     task: str
     samples: np.ndarray  # indices in the test set
-    correct: np.ndarray  # 1 or 0; of a regression minus the distance from the label or its rank; of retrieval the nDCG
+    correct: np.ndarray  # 1 or 0; of a regression minus the distance from the label or its rank
     given: np.ndarray  # words, numbers of choices, cosines, or lists of documents as text
     labels: np.ndarray | None = None  # where the metric is another one of GLUE's than accuracy
     metric: str = ACCURACY

@@ -1,32 +1,28 @@
-"""Test sets of encoders: GLUE of classifiers, STS-B and retrieval of embedding models, candidate passages of rerankers."""
+"""Test sets of encoders: GLUE of classifiers and rerankers, STS-B of embedding models."""
 
 import base64
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lonas_edge.bench.statistics import standard_error
 from lonas_edge.data.encoding import collate_pairs, encode_pairs
 from lonas_edge.data.glue import TASKS, GlueTask, task_named
-from lonas_edge.data.pooling import PASSAGE, QUERY
-from lonas_edge.data.retrieval import CANDIDATES, CORPUS, Candidates, Retrieval, read_candidates, read_retrieval
 from lonas_edge.data.task import Encoded
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.answers import LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.encoders import Arrays, Encoder, batches
-from lonas_edge.evaluate.metrics import ACCURACY, MRR, NDCG, RANKED, judge_order, metrics_of
+from lonas_edge.evaluate.metrics import ACCURACY, metrics_of
 from lonas_edge.evaluate.options import EvalSettings
-from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, RERANK, SIMILARITY, EncoderProtocol
+from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, SIMILARITY, EncoderProtocol
 from lonas_edge.evaluate.targets import Target
-from lonas_edge.exporting.evaluations import Metric, SkippedSample, TaskResult
+from lonas_edge.exporting.evaluations import SkippedSample, TaskResult
 from lonas_edge.families import EMBEDDING, ModelKind
 from lonas_edge.progress import Progress
 
@@ -34,40 +30,20 @@ _STORED = "<f4"  # embeddings in the log of answers
 
 
 def choose_tasks(
-    kind: ModelKind, targets: Sequence[Target], names: Sequence[str] | None, datasets: Path | None
+    kind: ModelKind, names: Sequence[str] | None, datasets: Path | None
 ) -> tuple[EncoderProtocol, tuple[str, ...]]:
-    """Choose the protocol of encoders and their tasks: by name, or those in the directory `datasets`.
-
-    A classifier with one output is a reranker where there are candidate passages.
-    """
+    """Choose the protocol of encoders and their tasks: by name, or those in the directory `datasets`."""
+    protocol, known = (EMBED, [SIMILARITY]) if kind is EMBEDDING else (CLASSIFY, list(TASKS))
+    expected = f"a directory with TASK/dev.tsv of GLUE ({', '.join(known)})"
     if datasets is None:
-        raise LonasEdgeError(f"--datasets DIR is needed: {_expected(kind)}")
-    if kind is EMBEDDING:
-        similarity = [SIMILARITY] if TASKS[SIMILARITY].path(datasets).is_file() else []
-        protocol, present = EMBED, [*similarity, *_folders_with(datasets, CORPUS)]
-    else:
-        protocol, present = RERANK, _folders_with(datasets, CANDIDATES)
-        ranks = set(names) <= set(present) if names else present and all(len(target.outputs) == 1 for target in targets)
-        if not ranks:
-            protocol = CLASSIFY
-            present = [task.name for task in TASKS.values() if task.path(datasets, task.splits[0]).is_file()]
+        raise LonasEdgeError(f"--datasets DIR is needed: {expected}")
+    present = [name for name in known if TASKS[name].path(datasets, TASKS[name].splits[0]).is_file()]
     if names is None and not present:
-        raise LonasEdgeError(f"--datasets {datasets}: expected {_expected(kind)}, found none")
-    known = list(TASKS) if protocol is CLASSIFY else [SIMILARITY, *present] if protocol is EMBED else present
-    chosen = [task.name if (task := task_named(name)) and task.name in known else name for name in names or present]
-    wrong = [f"{name}: no task of a {kind.name} in {datasets}" for name in chosen if name not in known]
-    raise_all("Tasks that cannot be evaluated:", wrong, f"Its tasks: {', '.join(dict.fromkeys(known))}.")
+        raise LonasEdgeError(f"--datasets {datasets}: expected {expected}, found none")
+    chosen = [task.name if (task := task_named(name)) else name for name in names or present]
+    wrong = [f"{name}: no task of a {kind.name}" for name in chosen if name not in known]
+    raise_all("Tasks that cannot be evaluated:", wrong, f"Its tasks: {', '.join(known)}.")
     return protocol, tuple(dict.fromkeys(chosen))
-
-
-def _folders_with(datasets: Path, file: str) -> list[str]:
-    return sorted(path.parent.name for path in datasets.glob(f"*/{file}"))
-
-
-def _expected(kind: ModelKind) -> str:
-    if kind is EMBEDDING:
-        return f"a directory with {SIMILARITY}/dev.tsv (GLUE) or NAME/{CORPUS} (BEIR)"
-    return f"a directory with TASK/dev.tsv of GLUE ({', '.join(TASKS)}) or NAME/{CANDIDATES}"
 
 
 class EncoderEvaluation:
@@ -78,7 +54,7 @@ class EncoderEvaluation:
         self._sets, errors = list[_EncoderSet](), list[str]()
         for name in settings.tasks:
             try:
-                self._sets += _READERS[settings.protocol.name](name, settings)
+                self._sets += _read(name, settings)
             except LonasEdgeError as error:
                 errors.append(str(error))
         raise_all("Test sets that cannot be used:", errors)
@@ -164,7 +140,7 @@ class _SimilaritySet(_EncoderSet):
         prompt = logged.target.embedding.prompt()
         directions = _directions(logged, self.name, [prompt + text for text in texts], progress)
         cosines, labels = (directions[:count] * directions[count:]).sum(1), np.array([pair.label for pair in pairs])
-        names = EMBED.metrics_of(self.name)
+        names = EMBED.metrics[self.name]
         result = TaskResult.of(
             self.name, names[0], metrics_of(names, labels, cosines), questions=count, skipped=(), harness=False
         )
@@ -177,99 +153,19 @@ class _SimilaritySet(_EncoderSet):
         return TaskAnswers(result, samples, compared)
 
 
-@dataclass(frozen=True)
-class _RetrievalSet(_EncoderSet):
-    """Chosen queries by their index in the data. An answer is the list of the nearest passages."""
-
-    queries: Mapping[int, str]
-    data: Retrieval
-
-    def run(self, logged: LoggedTarget, progress: Progress) -> TaskAnswers:
-        pooling, ids = logged.target.embedding, list(self.data.passages)
-        texts = [pooling.prompt(*QUERY) + self.data.queries[query] for query in self.queries.values()]
-        texts += [pooling.prompt(*PASSAGE) + text for text in self.data.passages.values()]
-        queries, passages = np.split(_directions(logged, self.name, texts, progress), [len(self.queries)])
-        samples = []
-        for (index, query), row in zip(self.queries.items(), queries, strict=True):
-            relevant = self.data.relevance[query]
-            ordered = (ids[place] for place in np.argsort(-(passages @ row), kind="stable"))
-            # as in BEIR, a passage with the query's own id is the query itself and is skipped, here unless it is relevant
-            nearest = list(islice((name for name in ordered if name != query or name in relevant), RANKED))
-            samples.append({"doc_id": index, "query": query, **judge_order(nearest, relevant)})
-        return _ordered(self.name, samples)
-
-
-@dataclass(frozen=True)
-class _RerankingSet(_EncoderSet):
-    """Chosen queries with their candidates, by their index in the file. An answer is the order of the candidates."""
-
-    queries: Mapping[int, Candidates]
-
-    def head_error(self, target: Target) -> str | None:
-        if len(target.outputs) == 1:
-            return None
-        return f"{len(target.outputs)} outputs; expected 1, a score of a query and a passage (a cross-encoder)"
-
-    def run(self, logged: LoggedTarget, progress: Progress) -> TaskAnswers:
-        """Evaluate a target. Of equal scores a passage that is not relevant comes first. Long pairs are cut."""
-        target, samples = logged.target, []
-        pairs = [(each.query, text) for each in self.queries.values() for text in (*each.negative, *each.positive)]
-        rows = encode_pairs(pairs, target.tokenizer, int(min(target.tokenizer.model_max_length, target.max_length)))
-        scores = (logits[0] for logits in _answers(logged, self.name, rows, _logits, progress))
-        for index, each in self.queries.items():
-            texts = (*each.negative, *each.positive)
-            order = np.argsort(-np.array(list(islice(scores, len(texts)))), kind="stable")
-            judged = judge_order([texts[place] for place in order], dict.fromkeys(each.positive, 1))
-            samples.append({"doc_id": index, "query": each.query, **judged})
-        return _ordered(self.name, samples)
-
-
-def _ordered(task: str, samples: Sequence[Mapping[str, Any]]) -> TaskAnswers:
-    """Make the result of a task of its queries, with the fields of `judge_order`."""
-    scores = {name: np.array([sample[name] for sample in samples]) for name in (NDCG, MRR)}
-    metrics = {name: Metric(float(values.mean()), standard_error(values)) for name, values in scores.items()}
-    given = np.array(["\t".join(sample["answer"]) for sample in samples])
-    compared = Answers(task, np.array([sample["doc_id"] for sample in samples]), scores[NDCG], given, metric=NDCG)
-    result = TaskResult.of(task, NDCG, metrics, questions=len(samples), skipped=(), harness=False)
-    return TaskAnswers(result, samples, compared)
-
-
-def _read_glue(name: str, settings: EvalSettings) -> list[_EncoderSet]:
-    sets: list[_EncoderSet] = []
-    for number, split in enumerate(TASKS[name].splits):
+def _read(name: str, settings: EvalSettings) -> list[_EncoderSet]:
+    task, sets = TASKS[name], list[_EncoderSet]()
+    for number, split in enumerate(task.splits):
         shown = f"{name}-mm" if number else name
-        pairs = TASKS[name].read(TASKS[name].path(_folder(settings), split))
-        sets.append(_GlueSet(shown, TASKS[name], _choose(shown, pairs, settings)))
+        pairs = task.read(task.path(_folder(settings), split))
+        chosen = {index: pairs[index] for index in settings.choose(shown, len(pairs))}
+        sets.append(_SimilaritySet(shown, chosen) if settings.protocol is EMBED else _GlueSet(shown, task, chosen))
     return sets
-
-
-def _read_embedding(name: str, settings: EvalSettings) -> list[_EncoderSet]:
-    if name == SIMILARITY:
-        pairs = TASKS[name].read(TASKS[name].path(_folder(settings)))
-        return [_SimilaritySet(name, _choose(name, pairs, settings))]
-    data = read_retrieval(_folder(settings) / name)
-    return [_RetrievalSet(name, _choose(name, list(data.queries), settings), data)]
-
-
-def _read_reranking(name: str, settings: EvalSettings) -> list[_EncoderSet]:
-    queries = read_candidates(_folder(settings) / name / CANDIDATES)
-    return [_RerankingSet(name, _choose(name, queries, settings))]
-
-
-_READERS: Mapping[str, Callable[[str, EvalSettings], list[_EncoderSet]]] = {
-    CLASSIFY.name: _read_glue,
-    EMBED.name: _read_embedding,
-    RERANK.name: _read_reranking,
-}
 
 
 def _folder(settings: EvalSettings) -> Path:
     assert settings.datasets  # of `choose_tasks`
     return settings.datasets
-
-
-def _choose(name: str, samples: Sequence[Any], settings: EvalSettings) -> dict[int, Any]:
-    return {index: samples[index] for index in settings.choose(name, len(samples))}
 
 
 def _answers(

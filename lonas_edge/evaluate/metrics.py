@@ -1,4 +1,4 @@
-"""Metrics of encoders with their standard errors: GLUE's, by scikit-learn and SciPy, and those of ordered passages.
+"""Metrics of encoders with their standard errors: GLUE's, by scikit-learn and SciPy.
 
 Accuracies and means have a standard error by formula; F1, Matthews correlation, Pearson's and Spearman's have the standard
 deviation of a seeded bootstrap over the texts.
@@ -7,7 +7,6 @@ deviation of a seeded bootstrap over the texts.
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,8 +14,6 @@ from lonas_edge.bench.statistics import bootstrap_error, standard_error
 from lonas_edge.exporting.evaluations import Metric
 
 ACCURACY = "acc"
-NDCG, MRR = "ndcg_at_10", "mrr_at_10"
-RANKED = 10  # passages that count
 
 
 def _accuracy(labels: np.ndarray, outputs: np.ndarray) -> float:
@@ -63,16 +60,3 @@ def _error(name: str, labels: np.ndarray, outputs: np.ndarray) -> float | None:
     if name == ACCURACY or len(labels) < 2:
         return standard_error((labels == outputs).astype(float))
     return bootstrap_error(lambda drawn: METRICS[name](labels[drawn], outputs[drawn]), len(labels))
-
-
-def judge_order(nearest: Sequence[str], relevant: Mapping[str, int]) -> dict[str, Any]:
-    """Return the first passages of an order by name, and the metrics of a query with these grades of relevant passages."""
-    nearest = nearest[:RANKED]
-    grades, ideal = [relevant.get(name, 0) for name in nearest], sorted(relevant.values(), reverse=True)[:RANKED]
-    reciprocal = next((1 / rank for rank, grade in enumerate(grades, 1) if grade), 0.0)
-    return {"answer": list(nearest), NDCG: _gain(grades) / _gain(ideal), MRR: reciprocal}
-
-
-def _gain(grades: Sequence[int]) -> float:
-    """Discounted cumulative gain (Järvelin and Kekäläinen 2002), as trec_eval has it."""
-    return sum(grade / math.log2(rank + 1) for rank, grade in enumerate(grades, 1))

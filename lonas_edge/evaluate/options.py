@@ -49,7 +49,7 @@ class RunOptions(Options):
 class EvalSettings:
     """Tasks, protocol and choice of samples."""
 
-    tasks: tuple[str, ...]  # tasks of the protocol, or of lm-evaluation-harness; names of retrieval or reranking data
+    tasks: tuple[str, ...]  # tasks of the protocol, or of lm-evaluation-harness
     datasets: Path | None  # directory of the test sets; only the harness's own tasks need none
     protocol: Protocol = CLASSIFY
     prompt: str | None = None  # name of the prompt; each target's own when None

@@ -130,14 +130,9 @@ class EncoderProtocol(Protocol):
     """How encoders are evaluated: texts without a prompt template, judged by metrics of the task."""
 
     metrics: Mapping[str, Sequence[str]]  # by task, as reports name it; the first one is its accuracy
-    others: Sequence[str] = ()  # metrics of other tasks
-
-    def metrics_of(self, task: str) -> Sequence[str]:
-        """The metrics of a task."""
-        return self.metrics.get(task, self.others)
 
     def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
-        judged = [f"{name}: {', '.join(_TITLES[metric] for metric in self.metrics_of(name))}" for name in tasks]
+        judged = [f"{name}: {', '.join(_TITLES[metric] for metric in self.metrics[name])}" for name in tasks]
         return f"{self.name}: {self.reported}; {'; '.join(judged)}"
 
 
@@ -147,10 +142,7 @@ _TITLES = {
     "matthews": "Matthews correlation",
     "pearson": "Pearson",
     "spearman": "Spearman",
-    "ndcg_at_10": "nDCG@10",
-    "mrr_at_10": "MRR@10",
 }
-_ORDER = ("ndcg_at_10", "mrr_at_10")
 
 GENERATE = PromptProtocol(name="generate", reported="{beams}, {answers}", tasks=TASKS, metric="acc", ask=_generate, num_beams=4)
 ANSWER_WORD = PromptProtocol(
@@ -177,12 +169,9 @@ CLASSIFY = EncoderProtocol(
         for number, _ in enumerate(task.splits)
     },
 )
-EMBED = EncoderProtocol(
-    name="embed", reported="cosines of embeddings", metrics={SIMILARITY: ("spearman", "pearson")}, others=_ORDER
-)
-RERANK = EncoderProtocol(name="rerank", reported="candidates in the order of their scores", metrics={}, others=_ORDER)
+EMBED = EncoderProtocol(name="embed", reported="cosines of embeddings", metrics={SIMILARITY: ("spearman", "pearson")})
 PROMPT_PROTOCOLS = {protocol.name: protocol for protocol in (GENERATE, ANSWER_WORD, OPTION_TEXT)}
-PROTOCOLS: Mapping[str, Protocol] = {**PROMPT_PROTOCOLS, **{each.name: each for each in (CLASSIFY, EMBED, RERANK)}}
+PROTOCOLS: Mapping[str, Protocol] = {**PROMPT_PROTOCOLS, **{each.name: each for each in (CLASSIFY, EMBED)}}
 
 
 def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterable[str]) -> PromptProtocol:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lonas_edge.data.test_sets import TASKS
 from lonas_edge.evaluate.compare import AVERAGE, EvalRecord
-from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS, RERANK
+from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS
 from lonas_edge.exporting.evaluations import Evaluation, TargetResult
 from lonas_edge.tables import Table
 
@@ -25,11 +25,9 @@ _OF_GLUE = (
 )
 _OF_EMBEDDINGS = (
     "First metric of each task in percent ± standard error (STS-B by bootstrap). "
-    "A pair of STS-B counts as correct only for the model that ranks it nearer to its label's rank, "
-    "a query for the one with the higher nDCG@10. "
+    "A pair of STS-B counts as correct only for the model that ranks it nearer to its label's rank. "
 )
-_OF_RERANKERS = "nDCG@10 in percent ± standard error. A query counts as correct only for the model with the higher nDCG@10. "
-_EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS, RERANK.name: _OF_RERANKERS}
+_EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS}
 
 
 def explained(record: EvalRecord) -> str:

@@ -12,8 +12,7 @@ from lonas_edge.space.subnetwork import Sizes
 FILE = "lonas_edge_eval.json"
 SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of correct answers; a task's first one counts
 CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's
-RANKINGS = ("ndcg_at_10", "mrr_at_10")  # of retrieval
-_IN_PERCENT = (*SHARES, *CORRELATIONS, *RANKINGS)
+_IN_PERCENT = (*SHARES, *CORRELATIONS)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_what_is_refused(tiny_bert: TinyBert, tiny_models: TinyModels, run_cli: 
     write_set(data, "STS-B"), write_set(data, "RTE")
     on = [*source.arguments(), "--datasets", data]
     for arguments, code, message in (
-        ([*on, "--tasks", "boolq,harness:rte,RTE"], 1, "boolq: no task of a sequence classifier in"),
+        ([*on, "--tasks", "boolq,harness:rte,RTE"], 1, "boolq: no task of a sequence classifier"),
         ([*on, "--tasks", "stsb"], 1, "its head is one of classification (2 outputs), and STS-B is a regression (1 output)"),
         ([*on, "--tasks", "mnli"], 1, "dev_matched.tsv"),
         (

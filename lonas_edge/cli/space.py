@@ -54,9 +54,6 @@ class SpaceOptions(Options):
         help="LoRA ranks.",
         unset="the family's published ones (32,28; encoders: 8,4,2), or the same fractions of the adapter's rank",
     )
-    seq_len: int | None = option(
-        None, panel="Advanced", minimum=1, help="Sequence length of the MACs, in tokens.", unset="256; encoders: 128"
-    )
     overwrite: bool = option(False, panel="Output", help="Replace an existing file.")
 
 
@@ -79,7 +76,7 @@ def run(options: SpaceOptions) -> None:
     architecture, ranks = source.architecture, source.ranks() or None
     ratios, depth = _freedom(options, architecture)
     offered = removable_blocks(architecture, depth, str(source.base.folder))
-    content = generate_space(architecture, ratios, options.ranks, options.seq_len, offered, options.heads, ranks)
+    content = generate_space(architecture, ratios, options.ranks, offered, options.heads, ranks)
     replace_text(options.output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     shown = console(stderr=True, soft_wrap=True)

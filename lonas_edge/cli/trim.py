@@ -1,16 +1,14 @@
 """`lonas-edge trim`: write a model with a smaller vocabulary."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions
 from lonas_edge.cli.terminal import console, importing, loading, progress
 from lonas_edge.data.templates import CHAT, TEMPLATES
-from lonas_edge.options import PathOrName, UserPath, option
+from lonas_edge.options import Options, PathOrName, UserPath, option
 from lonas_edge.tables import Table
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrimOptions(JsonOptions):
+class TrimOptions(Options):
     """Which tokens stay."""
 
     model: PathOrName = option(argument=True, help="Base model, a directory or hub id (ID or ID@REVISION).")
@@ -56,29 +54,16 @@ def run(options: TrimOptions) -> None:
             output = OutputDirectory(options.output, options.overwrite, [base.folder, options.data])
             ratio = vocabulary.write(choice, options.size, output, report)
     if options.output is None:
-        _show(sizes, options.json, base.name)
-        return
-    shown: dict[str, float] = {
-        "tokens": len(choice.kept),
-        "of": len(vocabulary.file.tokens),
-        "used": choice.used,
-        "dropped": choice.missing,
-    }
-    shown |= {"tokens_per_text": round(ratio, 4)}
-    if options.json:
-        print(json.dumps(shown, indent=2))
+        _show(sizes, base.name)
         return
     dropped = f"; {choice.missing:,} rare ones were dropped" if choice.missing else ""
     console().print(
-        f"{options.output}: {shown['tokens']:,} of {shown['of']:,} tokens. The data use {choice.used:,}{dropped}. "
-        f"Held-out text takes {ratio:.3f}x the tokens."
+        f"{options.output}: {len(choice.kept):,} of {len(vocabulary.file.tokens):,} tokens. The data use {choice.used:,}"
+        f"{dropped}. Held-out text takes {ratio:.3f}x the tokens."
     )
 
 
-def _show(rows: "Sequence[VocabularySize]", as_json: bool, name: str) -> None:
-    if as_json:
-        print(json.dumps([row.to_json() for row in rows], indent=2))
-        return
+def _show(rows: "Sequence[VocabularySize]", name: str) -> None:
     headings = ("tokens", "embedding and head, MB in INT8", "share of all weights", "tokens per text", "tokens per other text")
     cells = [
         (

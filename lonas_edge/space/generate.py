@@ -24,7 +24,6 @@ def generate_space(
     architecture: Architecture,
     ratios: Sequence[float] = DEFAULT_RATIOS,
     ranks: Sequence[int] | None = None,
-    seq_len: int | None = None,
     blocks: Sequence[str] = (),
     heads: bool = False,
     adapter: Mapping[str, int] | None = None,
@@ -39,7 +38,6 @@ def generate_space(
         architecture: The model.
         ratios: MLP widths (and numbers of heads) as fractions of the full ones, rounded down.
         ranks: Elastic ranks; by default those of the family's published spaces, or the same fractions of the adapter's ranks.
-        seq_len: The sequence length that sizes are counted at; that of the task's published spaces when None.
         blocks: Module paths of the blocks that can be removed.
         heads: Whether attention heads are elastic where published spaces have fixed ones.
         adapter: Rank by module path of the adapter that the space is for; ranks are elastic only where it has any. When None,
@@ -70,7 +68,7 @@ def generate_space(
                 groups += _rank_groups(architecture, kind, layer, ranks, adapter)
             elif (layer, kind.rule) in architecture.rules and _choices(architecture, layer, kind.rule):
                 groups.append(_width_group(architecture, kind.rule, layer, ratios, adapter))
-    return _configuration(architecture, groups, blocks, seq_len or family.kind.sequence_length)
+    return _configuration(architecture, groups, blocks)
 
 
 def _rank_groups(
@@ -137,9 +135,7 @@ def node_name(architecture: Architecture, module: str, role: Role, adapter: Mapp
     return architecture.family.node_name(architecture.model_type, index, relative, last)
 
 
-def _configuration(
-    architecture: Architecture, groups: Sequence[_NodeGroup], blocks: Sequence[str], seq_len: int
-) -> dict[str, Any]:
+def _configuration(architecture: Architecture, groups: Sequence[_NodeGroup], blocks: Sequence[str]) -> dict[str, Any]:
     stage = {
         "train_dims": ["width", "depth"] if blocks else ["width"],
         "epochs": 6,
@@ -158,7 +154,7 @@ def _configuration(
     elasticity: dict[str, Any] = {"available_elasticity_dims": ["width"], "width": width}
     if blocks:
         elasticity["lonas_edge"] = {"version": EXTENSION_VERSION, "blocks": [[block] for block in blocks]}
-    shape = {"sample_size": [1, seq_len], "type": "long"}
+    shape = {"sample_size": [1, architecture.family.kind.sequence_length], "type": "long"}
     no_adaptation = {"num_bn_adaptation_samples": 0}
     return {
         "input_info": [{**shape, "keyword": name} for name in architecture.family.inputs],

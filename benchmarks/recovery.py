@@ -93,7 +93,7 @@ class Study:
         command += ["--lr", self.arguments.recovery_lr or self.arguments.lr]
         command += ["--data", self.arguments.general] if self.arguments.general else []
         command += ["--nncf-config", self.space, "--subnet", self.subnetworks[removed]] if removed else []
-        command += ["--weight-format", FORMATS[name], "--ratio", self.arguments.ratio] if name == "int4" else []
+        command += ["--weight-format", FORMATS[name]] if name == "int4" else []
         return trained(self.work / f"recovered-{removed}-{name}", *command)
 
     def networks(self) -> dict[str, Path]:
@@ -242,7 +242,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--optimum", type=names, default=list(FORMATS), help="formats of optimum's files, as of plane.py")
     parser.add_argument("--evals", type=int, default=100, help="evaluations of the search")
     parser.add_argument("--steps", type=int, default=240, help="steps of a recovery")
-    parser.add_argument("--ratio", type=float, default=0.8, help="share of the weights in INT4, in INT4 networks")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--recovery-lr", type=float, help="of a recovery; default: --lr")
     parser.add_argument("--general", help="FILE:WEIGHT, more data for the recoveries")

@@ -169,7 +169,7 @@ def test_a_published_adapter(place: Path) -> None:
         "published-adapter",
         ("--nncf-config llama_7b", "--nncf-config space.json"),
         ("--tasks commonsense", "--tasks boolq"),
-        ("--no-reorder", "--no-reorder --steps 2"),
+        ("--output super-adapter", "--steps 2 --output super-adapter"),
     )
     assert "unpruned LoRA" in printed
     for name in ("llama-heuristic/openvino_model.xml", "eval/eval.json", "super-adapter/training.json"):

@@ -86,11 +86,9 @@ class TrainCommand(TrainOptions, JsonOptions):
         yield from super().conflicts()
         if self.subnet and not self.start:
             yield "--subnet needs --from"
-        if not (self.reorder or self.elastic):
-            yield "--no-reorder needs --elastic"
-        for name in ("rank", "alpha", "target_modules", "elastic", "reorder"):
+        for name in ("rank", "alpha", "target_modules", "elastic"):
             if self.start and self.given(name):
-                no = "no-" if name in ("elastic", "reorder") else ""
+                no = "no-" if name == "elastic" else ""
                 yield f"--{no}{name.replace('_', '-')} cannot be combined with --from"
         if not (self.start or self.model):
             yield "pass --model MODEL, or --from SOURCE"

@@ -41,8 +41,6 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         _check_targets(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise LonasEdgeError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
-    if options.weight_format and options.dropout:
-        raise LonasEdgeError("--dropout cannot be combined with --weight-format: the adapter is merged before quantization.")
     if options.precision == "fp16" and device_of(options) == "cpu":
         raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU use bf16 or fp32")
 

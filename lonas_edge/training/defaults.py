@@ -47,7 +47,6 @@ def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig
     return LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
         target_modules=list(options.target_modules or ()),
         task_type=architecture.family.kind.peft,
     )

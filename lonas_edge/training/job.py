@@ -125,7 +125,7 @@ class Job:
         set_seed(self.options.seed)  # a missing head is initialized at random
         base, source = self._load_base(), self.inputs.source
         if source.adapter_config:
-            model = _continue_adapter(base, source.adapter_config, self.options.dropout)
+            model = _continue_adapter(base, source.adapter_config)
             order.apply_to_model(model)
         else:
             order.apply_to_model(base)
@@ -203,8 +203,8 @@ class Job:
         return trainer
 
 
-def _continue_adapter(base: Any, adapter: AdapterConfig, dropout: float) -> Any:
+def _continue_adapter(base: Any, adapter: AdapterConfig) -> Any:
     config = copy.deepcopy(adapter.lora)
-    config.lora_dropout, config.inference_mode = dropout, False
+    config.lora_dropout, config.inference_mode = 0.0, False
     with read_by("peft", adapter.path):
         return PeftModel.from_pretrained(base, str(adapter.path.parent), is_trainable=True, config=config)

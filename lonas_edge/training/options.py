@@ -6,7 +6,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.formats import FORMATS, INTEGER_FORMATS
+from lonas_edge.formats import INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Names, Options, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -14,7 +14,6 @@ DEVICES = ("auto", "cpu", "cuda")
 
 DEPTH_RATE = 0.1  # chance that a drawn sub-network lacks a block; at 0.2 the maximal network lost 1.4 points more
 EVAL_LOSS = "eval_loss"  # of held-out data, in the Trainer's log
-_MIXED = tuple(name for name, known in FORMATS.items() if known.outer)
 MOST_EPOCHS = 1e6  # also passes over one of several files
 _LARGEST = 1e6  # far beyond values that learn anything, and a float32
 
@@ -68,13 +67,6 @@ class TrainOptions(Options):
         choices=INTEGER_FORMATS,
         help="Train the weights as this export format stores them (QAT).",
     )
-    ratio: float = option(
-        0.8,
-        panel="Model",
-        minimum=0,
-        maximum=1,
-        help="Maximum share of layer weights in --weight-format; those that lose most by rounding stay INT8.",
-    )
     seed: int = option(
         42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed; equal seeds give equal adapters."
     )
@@ -85,12 +77,12 @@ class TrainOptions(Options):
         choices=PRECISIONS,
         help="Compute precision; auto: bf16 where matrix products are 1.5 times as fast, on CUDA bf16 or else fp16.",
     )
-    dropout: float = option(0.0, panel="Advanced", minimum=0, maximum=0.99, help="Dropout in front of the adapters.")
     micro_batch_size: int | None = option(
         None, panel="Advanced", minimum=1, help="Examples per device and pass; gradients accumulate.", unset="all"
     )
     gradient_checkpointing: bool = option(False, panel="Advanced", help="Recompute activations: less memory, 1/3 more time.")
-    reorder: bool = option(True, panel="Advanced", help="Sort channels by importance before training.")
+    ratio: float = 0.8  # maximum share of layer weights in `weight_format`; those that lose most by rounding stay INT8
+    reorder: bool = True  # sort channels by importance before the training
     warmup_steps: int | None = None
     weight_decay: float = 0.0
     save_steps: int | None = None
@@ -101,8 +93,6 @@ class TrainOptions(Options):
         yield from super().conflicts()
         if self.steps and self.epochs:
             yield "--steps cannot be combined with --epochs"
-        if self.given("ratio") and self.weight_format not in _MIXED:
-            yield f"--ratio needs --weight-format {' or '.join(_MIXED)}"
 
     def accumulation(self, devices: int) -> int:
         """Count the micro-batches of one device in an optimizer step."""

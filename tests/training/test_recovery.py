@@ -131,7 +131,7 @@ def test_it_is_plain_lora_on_the_narrowed_network(
 
 def test_record(llama: TinySource, trained: Callable, data: Path, tmp_path: Path, choose: Callable) -> None:
     start, widths = trained("llama", True), choose(llama, "unequal:5")
-    record = recover(start, data, tmp_path / "out", widths, dropout=0.25)
+    record = recover(start, data, tmp_path / "out", widths)
     made = record["recovered"]
     assert (made["super_adapter"], made["widths"], made["subnetwork"]) == (start.name, widths, "out.subnet.json")
     assert sorted(made["sha256"]) == sorted(["adapter_config.json", ADAPTER, ORDER])
@@ -142,7 +142,7 @@ def test_record(llama: TinySource, trained: Callable, data: Path, tmp_path: Path
     assert (tmp_path / "out" / SPACE).read_bytes() == (start / SPACE).read_bytes()
     assert (tmp_path / "out" / ORDER).read_bytes() == (start / ORDER).read_bytes()
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
-    assert (config["lora_dropout"], config["r"]) == (0.25, 8)
+    assert (config["lora_dropout"], config["r"]) == (0.0, 8)
     assert (tmp_path / "out" / config["base_model_name_or_path"]).resolve() == llama.base.resolve()
     card = (tmp_path / "out/README.md").read_text()
     assert f"super-adapter `{start.name}`" in card and "--subnet" not in card

@@ -44,7 +44,7 @@ TWELVE = EXAMPLES[:12]  # 3 steps an epoch: a checkpoint at step 3 or 6 is the e
 EIGHT = EXAMPLES[:8]  # 2 steps an epoch: a checkpoint at step 3 is in the middle of the second
 TEN = EXAMPLES[:10]  # 3 steps an epoch, the last of 2 examples
 VARIANTS: dict[str, tuple[Sequence[dict[str, str]], dict[str, Any]]] = {
-    "middle-of-epoch": (EIGHT, {"dropout": 0.1}),
+    "middle-of-epoch": (EIGHT, {}),
     "end-of-epoch": (TWELVE, {"weight_decay": 0.1, "reorder": False}),
     "accumulated": (TEN, {"micro_batch_size": 2}),
 }

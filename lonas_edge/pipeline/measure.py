@@ -40,13 +40,7 @@ Qualities = dict[str, dict[str, Quality]]  # of networks, by name
 
 
 def losses(folders: Mapping[str, Path], data: LanguageTask, source: Path, progress: Progress) -> Qualities:
-    """Measure loss and accuracy of language models on the learned tokens of examples, one example at a time.
-
-    Args:
-        folders: The networks.
-        data: The examples, with their prompt.
-        source: A directory with the tokenizer for the prompt.
-        progress: Reports the networks.
+    """Measure loss and accuracy of language models on the learned tokens of examples; `source` has the prompt's tokenizer.
 
     Raises:
         LonasEdgeError: If a loss is not finite.

@@ -46,16 +46,10 @@ class Probe(Record):
 def time_steps(
     defaults: Defaults, base: str, data: Path, prompt: str | None, qat: str | None, precision: str, progress: Progress
 ) -> Probe:
-    """Time a few steps of the fine-tuning and of the recovery on typical examples, a micro-batch each.
+    """Time a few steps of the fine-tuning and of the recovery on typical examples of `data`, a micro-batch each.
 
-    Args:
-        defaults: Those of the model's task; one that is not fine-tuned has steps of the recovery only.
-        base: The base model.
-        data: The training examples, JSON Lines.
-        prompt: The prompt template.
-        qat: Weight format of quantization-aware training, or None.
-        precision: Compute precision; auto chooses the faster of two.
-        progress: Reports the steps.
+    A model that is not fine-tuned has steps of the recovery only. `qat` is the weight format of its quantization-aware
+    training; the precision `auto` is the faster of two.
     """
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)

@@ -1,6 +1,5 @@
 """The report of a compression: Markdown, a plot, and one HTML file that loads nothing from elsewhere."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ def write_report(record: CompressRecord, folder: Path) -> None:
         explanation=explain(record),
         sections=_sections(record),
         step_table=step_table(record),
-        conditions=conditions(record),
     )
     replace_text(folder / HTML, html)
 
@@ -44,12 +42,10 @@ def to_markdown(record: CompressRecord) -> str:
     lines += [f"- {in_markdown(sentence)}" for sentence in results]
     lines += ["", "## Networks", "", *network_table(record).to_markdown(), "", in_markdown(explain(record)), ""]
     lines += [f"![Latency and quality of the networks with 95 % intervals]({PLOT})", ""]
-    lines += [f"[{HTML}]({HTML}) also has the searched sub-networks, training curves and commands.", ""]
+    lines += [f"[{HTML}]({HTML}) also has the searched sub-networks, training curves and all options.", ""]
     lines += ["## Steps", "", *step_table(record).to_markdown(), "", *(f"    {line}" for line in commands), ""]
-    lines += ["## Conditions", ""]
-    for title, part in conditions(record).items():
-        values = "; ".join(f"{name} {value}" for name, value in part.items())
-        lines.append(f"- {title}: {in_markdown(values)}")
+    conditions = {"processor": record.machine.get("processor", ""), **record.versions}
+    lines += ["## Conditions", "", in_markdown("; ".join(f"{name} {value}" for name, value in conditions.items()))]
     return "\n".join([*lines, ""])
 
 
@@ -140,22 +136,6 @@ def _removed(record: CompressRecord, network: Network) -> str:
     stated += ["widths reduced"] if any(0 < part.kept < part.full for part in parts) else []
     stated += ["vocabulary trimmed"] if record.tokens_per_text != 1 else []
     return ", ".join(stated) or "nothing was removed"
-
-
-def conditions(record: CompressRecord) -> dict[str, dict[str, str]]:
-    """Return the conditions by heading."""
-    lengths = DISPLAYS[record.task].lengths.format(record.prompt_len, record.new_tokens)
-    parts: dict[str, Mapping[str, Any]] = {
-        "Machine": record.machine,
-        "Versions": record.versions,
-        "Data": {"file": record.data, **record.examples, "latencies": lengths},
-        "SHA-256 of the inputs": record.sha256,
-        "Options": record.options,
-    }
-    return {
-        title: {name: ", ".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in part.items()}
-        for title, part in parts.items()
-    }
 
 
 def _sections(record: CompressRecord) -> dict[str, list[tuple[str, str]]]:

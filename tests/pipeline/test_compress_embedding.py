@@ -2,7 +2,6 @@
 
 import json
 import random
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from pipeline_runs import make_quick, plan_steps
-from safetensors.torch import load_file
 from tiny_bert import TinyBert, oracle_embeddings, oracle_hidden
 from tiny_models import TinySource
 from transformers import AutoTokenizer
@@ -145,27 +142,3 @@ def test_an_adapter_in_int4_with_fewer_tokens(tiny_bert: TinyBert, tmp_path: Pat
     ]  # fmt: skip
     assert record.networks[-1].weight_format == "int4_sym" and record.networks[-1].name == "compressed INT4"
     assert json.loads((tmp_path / "out/model/config.json").read_text())["vocab_size"] == 142
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_record_give_the_same_network(
-    made: tuple[Path, CompressRecord], run_cli: Callable[..., Any], tmp_path: Path
-) -> None:
-    """Space, search and recovery, by the printed commands with other outputs."""
-    outputs = {}
-    for step in made[1].steps[:3]:
-        words = shlex.split(step.command)[1:]
-        place = words.index("--output") + 1
-        outputs[step.name.split()[0]] = Path(words[place]), tmp_path / Path(words[place]).name
-        words[place] = str(outputs[step.name.split()[0]][1])
-        ran = run_cli(*words)
-        assert ran.code == 0, ran.err
-    first, second = (json.loads(path.read_text()) for path in outputs["space"])
-    assert first == second
-    first, second = (
-        json.loads((folder / "subnetworks" / "weights-0.8x.json").read_text())["widths"] for folder in outputs["search"]
-    )
-    assert first == second
-    weights = [load_file(folder / "adapter_model.safetensors") for folder in outputs["recover"]]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

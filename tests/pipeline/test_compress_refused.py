@@ -76,7 +76,8 @@ def test_refused_adapters(refused: Callable[..., str], tiny_models: TinyModels, 
 def test_the_search_space_is_not_overwritten(refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path) -> None:
     """It lies in the directory of an old output, which --overwrite would replace."""
     source, old = tiny_models.source("llama"), tmp_path / "out"
-    shutil.copytree(source.adapter, old)
+    old.mkdir()
+    (old / "lonas_edge.json").write_text("{}")
     shutil.copy(source.space, old / "space.json")
     message = refused(source.adapter, model=source.base, nncf_config=old / "space.json", overwrite=True)
     assert f"{old}: --overwrite would delete {old / 'space.json'}, which this run reads" in message

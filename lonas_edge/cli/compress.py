@@ -10,7 +10,7 @@ import click
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions, SourceOptions
+from lonas_edge.cli.groups import JsonOptions
 from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.options import RECIPE
 from lonas_edge.pipeline.options import CompressOptions
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressCommand(JsonOptions, CompressOptions, SourceOptions):
+class CompressCommand(JsonOptions, CompressOptions):
     """All options of the command."""
 
 
@@ -42,9 +42,8 @@ def run(options: CompressCommand) -> None:
         with importing():
             from transformers.utils.logging import disable_progress_bar
 
-            from lonas_edge.pipeline.run import Reference, compress_model
+            from lonas_edge.pipeline.run import compress_model
         disable_progress_bar()
-        reference = Reference(options.source, options.model, options.nncf_config)
 
         def announce(steps: "Sequence[Step]", estimated: "Estimate") -> None:
             if steps and (options.dry_run or not options.json):
@@ -52,7 +51,7 @@ def run(options: CompressCommand) -> None:
 
         recipe = click.get_current_context().meta.get(RECIPE)
         recorded = recipe["sha256"] if isinstance(recipe, dict) and isinstance(recipe.get("sha256"), dict) else {}
-        record = compress_model(reference, options.part(CompressOptions), report, announce, recorded)
+        record = compress_model(options.part(CompressOptions), report, announce, recorded)
     if record and options.json:
         print(json.dumps(record.to_json(), indent=1))
     elif record:

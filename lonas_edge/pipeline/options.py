@@ -7,8 +7,8 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.formats import INTEGER_FORMATS
-from lonas_edge.options import LARGEST_SEED, Options, UserPath, option
-from lonas_edge.training.options import MOST_EPOCHS, PRECISIONS
+from lonas_edge.options import LARGEST_SEED, Options, PathOrName, UserPath, option
+from lonas_edge.training.options import MOST_EPOCHS
 
 EPOCHS = 1.0  # of the fine-tuning
 
@@ -25,6 +25,14 @@ def _vocabulary(text: str) -> str:
 class CompressOptions(Options):
     """What `compress` makes of a model."""
 
+    source: PathOrName = option(argument=True, help="Base model or LoRA adapter: a directory or hub id (ID@REVISION).")
+    model: PathOrName | None = option(
+        None,
+        panel="Model",
+        metavar="MODEL",
+        help="Base model of an adapter, a directory or hub id (ID or ID@REVISION).",
+        unset="the one that the adapter's configuration names",
+    )
     data: UserPath = option(
         metavar="DATA", help="Conversations, instructions or texts; of encoders texts or pairs. JSON, Parquet or GLUE's TSV."
     )
@@ -75,12 +83,6 @@ class CompressOptions(Options):
         minimum=1,
         help="Steps of the recovery.",
         unset="those of 100,000 tokens; of encoders 1,000,000",
-    )
-    precision: str = option(
-        "auto",
-        panel="Training",
-        choices=PRECISIONS,
-        help="Compute precision of the trainings; auto takes the faster one.",
     )
     seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
     prompt_len: int | None = option(

@@ -43,7 +43,7 @@ class Plan:
     options: CompressOptions  # resolved
     picks: Mapping[str, Pick]  # by target
     hashes: Mapping[str, str]  # of the source's files, see `source_hashes`
-    inputs: Mapping[str, str]  # hashes of all inputs by name: those, and `data`, `eval_data`, `nncf_config`
+    inputs: Mapping[str, str]  # hashes of all inputs by name: those, `data` and `eval_data`
     counts: Mapping[str, int]  # examples by part: train, held_out
     fitting: int  # held-out examples that the search can use
     probe: Probe
@@ -77,7 +77,7 @@ class Plan:
             steps=steps,
             prompt=self.options.prompt,
             seed=self.options.seed,
-            precision=self.options.precision,
+            precision=self.probe.precision,
             save_steps=min(200, log * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / log))),
             eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
             batch_size=self.defaults.batch,
@@ -137,7 +137,7 @@ class Plan:
     def _hashes(self) -> dict[str, str]:
         """Hashes of what the first steps read, by option or file."""
         split = {path.name: sha256(path) for path in (self.paths.train, self.paths.held_out)}
-        named = {"data": "--data", "eval_data": "--eval-data", "nncf_config": "--nncf-config"}
+        named = {"data": "--data", "eval_data": "--eval-data"}
         return {**{named.get(name, name): value for name, value in self.inputs.items()}, "split": json_sha256(split)}
 
     @property

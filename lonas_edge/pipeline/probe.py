@@ -33,23 +33,22 @@ class Probe(Record):
     VERSION: ClassVar = 1
     AGAIN: ClassVar = "Delete it."
 
-    precision: str  # the faster one on this machine, or the requested one
+    precision: str  # the faster one on this machine, or that of an earlier run
     lora_step: float  # seconds of a step of the fine-tuning; of encoders, of the recovery without QAT
     recovery_step: float  # seconds of a step of the recovery
     evaluation: float  # seconds of the evaluation of a held-out example
     tokens: float  # mean of an example
     peak_bytes: int  # of the process
     inputs: dict[str, str] = field(default_factory=dict)  # hash of the examples, and options that the times depend on
-    requested: str = "auto"  # the precision as it was requested
 
 
 def time_steps(
-    defaults: Defaults, base: str, data: Path, prompt: str | None, qat: str | None, precision: str, progress: Progress
+    defaults: Defaults, base: str, data: Path, prompt: str | None, qat: str | None, precision: str | None, progress: Progress
 ) -> Probe:
     """Time a few steps of the fine-tuning and of the recovery on typical examples of `data`, a micro-batch each.
 
     A model that is not fine-tuned has steps of the recovery only. `qat` is the weight format of its quantization-aware
-    training; the precision `auto` is the faster of two.
+    training; without a precision, the faster of two is chosen.
     """
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)
@@ -58,9 +57,8 @@ def time_steps(
         replace_text(sample, "\n".join(lines) + "\n")
         inputs = with_eval_data(open_inputs(base, sample, None, elastic=False), sample)
         inputs = inputs if defaults.adapts else with_teacher(inputs, base)
-        chosen = precision != "auto" or torch.cuda.is_available()
-        fixed = precision_of(TrainOptions(precision=precision))
-        precisions = [fixed] if chosen else list(dict.fromkeys(("fp32", faster_dtype())))
+        chosen = precision or (precision_of(TrainOptions()) if torch.cuda.is_available() else None)
+        precisions = [chosen] if chosen else list(dict.fromkeys(("fp32", faster_dtype())))
         timed = {}
         for number, name in enumerate(precisions):
             progress(f"Timing training steps in {name}", (number + 0.5) / (len(precisions) + 1))

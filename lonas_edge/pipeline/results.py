@@ -73,6 +73,7 @@ def make_record(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], p
         options={
             **{name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
             "target": list(plan.picks),
+            "precision": plan.probe.precision,
             "evals": plan.search_options.evals,
             "folders": {plan.picks[target].file: name for target, name in names.items()},
         },

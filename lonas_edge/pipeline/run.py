@@ -51,15 +51,6 @@ LEAST_FITTING = 8  # held-out examples
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What is compressed, as the user names it: SOURCE, --model and --nncf-config."""
-
-    source: str
-    model: str | None = None
-    nncf_config: Path | None = None
-
-
-@dataclass(frozen=True)
 class Estimate:
     """Seconds of the pending steps (None for those that take minutes), and bytes of memory and disk."""
 
@@ -72,7 +63,6 @@ Announce = Callable[[list[Step], Estimate], None]
 
 
 def compress_model(
-    reference: Reference,
     options: CompressOptions,
     progress: Progress = silent,
     announce: Announce = lambda _steps, _estimate: None,
@@ -81,7 +71,6 @@ def compress_model(
     """Compress a model and write the output directory; an earlier run there continues.
 
     Args:
-        reference: The model or adapter.
         options: The options.
         progress: Reports what is being done.
         announce: Called with the pending steps and the estimate before the first step.
@@ -94,7 +83,7 @@ def compress_model(
         LonasEdgeError: If inputs do not fit, or a step fails; finished steps are kept.
     """
     progress("Checking the inputs", None)
-    source = open_source(reference.source, reference.model, reference.nncf_config)
+    source = open_source(options.source, options.model)
     if source.architecture.unequal:
         raise LonasEdgeError(
             f"{source.base.folder}: its layers are unequal, and optimum-cli, which compress compares with, cannot export such "
@@ -106,7 +95,7 @@ def compress_model(
     picks = parse_targets(options.target, defaults)
     cost_of(picks, defaults)
     options = resolve_options(defaults, options, source)
-    run = _Run(reference, source, defaults, options, picks, source_hashes(source), progress)
+    run = _Run(source, defaults, options, picks, source_hashes(source), progress)
     if options.dry_run:
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
             run.prepare(Path(folder), announce, recorded or {})
@@ -118,7 +107,6 @@ def compress_model(
 class _Run:
     """A running compression."""
 
-    reference: Reference
     source: Source
     defaults: Defaults
     options: CompressOptions
@@ -129,7 +117,7 @@ class _Run:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """Hashes of all inputs; the files that options name are valid."""
-        files = {"data": self.options.data, "eval_data": self.options.eval_data, "nncf_config": self.reference.nncf_config}
+        files = {"data": self.options.data, "eval_data": self.options.eval_data}
         return {**self.hashes, **{name: sha256(path) for name, path in files.items() if path and path.is_file()}}
 
     @property
@@ -139,7 +127,7 @@ class _Run:
 
     def lead(self, announce: Announce, recorded: Mapping[str, str]) -> CompressRecord:
         """Run the pending steps, and publish the results."""
-        output, options, reference = self.options.output, self.options, self.reference
+        output, options = self.options.output, self.options
         finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
         same = finished is not None and finished.sha256 == self.hashes
         if finished and not same and not options.overwrite:
@@ -147,7 +135,7 @@ class _Run:
                 f"{output}: holds {finished.source}, compressed; the files of this SOURCE are others (SHA-256). Choose another "
                 "--output, or pass --overwrite."
             )
-        used = [self.source.base.folder, options.data, options.eval_data, reference.source, reference.nncf_config]
+        used = [self.source.base.folder, options.data, options.eval_data, options.source]
         directory = OutputDirectory(output, options.overwrite or finished is not None, used)
         directory.check(0, resumable=True)
         identity = {"source": dict(self.hashes)}
@@ -167,9 +155,8 @@ class _Run:
 
     def prepare(self, folder: Path, announce: Announce, recorded: Mapping[str, str]) -> Steps:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
-        options, reference, defaults = self.options, self.reference, self.defaults
-        adapter, trims = reference.source if self.source.adapter else None, options.vocabulary != KEEP
-        paths = Paths(folder, self.source, adapter, reference.nncf_config, defaults.adapts, trims)
+        options, defaults, trims = self.options, self.defaults, self.options.vocabulary != KEEP
+        paths = Paths(folder, self.source, options.source if self.source.adapter else None, defaults.adapts, trims)
         stages = Stages(paths, defaults, self.source, tuple(self.picks.values()))
         counts, fitting = self._split(paths)
         for name, value in self.inputs.items():
@@ -181,7 +168,6 @@ class _Run:
         steps_of_tokens = math.ceil(defaults.recovery_tokens / defaults.batch / probe.tokens)
         options = replace(
             options,
-            precision=probe.precision,
             epochs=(options.epochs or EPOCHS) if paths.trains_lora else None,
             recovery_steps=options.recovery_steps or steps_of_tokens,
         )
@@ -230,19 +216,18 @@ class _Run:
         qat = trained_for(options)
         inputs = {"train": sha256(paths.train), "prompt": str(options.prompt), "qat": str(qat)}
         earlier = Probe.read(paths.work / PROBE) if (paths.work / PROBE).exists() else None
-        kept = earlier if earlier and options.precision in (earlier.requested, earlier.precision) else None
-        if kept and kept.inputs == inputs:
-            return kept
+        if earlier and earlier.inputs == inputs:
+            return earlier
         if not earlier and not options.dry_run:
             OutputDirectory(options.output).check_space(disk_bytes(self.source, defaults, options, len(self.picks)))
-        precision, requested = (kept.precision, kept.requested) if kept else (options.precision, options.precision)
+        precision = earlier.precision if earlier else None
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
             base = paths.base
             if self.source.adapter and not defaults.adapts:  # an encoder's base may have another task, or lack the head
                 base = str(Path(folder) / "merged")
                 stages.merge(Path(base), self.progress)
             timed = time_steps(defaults, base, paths.train, options.prompt, qat, precision, self.progress)
-        return replace(timed, inputs=inputs, requested=requested)
+        return replace(timed, inputs=inputs)
 
     def _restore(self, work: Path, finished: CompressRecord) -> None:
         """Link the results of a finished run into the working directory."""
@@ -300,9 +285,7 @@ class _Run:
         import yaml
 
         options = {name: record.options[name] for name in vars(self.options) if name not in ("dry_run", "overwrite")}
-        space = self.reference.nncf_config
-        named = {**vars(self.reference), "nncf_config": space and str(space), **options}
-        given = {name.replace("_", "-"): value for name, value in named.items() if value is not None}
+        given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
         used = {"versions": record.versions, "sha256": self.inputs}
         content: str = yaml.safe_dump({**given, SECTION: used}, sort_keys=False, allow_unicode=True)
         return f"# lonas-edge compress --config {RECIPE} repeats this run.\n{content}"

@@ -45,7 +45,7 @@ _GROUP_SIZES = (128, 64, 32)  # of optimum-cli's INT4: the first that divides al
 class Paths:
     """Where the steps find and keep their files. A model is a directory or a hub id."""
 
-    def __init__(self, work: Path, source: Source, adapter: str | None, space: Path | None, adapts: bool, trims: bool):
+    def __init__(self, work: Path, source: Source, adapter: str | None, adapts: bool, trims: bool):
         """Place the files of a run that compresses `adapter`, or without one the base of `source`."""
         self.work, self.trims, self.trains_lora = work, trims, adapts and adapter is None
         self.train, self.held_out = work / "data" / "train.jsonl", work / "data" / "held_out.jsonl"
@@ -57,7 +57,7 @@ class Paths:
         # the model that is searched and recovered: the finished one, with the tokens that are kept
         self.start, self.start_base = lora or self.student, self.student if lora else None
         self.writes_space = not source.space.groups
-        self.space = work / SPACE if self.writes_space else space  # None for the one in the adapter's directory
+        self.space = work / SPACE if self.writes_space else None  # None for the one in the adapter's directory
 
     def baseline(self, name: str) -> Path:
         """The unpruned network in a format, or `merged` as a checkpoint."""
@@ -186,8 +186,7 @@ class Stages:
         """Refuse, before the first step, an adapter that `recover` would refuse, and sizes that no network has."""
         paths = self.paths
         if self.source.adapter:
-            space = None if paths.writes_space else paths.space
-            with_teacher(open_recovery(paths.unpruned, paths.train, None, paths.base, space), paths.unpruned, paths.base)
+            with_teacher(open_recovery(paths.unpruned, paths.train, None, paths.base), paths.unpruned, paths.base)
         if not paths.trims:  # a smaller vocabulary changes the sizes
             self._check_sizes(settings)
 

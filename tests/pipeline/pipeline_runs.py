@@ -88,9 +88,9 @@ class Finished:
 def plan_steps(source: Path, folder: Path, data: Path, *, model: Path | None = None, **options: Any) -> dict[str, Step]:
     """The steps of a dry run by name."""
     planned: dict[str, Step] = {}
-    reference = run.Reference(str(source), model and str(model))
-    chosen = CompressOptions(**{"data": data, "output": folder / "out", "prompt_len": 8, "dry_run": True, **options})
-    run.compress_model(reference, chosen, announce=lambda steps, _: planned.update({step.name: step for step in steps}))
+    paths = {"source": str(source), "model": model and str(model)}
+    chosen = CompressOptions(**{**paths, "data": data, "output": folder / "out", "prompt_len": 8, "dry_run": True, **options})
+    run.compress_model(chosen, announce=lambda steps, _: planned.update({step.name: step for step in steps}))
     return planned
 
 

@@ -163,7 +163,7 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
 def test_a_dry_run(tiny_bert: TinyBert, tmp_path: Path) -> None:
     """Of an adapter, which brings the head that its base lacks: steps are timed with it. Nothing is written."""
     source, data = tiny_bert.adapter(3), write(tmp_path / "data.jsonl", 1)
-    options = {"model": tiny_bert.base(headless=True), "precision": "fp32", "target": ("latency<=0.9x",)}
+    options = {"model": tiny_bert.base(headless=True), "target": ("latency<=0.9x",)}
     steps = plan_steps(source, tmp_path, data, **options)
     assert [name.split()[0] for name in steps] == ["space", "search", "recover", "export", "baselines", "measure"]
     assert sorted(tmp_path.iterdir()) == [data]

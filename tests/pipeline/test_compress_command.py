@@ -173,10 +173,10 @@ def test_lengths_of_a_timed_search(
 def test_the_precision_of_an_earlier_run_stays(
     finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`auto` chose fp32; other steps are timed for INT4, and would now choose bf16. The fine-tuning is not repeated."""
+    """It was fp32; other steps are timed for INT4, and would now choose bf16. The fine-tuning is not repeated."""
     out, ran = finished.copied(tmp_path / "copy"), list[str]()
     options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym"}
-    timed = lambda *given: replace(PROBE, precision="bf16" if given[5] == "auto" else given[5])  # noqa: E731
+    timed = lambda *given: replace(PROBE, precision=given[5] or "bf16")  # noqa: E731
     monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", timed)
     with pytest.raises(LonasEdgeError, match="--weight-format: was int8_sym, is int4_sym") as caught:
         compress(finished.source.base, **options)
@@ -191,7 +191,7 @@ def test_the_precision_of_an_earlier_run_stays(
         compress(finished.source.base, **options, overwrite=True)
     assert not ran
     probed = json.loads((out.with_name("out.partial") / "steps" / "probe.json").read_text())
-    assert (probed["precision"], probed["requested"]) == ("fp32", "auto")
+    assert probed["precision"] == "fp32"
 
 
 def test_changed_options_need_overwrite(finished: Finished, tmp_path: Path, quick: None) -> None:
@@ -297,18 +297,13 @@ def test_a_smaller_vocabulary(finished: Finished, tmp_path: Path, data: Path, qu
 
 
 def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
-    """With another --nncf-config it is searched again."""
-    source = tiny_models.source("llama")
+    source, adapter = tiny_models.source("llama"), tmp_path / "adapter"
+    shutil.copytree(source.adapter, adapter)
+    shutil.copy(source.space, adapter / "nncf_config.json")
     options = {**QUICK, "target": "weights<=0.8x", "data": data, "output": tmp_path / "out", "model": source.base}
-    record = compress(source.adapter, nncf_config=source.space, **options)
+    record = compress(adapter, **options)
     assert [step.name.split()[0] for step in record.steps] == ["search", "recover", "export", "baselines", "measure"]
     assert record.networks[-1].parameters < record.networks[0].parameters
-    content = json.loads(source.space.read_text())
-    groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
-    groups[-1] = groups[-1][:1]
-    (tmp_path / "space.json").write_text(json.dumps(content))
-    with pytest.raises(LonasEdgeError, match=r"--nncf-config: was .* \(search"):
-        compress(source.adapter, nncf_config=tmp_path / "space.json", **options)
 
 
 def test_the_unpruned_network_of_a_super_adapter(
@@ -334,7 +329,8 @@ def test_the_largest_network_of_a_narrow_space_is_recovered(
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
     assert groups.count([128, 96, 64]) == 3
     groups[groups.index([128, 96, 64])] = [96, 64]
-    (tmp_path / "space.json").write_text(json.dumps(content))
+    shutil.copytree(llama.adapter, tmp_path / "adapter")
+    (tmp_path / "adapter/nncf_config.json").write_text(json.dumps(content))
 
     def trained(*_given: object) -> None:
         raise LonasEdgeError("trained")
@@ -342,7 +338,7 @@ def test_the_largest_network_of_a_narrow_space_is_recovered(
     monkeypatch.setattr(stages, "train", trained)
     options = {**QUICK, "target": "weights<=1x", "data": data, "output": tmp_path / "out", "model": llama.base}
     with pytest.raises(LonasEdgeError, match="recover weights<=1x: trained"):
-        compress(llama.adapter, nncf_config=tmp_path / "space.json", **options)
+        compress(tmp_path / "adapter", **options)
 
 
 def test_two_targets_that_choose_the_same_network(
@@ -363,14 +359,10 @@ def test_two_targets_that_choose_the_same_network(
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-def test_the_recipe_repeats_the_run(
-    finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same weights, although the timed steps would now choose another precision; changed inputs are named."""
-    timed = lambda *given: replace(PROBE, precision="bf16" if given[5] == "auto" else given[5])  # noqa: E731
-    monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", timed)
+def test_the_recipe_repeats_the_run(finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any]) -> None:
+    """The same weights; changed inputs are named."""
     recipe = yaml.safe_load((finished.folder / "out" / "recipe.yaml").read_text())
-    assert (recipe["recovery-steps"], recipe["precision"]) == (4, "fp32")
+    assert recipe["recovery-steps"] == 4
     assert set(recipe["lonas-edge"]["sha256"]) == {"base", "data"}
     ran = run_cli("compress", "--config", finished.folder / "out" / "recipe.yaml", "--output", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err

@@ -113,7 +113,7 @@ def test_options_of_language_models_are_refused(embedding_refused: Callable[...,
     )
     assert f"--prompt alpaca: {no_text}" in message and f"--new-tokens 4: {no_text}" in message
     assert "--epochs 2: a sentence embedding model is compressed without fine-tuning; omit it" in message
-    assert "--prompt-len 65: beyond the model's context of 64 tokens; choose at most 64" in message
+    assert "--prompt-len 65: 65 tokens are beyond the model's context of 64" in message
     message = embedding_refused(target="tpot<=0.7x")
     assert "tpot is not measured here; expected one of kl, latency, macs, weights, bytes" in message
     assert "the smallest network has weights 0.667x" in embedding_refused(target="weights<=0.1x")
@@ -125,7 +125,7 @@ def test_an_adapter_of_another_task_than_its_base(tiny_bert: TinyBert, tmp_path:
     shutil.copytree(tiny_bert.base(headless=True), base)
     config = json.loads((base / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
     (base / "config.json").write_text(json.dumps(config))
-    steps = plan_steps(source.adapter, tmp_path, write_pairs(tmp_path / "data.jsonl"), model=base, precision="fp32")
+    steps = plan_steps(source.adapter, tmp_path, write_pairs(tmp_path / "data.jsonl"), model=base)
     assert steps["baselines"].folder == "baselines"  # the merged model is not kept
     assert f"--adapter {source.adapter} --depth layer --ratios 1" in steps["space"].command
 

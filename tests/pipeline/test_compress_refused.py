@@ -73,14 +73,14 @@ def test_refused_adapters(refused: Callable[..., str], tiny_models: TinyModels, 
     assert "modules_to_save = ['lm_head']" in error
 
 
-def test_the_search_space_is_not_overwritten(refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path) -> None:
+def test_the_adapter_is_not_overwritten(refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path) -> None:
     """It lies in the directory of an old output, which --overwrite would replace."""
     source, old = tiny_models.source("llama"), tmp_path / "out"
     old.mkdir()
     (old / "lonas_edge.json").write_text("{}")
-    shutil.copy(source.space, old / "space.json")
-    message = refused(source.adapter, model=source.base, nncf_config=old / "space.json", overwrite=True)
-    assert f"{old}: --overwrite would delete {old / 'space.json'}, which this run reads" in message
+    shutil.copytree(source.adapter, old / "adapter")
+    message = refused(old / "adapter", model=source.base, overwrite=True)
+    assert f"{old}: --overwrite would delete {old / 'adapter'}, which this run reads" in message
 
 
 def test_held_out_examples_that_are_too_long(llama: TinySource, tmp_path: Path, quick: None) -> None:

@@ -131,7 +131,7 @@ def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch:
 
     monkeypatch.setattr(probe, "train", train)
     given = LANGUAGE_MODEL, str(llama.base), tmp_path / "train.jsonl", "question", "int4_sym"
-    made = probe.time_steps(*given, "auto", silent)
+    made = probe.time_steps(*given, None, silent)
     assert (made.precision, made.lora_step, made.recovery_step, made.tokens) == ("fp32", 2.0, 6.0, 10)
     assert made.evaluation == pytest.approx(0.05)
     assert timed == [("fp32", 4, False, None), ("bf16", 4, False, None), ("fp32", 4, True, "int4_sym")]

@@ -75,9 +75,8 @@ def _cost_settings(source: "Source", options: SearchCommand) -> "CostSettings":
 
     task, prompt_len, new_tokens = source.architecture.family.kind, options.prompt_len, options.new_tokens
     if not task.generates:
-        used = {"--prompt": options.given("prompt")}
-        if idle := [name for name, is_given in {**used, "--new-tokens": options.given("new_tokens")}.items() if is_given]:
-            raise click.UsageError(f"{', '.join(idle)}: no effect, a {task.name} has no prompts and generates no tokens")
+        if options.given("new_tokens"):
+            raise click.UsageError(f"--new-tokens: no effect, a {task.name} generates no tokens")
         length = min(task.sequence_length, source.architecture.context or task.sequence_length)
         prompt_len, new_tokens = prompt_len or length, 0
     return CostSettings(options.weight_format, options.device, prompt_len or 256, new_tokens)

@@ -5,7 +5,6 @@ from dataclasses import field
 
 from pydantic.dataclasses import dataclass
 
-from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.options import LARGEST_SEED, Options, UserPath, option
 from lonas_edge.search.cost import COSTS, QUALITIES, CostSettings
 
@@ -38,9 +37,6 @@ class SearchOptions(Options):
         help="Save the best network under a bound: macs<=1.43e12, tpot<=0.85x (of the unpruned network), kl<=0.05.",
     )
     num_prompts: int = option(64, panel="Data", minimum=1, help="Number of prompts from --data.")
-    prompt: str | None = option(
-        None, panel="Data", choices=(*TEMPLATES, CHAT), help="Prompt template.", unset="the one of the training"
-    )
     seed: int = option(
         0, panel="Advanced", minimum=0, maximum=LARGEST_SEED, help="Seed of the sampler and of the choice of prompts."
     )
@@ -54,6 +50,7 @@ class SearchOptions(Options):
     study: str | None = option(None, panel="Advanced", help="Name of the study in --storage.")
     overwrite: bool = option(False, panel="Output", help="Replace an earlier search in --output.")
     cost_settings: CostSettings = field(default_factory=CostSettings)
+    prompt: str | None = None  # name of the template; that of the adapter's training if None
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

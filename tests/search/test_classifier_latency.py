@@ -66,7 +66,7 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
     ("options", "code", "message"),
     [
         (["--cost", "tpot"], 1, "--cost tpot: a sequence classifier generates no tokens; use --cost latency"),
-        (["--new-tokens", "8"], 2, "--new-tokens: no effect, a sequence classifier has no prompts"),
+        (["--new-tokens", "8"], 2, "--new-tokens: no effect, a sequence classifier generates no tokens"),
         (["--cost", "macs", "--pick", "latency<=0.7x"], 1, "latency is not measured here; expected one of kl, "),
         (["--prompt-len", "65"], 1, "--prompt-len 65: 65 tokens are beyond the model's context of 64"),
     ],

@@ -62,7 +62,7 @@ def distinct(elasticity: Elasticity, groups: list[list[int]]) -> set[tuple[int, 
 def test_a_search(run_cli: Callable, few: TinySource, data: Path, tmp_path: Path) -> None:
     """Equal networks count once; the pick is the best evaluated network."""
     command = ["search", *few.arguments(), "--data", data, "--output", tmp_path / "out", "--cost", "bytes"]
-    ran = run_cli(*command, "--num-prompts", 8, "--prompt", "alpaca", "--evals", 30, "--pick", "bytes<=0.8x", "--json")
+    ran = run_cli(*command, "--num-prompts", 8, "--evals", 30, "--pick", "bytes<=0.8x", "--json")
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)
     source = few.opened()

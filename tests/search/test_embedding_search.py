@@ -102,7 +102,7 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
     for options, fault in (
         (("--quality", "loss", "--num-prompts", 16), "--quality loss needs labels"),
         (("--num-prompts", 25), "24 prompts; expected at least 25"),
-        (("--prompt", "alpaca"), "a sentence embedding model has no prompts"),
+        (("--new-tokens", 8), "a sentence embedding model generates no tokens"),
     ):
         ran = run_cli("search", *source.arguments(), "--data", unscored, "--output", output, *options)
         assert ran.code in (1, 2) and fault in " ".join(ran.err.split()), ran.err

@@ -104,5 +104,3 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
     data = write_set(tmp_path, "RTE")
     with pytest.raises(LonasEdgeError, match="24 prompts; expected at least 99"):
         source.opened().open_data(data).check_count(99)
-    ran = run_cli("search", *source.arguments(), "--data", data, "--output", tmp_path / "out", "--prompt", "alpaca")
-    assert ran.code == 2 and "--prompt: no effect, a sequence classifier has no prompts" in ran.err

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -232,28 +231,20 @@ class _Expected:
     def __init__(self, architecture: Architecture, config: AdapterConfig):
         self.ranks, self.replaced = config.ranks(architecture), config.replaced(architecture)
         embedding, head = f"{architecture.family.embedding}.weight", architecture.family.head
-        self.required = _factor_shapes(architecture, self.ranks, config.lora.lora_bias) | self.replaced
+        self.required = dict(self.replaced)
+        for name, rank in self.ranks.items():
+            linear = architecture.linears[name]
+            self.required[f"{name}.lora_A.weight"] = (rank, linear.in_features)
+            self.required[f"{name}.lora_B.weight"] = (linear.out_features, rank)
+            if config.lora.lora_bias:
+                self.required[f"{name}.lora_B.bias"] = (linear.out_features,)
         # PEFT saves the head again where it has an adapter, or is tied to a trained embedding
         repeated = head in self.ranks or (config.lora.ensure_weight_tying and embedding in self.replaced)
         self.optional = architecture.head if repeated else {}
         everything, others = architecture.shapes | architecture.head, self.required | self.optional
         # with `save_embedding_layers`, PEFT saves both tables untrained
         self.copies = {name: everything[name] for name in architecture.token_tables if name not in others}
-
-    @cached_property
-    def known(self) -> Shapes:
-        return self.required | self.optional | self.copies
-
-
-def _factor_shapes(architecture: Architecture, ranks: dict[str, int], lora_bias: bool) -> Shapes:
-    shapes: Shapes = {}
-    for name, rank in ranks.items():
-        linear = architecture.linears[name]
-        shapes[f"{name}.lora_A.weight"] = (rank, linear.in_features)
-        shapes[f"{name}.lora_B.weight"] = (linear.out_features, rank)
-        if lora_bias:
-            shapes[f"{name}.lora_B.bias"] = (linear.out_features,)
-    return shapes
+        self.known = others | self.copies
 
 
 def _is_copy(name: str, tensor: torch.Tensor, base: TensorFiles, architecture: Architecture) -> bool:

@@ -19,25 +19,30 @@ from pathlib import Path
 from export_cost import smollm2
 from random_models import random_source
 
+from lonas_edge.bench.measure import Schedule
+from lonas_edge.bench.options import BenchOptions
+from lonas_edge.bench.report import write
+from lonas_edge.bench.run import bench
+from lonas_edge.bench.variants import Case
+from lonas_edge.exporting.exported import open_exported
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of `bench` for one shape: fewer tokens and rounds where a round takes a minute."""
+    """A benchmark of one shape: fewer tokens and rounds where a round takes a minute."""
 
-    bench: str
+    prompt_lens: tuple[int, ...]
+    new_tokens: int
+    rounds: int
     dtype: str
     arms: str = "subnet,lora,unpruned"
 
 
 SHAPES = {
-    "smollm2-135m": Settings("--prompt-len 64,256,512 --new-tokens 64 --rounds 24", "fp32", "subnet,lora,lora-merged,unpruned"),
-    "llama-1.1b": Settings(
-        "--prompt-len 256 --new-tokens 32 --rounds 8",
-        "bf16",
-        "subnet,lora,lora-merged,unpruned",
-    ),
-    "llama-7b": Settings("--prompt-len 256 --new-tokens 16 --rounds 6", "bf16"),
-    "bloom-1b": Settings("--prompt-len 256 --new-tokens 32 --rounds 8", "bf16"),
+    "smollm2-135m": Settings((64, 256, 512), 64, 24, "fp32", "subnet,lora,lora-merged,unpruned"),
+    "llama-1.1b": Settings((256,), 32, 8, "bf16", "subnet,lora,lora-merged,unpruned"),
+    "llama-7b": Settings((256,), 16, 6, "bf16"),
+    "bloom-1b": Settings((256,), 32, 8, "bf16"),
 }
 
 
@@ -52,7 +57,6 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--arms", help="variants, as of `lonas-edge bench`; default: those of the shape")
     parser.add_argument("--output", type=Path, required=True, help="directory of the report")
-    parser.add_argument("options", nargs="*", help="more options of `lonas-edge bench`, after --")
     arguments = parser.parse_args()
     work, shape, settings = arguments.work, arguments.shape, SHAPES[arguments.shape]
     work.mkdir(parents=True, exist_ok=True)
@@ -62,14 +66,18 @@ def main() -> None:
     if not folder.exists():  # with random weights there are no answers to verify
         lonas_edge("export", *source, "--subnet", "heuristic", "--output", folder, "--no-verify")
     arms = (arguments.arms or settings.arms).split(",")
-    options: list[object] = []
-    if {"lora", "lora-merged", "unpruned"} & {*arms}:
-        adapter, model, base = source[:3]
-        options += ["--adapter", adapter, model, base]
-    if {"lora", "lora-merged"} & {*arms}:
-        options += ["--torch-dtype", settings.dtype]
-    options += [*settings.bench.split(), *arguments.options]
-    lonas_edge("bench", folder, "--arms", ",".join(arms), "--output", arguments.output, "--overwrite", *options)
+    adapter, _, base = source[:3]
+    options = BenchOptions(
+        arms=tuple(arms),
+        cases=tuple(Case(length, settings.new_tokens) for length in settings.prompt_lens),
+        schedule=Schedule.of(settings.rounds),
+        torch_dtype=settings.dtype,
+        adapter=str(adapter),
+        model=str(base),
+    )
+    record = bench(open_exported(folder), options)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write(record, arguments.output)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.variants import Case
-from lonas_edge.formats import DTYPES
-from lonas_edge.options import COMMAS, Options, PathOrName, from_text, option
-
-
-def _parse_property(text: str) -> tuple[str, str]:
-    name, equals, value = (part.strip() for part in text.partition("="))
-    if not (equals and name.isidentifier() and value):
-        raise ValueError("expected NAME=VALUE")
-    return name, value
-
-
-Properties = tuple[Annotated[tuple[str, str], from_text(_parse_property)], ...]  # of the OpenVINO runtime
+from lonas_edge.options import COMMAS, Options, PathOrName, option
 
 
 @dataclass(frozen=True)
@@ -28,6 +17,8 @@ class BenchOptions(Options):
     """What `bench` measures.
 
     Attributes:
+        torch_dtype: Dtype of the PyTorch variants.
+        properties: OpenVINO runtime properties of every IR.
         cases: Prompt lengths, numbers of new tokens (0 for a classifier), and batch sizes.
         schedule: Rounds, process starts, warm-ups, seed.
         cache: Directory that keeps exports of unpruned networks.
@@ -41,18 +32,11 @@ class BenchOptions(Options):
     cases: tuple[Case, ...] = (Case(256, 64),)
     schedule: Schedule = field(default_factory=Schedule)
     device: str = option("CPU", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO or another.")
-    torch_dtype: str = option("fp32", panel="Device", choices=tuple(DTYPES), help="Dtype of the PyTorch variants.")
+    torch_dtype: str = "fp32"
     threads: int | None = option(
         None, panel="Device", minimum=1, help="CPU threads of every variant.", unset="one per physical core"
     )
-    properties: Properties = option(
-        (),
-        panel="Device",
-        flag="property",
-        metavar="NAME=VALUE",
-        repeat=True,
-        help="OpenVINO runtime property of every IR.",
-    )
+    properties: tuple[tuple[str, str], ...] = ()
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge"
     model: PathOrName | None = option(
         None,

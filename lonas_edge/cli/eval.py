@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,6 @@ from lonas_edge.cli.groups import SUBNET_UNSET, JsonOptions, ModelOptions
 from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.data.test_sets import TASKS, present_tasks, resolve
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import RunOptions
 from lonas_edge.evaluate.protocols import GENERATE, PROMPT_PROTOCOLS, choose_protocol
 from lonas_edge.options import COMMAS, Names, PathOrName, UserPath, declared, option
@@ -79,18 +78,11 @@ class EvalCommand(RunOptions, ModelOptions, JsonOptions):
         unset=str(GENERATE.num_beams),
     )
     overwrite: bool = option(False, panel="Output", help="Replace an existing output.")
-    card: bool = option(
-        False,
-        panel="Output",
-        help="Write the results into the model cards of exported directories.",
-    )
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if self.overwrite and not self.output:
             yield "--overwrite needs --output"
-        if self.card and self.limit:
-            yield "--card cannot be combined with --limit: a model card shows results on complete test sets"
 
 
 @command
@@ -107,10 +99,8 @@ def run(options: EvalCommand) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; read when tqdm is first imported
     with progress() as report:
         with importing():
-            from lonas_edge.evaluate.report import for_card
             from lonas_edge.evaluate.run import evaluate_into
             from lonas_edge.evaluate.targets import kind_of_targets, open_targets
-            from lonas_edge.exporting.exported import store_evaluation
             from lonas_edge.ir.core import check_device
             from lonas_edge.output import OutputDirectory
         used = (*references, options.model, options.nncf_config, options.datasets, *filter(os.path.isfile, options.subnet))
@@ -127,16 +117,11 @@ def run(options: EvalCommand) -> None:
             idle = ("protocol", "prompt", "num_beams")
             _refuse_idle(options, dict.fromkeys(idle, f"a {kind.name} has no prompt template"))
         settings = _settings(options, opened, kind)
-        if options.card:
-            _check_cards(opened)
         if directory:  # an adapter may name its base
             directory = replace(directory, inputs=(*used, *(target.base for target in opened)))
             directory.check(_ROOM, resumable=True)
         result = evaluate_into(directory, opened, settings, report)
     print(json.dumps(result.to_json(), indent=1)) if options.json else _print(result, options.output)
-    for target, record in zip(opened, result.targets, strict=True) if options.card else ():
-        if target.folder:
-            store_evaluation(target.folder, result.protocol, for_card(result, record))
 
 
 def _settings(options: EvalCommand, targets: "Sequence[Target]", kind: "ModelKind") -> "EvalSettings":
@@ -164,19 +149,6 @@ def _refuse_idle(options: EvalCommand, idle: dict[str, str]) -> None:
             wrong.append(f"{declared(EvalCommand)[name].shown} has no effect: {reason}")
     if wrong:
         raise click.UsageError("; ".join(wrong))
-
-
-def _check_cards(targets: "Iterable[Target]") -> None:
-    """Check before the long part that there are model cards and that they are writable."""
-    from lonas_edge.exporting.evaluations import Evaluations
-
-    folders = [target.folder for target in targets if target.folder]
-    if not folders:
-        raise LonasEdgeError("--card: no TARGET is a directory that `lonas-edge export` wrote")
-    for folder in folders:
-        Evaluations.of(folder)
-        if not os.access(folder, os.W_OK):
-            raise LonasEdgeError(f"--card: {folder} cannot be written")
 
 
 def _print(result: "EvalRecord", output: Path | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lonas_edge.bench.statistics import Z_95, bootstrap_error, sign_test, standard_error
 from lonas_edge.evaluate.metrics import ACCURACY, METRICS
-from lonas_edge.exporting.evaluations import Conditions, TargetResult, TaskResult
+from lonas_edge.evaluate.results import Conditions, TargetResult, TaskResult
 from lonas_edge.schema import Record
 
 AVERAGE = "average"

@@ -21,8 +21,8 @@ from lonas_edge.evaluate.encoders import Arrays, Encoder, batches
 from lonas_edge.evaluate.metrics import ACCURACY, metrics_of
 from lonas_edge.evaluate.options import EvalSettings
 from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, SIMILARITY, EncoderProtocol
+from lonas_edge.evaluate.results import SkippedSample, TaskResult
 from lonas_edge.evaluate.targets import Target
-from lonas_edge.exporting.evaluations import SkippedSample, TaskResult
 from lonas_edge.families import EMBEDDING, ModelKind
 from lonas_edge.progress import Progress
 

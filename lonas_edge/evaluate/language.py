@@ -24,8 +24,8 @@ from lonas_edge.evaluate.answers import LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.options import EvalSettings
 from lonas_edge.evaluate.protocols import GENERATE, PromptProtocol
+from lonas_edge.evaluate.results import SHARES, Metric, SkippedSample, TaskResult
 from lonas_edge.evaluate.targets import Target
-from lonas_edge.exporting.evaluations import SHARES, Metric, SkippedSample, TaskResult
 from lonas_edge.progress import Progress
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from lonas_edge.bench.statistics import bootstrap_error, standard_error
-from lonas_edge.exporting.evaluations import Metric
+from lonas_edge.evaluate.results import Metric
 
 ACCURACY = "acc"
 

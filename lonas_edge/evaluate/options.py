@@ -3,14 +3,22 @@
 import random
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic.dataclasses import dataclass
 
-from lonas_edge.bench.options import Properties
 from lonas_edge.evaluate.protocols import CLASSIFY, Protocol
-from lonas_edge.formats import DTYPES
-from lonas_edge.options import Options, option
+from lonas_edge.options import Options, from_text, option
+
+
+def _parse_property(text: str) -> tuple[str, str]:
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not (equals and name.isidentifier() and value):
+        raise ValueError("expected NAME=VALUE")
+    return name, value
+
+
+Properties = tuple[Annotated[tuple[str, str], from_text(_parse_property)], ...]  # of the OpenVINO runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +33,7 @@ class RunOptions(Options):
     properties: Properties = option(
         (), panel="Device", flag="property", metavar="NAME=VALUE", repeat=True, help="OpenVINO runtime property."
     )
-    torch_dtype: str = option("fp32", panel="Device", choices=tuple(DTYPES), help="Dtype of models in PyTorch.")
+    torch_dtype: str = "fp32"  # of models in PyTorch
     batch_size: int | None = option(
         None,
         panel="Device",

@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.test_sets import TASKS
 from lonas_edge.evaluate.compare import AVERAGE, EvalRecord
 from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS
-from lonas_edge.exporting.evaluations import Evaluation, TargetResult
 from lonas_edge.tables import Table
 
 SampleLogs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # by target and task
@@ -172,9 +170,3 @@ def write(record: EvalRecord, samples: SampleLogs, folder: Path) -> None:
 
 def _file_name(name: str) -> str:
     return name.replace("/", "_").replace(":", "_")
-
-
-def for_card(record: EvalRecord, target: TargetResult) -> Evaluation:
-    """The evaluation of one target, which its exported directory keeps and its model card shows."""
-    described = describe(replace(record, targets=(target,), differences=()))
-    return Evaluation(described, record.num_beams, record.limit, record.seed, target, record.conditions)

@@ -11,8 +11,8 @@ from lonas_edge.evaluate.language import Language
 from lonas_edge.evaluate.options import EvalSettings
 from lonas_edge.evaluate.protocols import EncoderProtocol
 from lonas_edge.evaluate.report import SampleLogs, write
+from lonas_edge.evaluate.results import Conditions, TargetResult, averaged
 from lonas_edge.evaluate.targets import Target
-from lonas_edge.exporting.evaluations import Conditions, TargetResult, averaged
 from lonas_edge.ir.core import openvino_core
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent

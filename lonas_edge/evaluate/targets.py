@@ -12,7 +12,6 @@ from lonas_edge.data.templates import CHAT, Template, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.encoders import ir_encoder, torch_encoder
 from lonas_edge.evaluate.options import RunOptions
-from lonas_edge.exporting.evaluations import FILE as EVALUATION
 from lonas_edge.exporting.exported import changed_files, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.families import (
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from lonas_edge.network.super_network import SuperNetwork
 
 _FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # that a model is loaded from
-_RECORDS = (MANIFEST, EVALUATION, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
+_RECORDS = (MANIFEST, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
 _PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
 _LARGE_BYTES = 1_000_000_000  # of weights: batches of larger models are smaller, because a kill loses one
 _CONTEXT = 2048  # tokens, where config.json states none
@@ -58,7 +57,6 @@ class Target:
     identity: Mapping[str, Any]  # what its answers depend on: hashes of files, sub-network, properties, versions
     batch_size: int  # prompts of a batch
     load: Callable[[], Any]  # loads a model of lm-evaluation-harness, or an encoder
-    folder: Path | None = None  # the directory, where `lonas-edge export` wrote it and so has a model card
     base: Path | None = None  # the base model's directory, where it is not the target itself
     outputs: tuple[str, ...] = ()  # names of a classifier's outputs
     pooling: Pooling | None = None  # of an embedding model, with the longest text
@@ -151,7 +149,6 @@ def _exported(folder: Path, run: RunOptions) -> Target:
         identity={"files": _hash_files(folder), **_stated(pooling), **conditions, "versions": versions(packages)},
         batch_size=batch_size,
         load=load,
-        folder=folder if exported.manifest else None,
         outputs=output_names(parse_config(exported.config, "config.json")) if classifies else (),
         pooling=pooling,
     )
@@ -170,8 +167,7 @@ def _checkpoint(folder: Path, run: RunOptions) -> Target:
 
     name, files = folder.resolve().name, {"checkpoint": _hash_files(folder)}
     prompt, sizes = _prompt_in(manifest), manifest.sizes.subnetwork
-    target = _in_torch(name, folder, load, files, sizes, prompt, read_config(folder), manifest.pooling, run)
-    return replace(target, folder=folder)
+    return _in_torch(name, folder, load, files, sizes, prompt, read_config(folder), manifest.pooling, run)
 
 
 def _subnetworks(source: Source, subnets: Sequence[str | None], run: RunOptions) -> list[Target]:

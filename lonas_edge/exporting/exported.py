@@ -9,9 +9,8 @@ from typing import Any
 
 from lonas_edge.data.pooling import Pooling, pooling_of
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.exporting.evaluations import FILE, Evaluation, Evaluations
 from lonas_edge.exporting.manifest import CARD, MANIFEST, FileHash, Manifest
-from lonas_edge.exporting.model_card import ACCURACY, VERIFICATION, accuracy, model_card, replace_section
+from lonas_edge.exporting.model_card import model_card, replace_section
 from lonas_edge.families import (
     CAUSAL_LM,
     CLASSIFICATION,
@@ -24,7 +23,6 @@ from lonas_edge.families import (
 )
 from lonas_edge.files import check_model_folder, exists, read_json, read_text, replace_text
 from lonas_edge.ir import MODEL, WEIGHTS
-from lonas_edge.processes import interrupts_deferred
 
 _TOKENIZER = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _HIDDEN = re.compile(r'names="[^"]*\blast_hidden_state\b')  # the output of optimum-intel's `feature-extraction`
@@ -151,19 +149,8 @@ def _hash_once(path: Path, _changed_ns: int) -> FileHash:
     return FileHash.of(path)
 
 
-def update_card(folder: Path, heading: str, body: str, before: str = "") -> None:
+def update_card(folder: Path, heading: str, body: str) -> None:
     """Replace a section of the model card, see `replace_section`, and keep what users wrote in others."""
     path = folder / CARD
     card = read_text(path, "the model card") if path.exists() else model_card(Manifest.read(folder / MANIFEST))
-    replace_text(path, replace_section(card, heading, body, before))
-
-
-def store_evaluation(folder: Path, protocol: str, evaluation: Evaluation) -> None:
-    """Keep an evaluation with an exported directory, in place of an earlier one by this protocol, and show it in the card."""
-    evaluations = Evaluations.of(folder).with_evaluation(protocol, evaluation)
-    try:
-        with interrupts_deferred():
-            update_card(folder, ACCURACY, accuracy(evaluations), before=VERIFICATION)
-            evaluations.write(folder / FILE)
-    except OSError as error:
-        raise LonasEdgeError(f"{folder}: cannot be written: {error}") from error
+    replace_text(path, replace_section(card, heading, body))

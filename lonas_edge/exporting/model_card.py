@@ -6,7 +6,6 @@ import re
 from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.exporting.clients import GRAPH_FILE, RUN_SERVER, STAGES
-from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.manifest import BothSizes, Calibrated, Compression, Manifest
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import METHOD, PER_CHANNEL
@@ -14,7 +13,6 @@ from lonas_edge.space.picture import draw
 from lonas_edge.space.subnetwork import SearchOrigin
 from lonas_edge.tables import Table
 
-ACCURACY, VERIFICATION = "## Accuracy", "## Verification"
 COMPARISON = "## Compared with other files of this model"  # of `compress`
 _NPU = (
     "The weights are stored as OpenVINO's guide for NPUs requires. It was never run on an NPU. NPUs need the longest "
@@ -62,7 +60,7 @@ def model_card(manifest: Manifest) -> str:
         lines += [*RUN_SERVER, ""]
     if fits_npu(manifest):
         lines += _NPU
-    lines += [VERIFICATION, ""]
+    lines += ["## Verification", ""]
     lines += manifest.parity_table.to_markdown() if manifest.verified else ["Not verified (`--no-verify`)."]
     return "\n".join([*lines, ""])
 
@@ -170,29 +168,10 @@ def _prompt(manifest: Manifest) -> list[str]:
     return content
 
 
-def accuracy(evaluations: Evaluations) -> str:
-    """Return the body of the section on accuracy."""
-    lines = ["In percent ± standard error, by `lonas-edge eval`.", ""]
-    for evaluation in evaluations.by_protocol.values():
-        target, conditions = evaluation.target, evaluation.conditions
-        cells = [(task.task, task.accuracy, task.accuracy_stderr) for task in target.tasks]
-        if target.average is not None:
-            cells.append(("average", target.average, target.average_stderr))
-        values = [f"{value:.1f}" + (f" ± {error:.1f}" if error else "") for _, value, error in cells]
-        properties = ", ".join(f"{name}={value}" for name, value in target.properties.items())
-        used = f"; runtime properties {properties}." if properties else ", default runtime properties."
-        lines += [f"{evaluation.described}. {conditions.processor.strip()}, {conditions.date}{used}", ""]
-        lines += [*Table([name for name, _, _ in cells], [values]).to_markdown(), ""]
-    return "\n".join(lines)
-
-
-def replace_section(card: str, heading: str, body: str, before: str = "") -> str:
-    """Replace the section of a card with the heading "## …"; a new one goes before another heading, by default to the end."""
+def replace_section(card: str, heading: str, body: str) -> str:
+    """Replace the section of a card with the heading "## …", or add it at the end."""
     parts = [part.strip() for part in _SECTION.split(card)]
     headings = [part.partition("\n")[0] for part in parts]
-    section = f"{heading}\n\n{body.strip()}"
-    if heading in headings:
-        parts[headings.index(heading)] = section
-    else:
-        parts.insert(headings.index(before) if before in headings else len(parts), section)
+    index = headings.index(heading) if heading in headings else len(parts)
+    parts[index : index + 1] = [f"{heading}\n\n{body.strip()}"]
     return "\n\n".join(filter(None, parts)) + "\n"

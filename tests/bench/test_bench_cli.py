@@ -95,7 +95,6 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
     [
         (["--new-tokens", "1"], "greater than or equal to 2"),
         (["--batch-size", "0"], "greater than 0"),
-        (["--property", "X"], "expected NAME=VALUE"),
     ],
 )
 def test_wrong_usage(run_cli: Callable, int8: Path, options: list[str], message: str) -> None:

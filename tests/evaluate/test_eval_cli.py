@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lonas_edge.data.test_sets import COMMONSENSE as TASKS
 from lonas_edge.evaluate.backends import TorchLM
 from lonas_edge.evaluate.compare import EvalRecord
-from lonas_edge.exporting.evaluations import Evaluations
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network import super_network
 
@@ -250,20 +249,9 @@ def test_a_task_read_in_two_ways_counts_by_the_first(roomy: TinySource, run_cli:
     assert found["differences"][0]["identical"] == 1.0  # "[invalid]" both
 
 
-def test_card_needs_an_export_of_ours_and_whole_test_sets(roomy: TinySource, exported: Path, run_cli: Callable, tmp_path: Path):
-    exported = Path(shutil.copytree(exported, tmp_path / "ir"))
-    ran = run_cli("eval", roomy.base, "--datasets", DATA, "--card")
-    assert ran.code == 1
-    assert "no TARGET is a directory that `lonas-edge export` wrote" in ran.err
-    assert run_cli("eval", exported, "--datasets", DATA, "--card", "--limit", 2).code == 2
-    (exported / "lonas_edge.json").unlink()
-    assert run_cli("eval", exported, "--datasets", DATA, "--card").code == 1
-    assert not (exported / "lonas_edge_eval.json").exists()
-
-
 def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tmp_path: Path):
     exported = Path(shutil.copytree(exported, tmp_path / "ir"))
-    options = ["--tasks", "boolq,arc-e", "--output", tmp_path / "out", "--card"]
+    options = ["--tasks", "boolq,arc-e", "--output", tmp_path / "out"]
     ran = run_cli("eval", exported, roomy.base, "--datasets", DATA, "--protocol", "option-text", *options)
     assert ran.code == 0, ran.err
     assert "option-text" in ran.out
@@ -280,12 +268,6 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     message = (tmp_path / "out/eval.md").read_text()
     average = saved["targets"][0]["average"]
     assert f"{average:.1f}" in message
-    card = (exported / "README.md").read_text()
-    assert "## Accuracy" in card
-    assert f"{average:.1f}" in card
-    assert str(tmp_path) not in (exported / "lonas_edge_eval.json").read_text()
-    kept = Evaluations.of(exported).by_protocol["option-text"]
-    assert kept.target == EvalRecord.read(tmp_path / "out/eval.json").targets[0]
 
 
 def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -307,13 +289,13 @@ def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp
     assert ran.code == 1 and [path.name for path in tmp_path.glob("out*")] == ["out.partial"]
     assert f"The work so far is kept in {tmp_path / 'out.partial'}. The same command continues from it." in ran.err
     assert str(roomy.base.parent) not in (tmp_path / "out.partial/answers.jsonl").read_text()
-    ran = run_cli(*command, "--limit", 3, "--protocol", "answer-word", "--prompt", "question", "--torch-dtype", "bf16")
+    ran = run_cli(*command, "--limit", 3, "--protocol", "answer-word", "--prompt", "question", "--batch-size", 3)
     assert ran.code == 1
     for change in (
         "protocol: was option-text, is answer-word",
         "prompt: ",
         "limit: ",
-        "targets adapter:minimal dtype: was fp32",
+        "targets adapter:minimal batch_size: was 2",
     ):
         assert change in ran.err
     found = result(run_cli(*command))

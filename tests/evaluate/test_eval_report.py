@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lonas_edge.evaluate.compare import Difference, EvalRecord
-from lonas_edge.evaluate.report import for_card, markdown, to_csv
-from lonas_edge.exporting.evaluations import Conditions, Metric, SkippedSample, TargetResult, TaskResult, averaged
+from lonas_edge.evaluate.report import markdown, to_csv
+from lonas_edge.evaluate.results import Conditions, Metric, SkippedSample, TargetResult, TaskResult, averaged
 from lonas_edge.space.subnetwork import Sizes
 
 
@@ -75,12 +75,6 @@ def test_the_record_is_read_as_it_was_written():
     infinite = replace(TARGETS[0], tasks=(result("perplexity", float("inf"), None),))
     for report in (REPORT, replace(REPORT, targets=(infinite,))):
         assert EvalRecord.from_json(json.loads(json.dumps(report.to_json())), "eval.json") == report
-
-
-def test_the_evaluation_in_a_model_card_describes_its_own_target_alone():
-    both = (TARGETS[0], replace(TARGETS[1], prompt="question"))
-    kept = for_card(replace(REPORT, protocol="answer-word", limit=5, seed=3, targets=both), both[1])
-    assert "prompt question; 5 samples of each task, seed 3" in kept.described and kept.target.name == "base"
 
 
 def test_the_average_of_tasks():

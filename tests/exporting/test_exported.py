@@ -1,23 +1,12 @@
 """Opening exported directories, and errors for other ones."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.evaluations import (
-    FILE,
-    Conditions,
-    Evaluation,
-    Evaluations,
-    Metric,
-    TargetResult,
-    TaskResult,
-    averaged,
-)
-from lonas_edge.exporting.exported import open_exported, store_evaluation, update_card
+from lonas_edge.exporting.exported import open_exported, update_card
 from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.exporting.model_card import COMPARISON, model_card
 
@@ -118,21 +107,6 @@ def test_all_damaged_fields_of_a_manifest_are_listed(folder: Path) -> None:
     assert str(caught.value).endswith("Export it again.")
 
 
-def evaluation(accuracy: float) -> Evaluation:
-    task = TaskResult.of("boolq", "acc", {"acc": Metric(accuracy, 0.01)}, questions=5, skipped=(), harness=False)
-    target = TargetResult("out", "ir", "int8", "alpaca", None, *averaged([task]), (task,), 5, 1.0, {})
-    return Evaluation("by option text", None, None, 0, target, Conditions("a CPU", {}, "2026-01-01"))
-
-
-def test_the_latest_evaluation_of_each_protocol_is_kept(tmp_path: Path) -> None:
-    assert Evaluations.of(tmp_path) == Evaluations()
-    for protocol, accuracy in (("option-text", 0.5), ("generate", 0.25), ("option-text", 0.75)):
-        Evaluations.of(tmp_path).with_evaluation(protocol, evaluation(accuracy)).write(tmp_path / FILE)
-    kept = Evaluations.of(tmp_path).by_protocol
-    assert kept == {"option-text": evaluation(0.75), "generate": evaluation(0.25)}
-    assert kept["option-text"].target.average == 75 and kept["generate"].target.average_stderr == 1
-
-
 @pytest.fixture
 def card(folder: Path) -> Path:
     """The model card as the export wrote it."""
@@ -141,32 +115,19 @@ def card(folder: Path) -> Path:
     return path
 
 
-def accuracy(card: Path) -> list[str]:
-    """The averages in a card."""
-    return re.findall(r"\| ([\d.]+) ± 1\.0 \| [\d.]+ ± 1\.0 \|$", card.read_text(), re.MULTILINE)
-
-
 def test_edits_of_a_card_stay(folder: Path, card: Path) -> None:
     """Fields, sentences and sections: in the first part, between the others, and at the end."""
     own = "## License\n\nApache 2.0, as the base.\n\n"
     text = card.read_text().replace("tags:", "license: apache-2.0\ntags:").replace("sizes and parity.", "sizes. *Ours.*")
     text = text.replace("## Verification", f"{own}## Verification") + "\n## Contact\n\nsomebody@here\n"
     card.write_text(text, newline="\r\n")
-    for value in (0.5, 0.25):
-        store_evaluation(folder, "option-text", evaluation(value))
-        edited = card.read_text()
-        start, end = edited.index("## Accuracy"), edited.index("## Verification")
-        assert edited[:start] + edited[end:] == text  # Accuracy is before Verification
-    assert accuracy(card) == ["25.0"]
-    assert Evaluations.of(folder).by_protocol == {"option-text": evaluation(0.25)}
     for table in ("| a | b |", "| c | d |"):
         update_card(folder, COMPARISON, f"{table}\n")
-    assert card.read_text() == f"{edited}\n## Compared with other files of this model\n\n| c | d |\n"
+    assert card.read_text() == f"{text}\n## Compared with other files of this model\n\n| c | d |\n"
 
 
 def test_a_deleted_card_is_written_again(folder: Path, card: Path) -> None:
     text = card.read_text()
     card.unlink()
-    store_evaluation(folder, "generate", evaluation(0.5))
-    edited = card.read_text()
-    assert edited[: edited.index("## Accuracy")] + edited[edited.index("## Verification") :] == text
+    update_card(folder, COMPARISON, "| a | b |")
+    assert card.read_text() == f"{text}\n{COMPARISON}\n\n| a | b |\n"

@@ -1,15 +1,12 @@
-"""Records of evaluations, and the ones that `eval --card` keeps with an exported directory."""
+"""Results of an evaluation, by target and task."""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Self
 
-from lonas_edge.schema import Record
 from lonas_edge.space.subnetwork import Sizes
 
-FILE = "lonas_edge_eval.json"
 SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of correct answers; a task's first one counts
 CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's
 _IN_PERCENT = (*SHARES, *CORRELATIONS)
@@ -35,25 +32,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Result of one task.
-
-    Attributes:
-        metric: The metric that counts as its accuracy.
-        accuracy: In percent; the plain value if the metric is none of those reported in percent.
-        accuracy_stderr: Its standard error in the same unit.
-        questions: Number of evaluated samples.
-        skipped: Skipped samples.
-        harness: Whether it is one of the harness's own tasks, to which the protocol does not apply.
-    """
+    """Result of one task."""
 
     task: str
-    metric: str
-    accuracy: float
-    accuracy_stderr: float | None
-    questions: int
+    metric: str  # the metric that counts as its accuracy
+    accuracy: float  # in percent; the plain value if the metric is none of those reported in percent
+    accuracy_stderr: float | None  # in the same unit
+    questions: int  # evaluated samples
     skipped: tuple[SkippedSample, ...]
     metrics: dict[str, Metric]
-    harness: bool
+    harness: bool  # whether it is one of the harness's own tasks, to which the protocol does not apply
 
     @classmethod
     def of(cls, task: str, metric: str, metrics: Mapping[str, Metric], **others: Any) -> Self:
@@ -70,27 +58,19 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """Results of one target.
-
-    Attributes:
-        kind: `ir` or `torch`.
-        precision: Weight format of an IR, dtype in PyTorch.
-        average: Mean accuracy in percent over the tasks that have one, and its standard error; the tasks are independent.
-        answered: Prompts evaluated in this run; the others were in earlier ones.
-        identity: Everything that its results depend on: hashes of files, sub-network, properties, versions.
-    """
+    """Results of one target."""
 
     name: str
-    kind: str
-    precision: str
+    kind: str  # `ir` or `torch`
+    precision: str  # weight format of an IR, dtype in PyTorch
     prompt: str
     sizes: Sizes | None
-    average: float | None
+    average: float | None  # mean accuracy in percent over the tasks that have one, which are independent
     average_stderr: float | None
     tasks: tuple[TaskResult, ...]
-    answered: int
+    answered: int  # prompts evaluated in this run; the others were in earlier ones
     seconds: float
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # what its results depend on: hashes of files, sub-network, properties, versions
 
     @property
     def properties(self) -> dict[str, str]:
@@ -113,35 +93,3 @@ class Conditions:
     processor: str
     versions: dict[str, str]
     date: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """An evaluation by one protocol; without `limit` on complete test sets, otherwise on samples chosen by `seed`."""
-
-    described: str
-    num_beams: int | None
-    limit: int | None
-    seed: int
-    target: TargetResult
-    conditions: Conditions
-
-
-@dataclass(frozen=True)
-class Evaluations(Record):
-    """The latest evaluation of an exported directory by each protocol."""
-
-    NAME = "evaluations"
-    VERSION = 1
-    AGAIN = "Delete it, and run `lonas-edge eval --card` again."
-
-    by_protocol: dict[str, Evaluation] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, folder: Path) -> Self:
-        """Read those of an exported directory; none without a file."""
-        return cls.read(folder / FILE) if (folder / FILE).exists() else cls()
-
-    def with_evaluation(self, protocol: str, evaluation: Evaluation) -> Self:
-        """Add an evaluation, or replace the earlier one by the same protocol."""
-        return replace(self, by_protocol={**self.by_protocol, protocol: evaluation})

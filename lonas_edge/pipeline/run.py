@@ -43,7 +43,7 @@ from lonas_edge.pipeline.stages import Paths, Stages
 from lonas_edge.pipeline.steps import Step, Steps
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.picks import Pick
-from lonas_edge.training.checks import check_conversations
+from lonas_edge.training.defaults import check_conversations
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 STEPS, RECIPE = "steps", "recipe.yaml"

@@ -20,8 +20,6 @@ from lonas_edge.space.search_space import SearchSpace, read_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 from lonas_edge.training.teacher import Teacher, open_teacher
 
-_LARGE = 1e9  # weights of linear layers
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -67,7 +65,7 @@ def open_inputs(
     model: str, data: Files, nncf_config: Path | None = None, elastic: bool = True, task: str | None = None
 ) -> Inputs:
     """Open base, search space and data of a new adapter, and check that they fit; no weights are read."""
-    glue = glue_of(_paths(data), task)
+    glue = glue_of([data] if isinstance(data, Path) else [path for path, _ in data], task)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
     source = open_source(None, model, outputs=glue.outputs if glue else None, kind=CLASSIFICATION if glue else None)
@@ -109,10 +107,6 @@ def open_recovery(
         _refuse_other_parameters(source.adapter_config, source.architecture)
     space = (nncf_config or source.folder / SEARCH_SPACE) if source.space.groups else None
     return Inputs(source, source.elasticity, space, read, source.select(subnet))
-
-
-def _paths(data: Files) -> list[Path]:
-    return [data] if isinstance(data, Path) else [path for path, _ in data]
 
 
 def _refuse_other_head(glue: GlueTask, source: Source) -> None:

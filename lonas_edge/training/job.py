@@ -21,7 +21,6 @@ from lonas_edge.data.task import Encoded
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES, FORMATS
-from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
 from lonas_edge.network.modeling import load_model
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
@@ -125,7 +124,11 @@ class Job:
         set_seed(self.options.seed)  # a missing head is initialized at random
         base, source = self._load_base(), self.inputs.source
         if source.adapter_config:
-            model = _continue_adapter(base, source.adapter_config)
+            config = copy.deepcopy(source.adapter_config.lora)
+            config.lora_dropout, config.inference_mode = 0.0, False
+            path = source.adapter_config.path
+            with read_by("peft", path):
+                model: Any = PeftModel.from_pretrained(base, str(path.parent), is_trainable=True, config=config)
             order.apply_to_model(model)
         else:
             order.apply_to_model(base)
@@ -201,10 +204,3 @@ class Job:
             trainer.remove_callback(noisy)
         InactiveKept(optimizer, lambda: network.inactive_parts(self.schedule.subnetwork(trainer.state.global_step)))
         return trainer
-
-
-def _continue_adapter(base: Any, adapter: AdapterConfig) -> Any:
-    config = copy.deepcopy(adapter.lora)
-    config.lora_dropout, config.inference_mode = 0.0, False
-    with read_by("peft", adapter.path):
-        return PeftModel.from_pretrained(base, str(adapter.path.parent), is_trainable=True, config=config)

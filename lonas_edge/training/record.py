@@ -119,7 +119,7 @@ def make_record(
         steps=state.global_step,
         device=torch.cuda.get_device_name() if device_of(options) == "cuda" else "cpu",
         precision=options.precision,
-        losses=tuple(read_log(entry) for entry in state.log_history if "loss" in entry),
+        losses=tuple(_read_log(entry) for entry in state.log_history if "loss" in entry),
         versions=versions(_PACKAGES),
         tokens=state.num_input_tokens_seen or None,
         eval_data=_eval_data(inputs, hashes, tokens, state),
@@ -141,7 +141,7 @@ def _eval_data(inputs: Inputs, hashes: Hashes, tokens: Tokenized, state: Trainer
     return EvalData(inputs.eval_data.path.name, hashes.eval_data[0], len(tokens.held_out), tokens.also_trained, finite)
 
 
-def read_log(entry: dict[str, Any]) -> Logged:
+def _read_log(entry: dict[str, Any]) -> Logged:
     """Keep the finite values of a log entry: fp16 skips steps whose gradients are not finite, and JSON has no Infinity."""
     names = ("loss", "learning_rate", "grad_norm")
     return Logged(entry["step"], **{name: entry[name] for name in names if name in entry and math.isfinite(entry[name])})

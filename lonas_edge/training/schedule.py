@@ -83,27 +83,21 @@ def make_schedule(
     default = TrainingStage(epochs=DEFAULT_EPOCHS, train_dims=("width", "depth") if space.has_blocks else ("width",))
     stages = space.stages or (default,)
     total_epochs = sum(stage.epochs for stage in stages)
-    steps_per_epoch = math.ceil(examples / options.batch_size)
-    steps = options.steps or max(1, round((total_epochs if options.epochs is None else options.epochs) * steps_per_epoch))
-    scheduled = _scheduled(stages, options.lr, steps / total_epochs, default_lr)
-    warmup = options.warmup_steps if options.warmup_steps is not None else min(100, steps // 20)
-    return Schedule(space, scheduled, warmup, options.seed, fixed)
-
-
-def _scheduled(
-    stages: tuple[TrainingStage, ...], lr: float | None, steps_per_epoch: float, default_lr: float
-) -> tuple[ScheduledStage, ...]:
+    epochs = total_epochs if options.epochs is None else options.epochs
+    steps = options.steps or max(1, round(epochs * math.ceil(examples / options.batch_size)))
+    steps_per_epoch = steps / total_epochs
     scheduled: list[ScheduledStage] = []
     epochs, first = 0.0, 0
     for stage in stages:
         epochs += stage.epochs
         end = round(epochs * steps_per_epoch)
         if end > first:
-            rate = lr if lr is not None else stage.init_lr or default_lr
+            rate = options.lr if options.lr is not None else stage.init_lr or default_lr
             lr_steps = max(1, round((stage.epochs_lr or stage.epochs) * steps_per_epoch))
             depth_rate = DEPTH_RATE if "depth" in stage.train_dims else 0.0
             scheduled.append(
                 ScheduledStage(first, end - first, rate, lr_steps, stage.width_indicator, stage.sample_rate, depth_rate)
             )
         first = end
-    return tuple(scheduled)
+    warmup = options.warmup_steps if options.warmup_steps is not None else min(100, steps // 20)
+    return Schedule(space, tuple(scheduled), warmup, options.seed, fixed)

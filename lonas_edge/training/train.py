@@ -21,8 +21,7 @@ from lonas_edge.network.source import check_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
 from lonas_edge.training.checkpoints import clearing, explaining_memory, list_checkpoints, step_of
-from lonas_edge.training.checks import check
-from lonas_edge.training.defaults import adapter_ranks, default_lr, device_of, precision_of, with_defaults
+from lonas_edge.training.defaults import adapter_ranks, check, default_lr, device_of, precision_of, with_defaults
 from lonas_edge.training.elastic_trainer import Progress
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.job import Job
@@ -68,7 +67,10 @@ def train(
         set_seed(options.seed)
         assert options.max_length
         tokens = tokenize(inputs, options.max_length, notify)
-        schedule = _make_schedule(inputs, options, tokens.per_epoch)
+        # the stages are those of the super-network's training
+        space = replace(inputs.space, stages=()) if inputs.subnetwork else inputs.space
+        fixed = inputs.subnetwork.widths if inputs.subnetwork else None
+        schedule = make_schedule(space, options, tokens.per_epoch, fixed, default_lr(inputs))
         arguments = _training_arguments(schedule, options, state.num_processes, directory.partial, bool(inputs.eval_data))
         job = Job(inputs, options, schedule, tokens, arguments, state, directory.partial, report, notify)
         if not state.is_main_process:
@@ -120,13 +122,6 @@ def _agree_on_precision(options: TrainOptions, directory: OutputDirectory, state
     precision = [str(before or precision_of(options)) if state.is_main_process else ""]
     broadcast_object_list(precision)
     return precision[0]
-
-
-def _make_schedule(inputs: Inputs, options: TrainOptions, examples: int) -> Schedule:
-    if inputs.subnetwork is None:
-        return make_schedule(inputs.space, options, examples, None, default_lr(inputs))
-    space = replace(inputs.space, stages=())  # the stages are those of the super-network's training
-    return make_schedule(space, options, examples, inputs.subnetwork.widths, default_lr(inputs))
 
 
 def _training_arguments(

@@ -13,7 +13,6 @@ from tiny_bert import LAYERS, TinyBert, oracle_embeddings, oracle_hidden
 from tiny_models import TinySource
 from transformers import AutoTokenizer
 
-from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 
 UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
@@ -76,24 +75,6 @@ def test_a_search(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> Non
     (source.base / "config_sentence_transformers.json").write_text('{"prompts": {"q": "is "}, "default_prompt_name": "q"}')
     changed = run_cli("search", *source.arguments(), "--data", data, "--output", output, *options)
     assert changed.code == 1 and "holds another search" in changed.err and "pooling" in changed.err
-
-
-def test_a_base_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    """No adapter is needed."""
-    base, data = tiny_bert.body(), write_pairs(tmp_path, scored=False)
-    arguments = ("--nncf-config", tiny_bert.space(), "--data", data, "--num-prompts", 16, "--evals", 8, "--cost", "macs")
-    ran = run_cli("search", base, *arguments, "--output", tmp_path / "out", "--json")
-    assert ran.code == 0, ran.err
-    source = TinySource("bert", base, None, tiny_bert.space())
-    batches = open_source(str(base)).open_data(data).batches(AutoTokenizer.from_pretrained(base), 16, 0)
-
-    def embeddings(widths: list[int]) -> torch.Tensor:
-        hidden = [(oracle_hidden(source, widths, batch), batch["attention_mask"]) for batch in batches]
-        return torch.cat([oracle_embeddings(states, mask) for states, mask in hidden])
-
-    for entry in json.loads(ran.out)["evaluations"][:4]:
-        expected = 1 - (embeddings(MAXIMAL) * embeddings(entry["widths"])).sum(1)
-        assert entry["quality"] == pytest.approx(float(expected.mean()), rel=0.05, abs=1e-4)
 
 
 def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:

@@ -2,15 +2,12 @@
 
 import json
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from test_glue_search import Answers, write_set
 from tiny_bert import HIDDEN, LAYERS, MLP, RANK, TinyBert
-
-from lonas_edge.search.dimensions import find_dimensions
 
 WHOLE = [HIDDEN] * LAYERS + [RANK] * LAYERS + [MLP] * LAYERS
 
@@ -36,19 +33,3 @@ def test_layers_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) ->
     assert record["evaluations"][record["picks"][0]["evaluation"]]["widths"][-2:] == [0, 0]
     written = json.loads((out / "subnetworks/macs-0.4x.json").read_text())
     assert (written["widths"]["layers.0"], written["widths"]["layers.2"]) == (0, 0)
-
-
-def test_layers_and_widths(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    """Heads and MLP of a removed layer are no choice: each network counts once."""
-    source = tiny_bert.deep(tiny_bert.source(2))
-    assert find_dimensions(source.opened()).size == (3 * 3 + 1) * 3 * 3 * (3 * 3 + 1)
-    command = ["search", *source.arguments(), "--data", write_set(tmp_path, "RTE"), "--output", tmp_path / "out"]
-    ran = run_cli(*command, "--num-prompts", 16, "--cost", "macs", "--evals", 40, "--pick", "macs<=0.5x", "--json")
-    assert ran.code == 0, ran.err
-    record = json.loads(ran.out)
-    networks = [each["widths"] for each in record["evaluations"]]
-    assert any(0 in widths for widths in networks) and len({tuple(widths) for widths in networks}) == len(networks)
-    for widths, layer, kept in ((w, layer, w[9 + place]) for w, (place, layer) in product(networks, enumerate((2, 0)))):
-        assert kept or (widths[layer], widths[6 + layer]) == (HIDDEN, MLP)
-    macs = record["evaluations"][0]["cost"]
-    assert record["evaluations"][record["picks"][0]["evaluation"]]["cost"] <= 0.5 * macs

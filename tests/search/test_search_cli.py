@@ -169,15 +169,6 @@ def test_a_finished_search_is_continued(run_cli: Callable, command: Callable, tm
     assert widths_of(again) == widths_of(first), "the same seed gives the same networks"
 
 
-def test_a_continued_search_keeps_the_faster_dtype(run_cli: Callable, command: Callable, processor: Callable) -> None:
-    processor(1e11, 6e11)
-    first = searched(run_cli, command("--evals", "3"))
-    processor(1e11, 1e11)
-    assert [searched(run_cli, command("--evals", evals))["settings"]["dtype"] for evals in ("3", "4")] == ["bf16"] * 2
-    assert searched(run_cli, command("--evals", "3", "--overwrite"))["settings"]["dtype"] == "fp32"
-    assert first["settings"]["dtype"] == "bf16"
-
-
 def test_two_workers_in_turn(run_cli: Callable, command: Callable, tmp_path: Path) -> None:
     """The second worker evaluates nothing again."""
     url = f"sqlite:///{tmp_path}/study.db"

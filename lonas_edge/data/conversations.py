@@ -103,22 +103,18 @@ def _turns(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[
         )
     text = conversation.render(tokenizer, chat)
     if _MARKS.search(chat):
-        return _marked(conversation, chat, tokenizer)
+        marked = tokenizer.apply_chat_template(
+            conversation.record()["messages"],
+            chat_template=chat,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        return list(marked["input_ids"]), list(map(bool, marked["assistant_masks"]))
     spans = _spans(conversation, chat, tokenizer, text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     learned = [any(start < to and end > of for of, to in spans) for start, end in encoded["offset_mapping"]]
     return list(encoded["input_ids"]), learned
-
-
-def _marked(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    encoded = tokenizer.apply_chat_template(
-        conversation.record()["messages"],
-        chat_template=chat,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    return list(encoded["input_ids"]), list(map(bool, encoded["assistant_masks"]))
 
 
 def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> list[tuple[int, int]]:
@@ -134,14 +130,10 @@ def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> 
                 f"{conversation.place}: message {index}: the chat template renders this turn differently when others "
                 "follow, so that the assistant's text cannot be found. Use a template that marks it with {% generation %}."
             )
-        spans.append((len(before), len(before) + len(_turn(through[len(before) :], tokenizer))))
+        turn = through[len(before) :].rstrip()  # without the line break after the token that ends a turn
+        ends = bool(tokenizer.eos_token) and turn.endswith(tokenizer.eos_token)
+        spans.append((len(before), len(before) + len(turn) if ends else len(through)))
     return spans
-
-
-def _turn(text: str, tokenizer: Any) -> str:
-    """Remove the line break after the token that ends a turn."""
-    stripped = text.rstrip()
-    return stripped if tokenizer.eos_token and stripped.endswith(tokenizer.eos_token) else text
 
 
 def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:

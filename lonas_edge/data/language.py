@@ -1,6 +1,6 @@
 """Data of language models: instructions, conversations and plain texts. The next token is learned."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,6 +20,7 @@ from lonas_edge.families import CAUSAL_LM, ModelKind
 from lonas_edge.space.architecture import Architecture
 
 INSTRUCTION, MESSAGES, TEXT = "instruction", "messages", "text"  # kinds of records
+_FIELDS = {INSTRUCTION: ("instruction", "output"), MESSAGES: ("messages",), TEXT: ("text",)}  # one of them tells the kind
 _EXPECTED = {
     INSTRUCTION: '{"instruction": "…", "input": "", "output": "…"}',
     MESSAGES: '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
@@ -31,20 +32,16 @@ def read_examples(path: Path) -> tuple[str, list[Learned]]:
     """Read the examples of a file, and the kind of its records: that of the first one."""
     records = read_records(path)
     place, first = records[0]
-    kind = _kind(first)
-    if kind is None:
+    kinds = [kind for kind, names in _FIELDS.items() if isinstance(first, dict) and any(name in first for name in names)]
+    if not kinds:
         raise LonasEdgeError(
             f"{path}: data of no known kind:\n  - {place}: found {describe(first)}\nExpected one of these in each line, or a "
             "JSON list of them:\n" + "\n".join(f"  {expected}" for expected in _EXPECTED.values())
         )
-    makers: dict[str, Callable[[dict[str, Any], str], Learned]]
-    makers = {INSTRUCTION: _instruction, MESSAGES: _conversation, TEXT: _text}
-    examples, errors = list[Learned](), list[str]()
+    kind, examples, errors = kinds[0], list[Learned](), list[str]()
     for place, record in records:
         try:
-            if not isinstance(record, dict):
-                raise ValueError(f"expected an object, found {type(record).__name__}")
-            examples.append(makers[kind](record, f"{path}, {place}"))
+            examples.append(_example(kind, record, f"{path}, {place}"))
         except ValueError as error:
             errors.append(f"{place}: {error}")
     raise_all(f"{path}: not {kind} data:", errors, f"Expected a JSON list of {_EXPECTED[kind]}, or one such object a line.")
@@ -53,34 +50,21 @@ def read_examples(path: Path) -> tuple[str, list[Learned]]:
     return kind, examples
 
 
-def _kind(record: Any) -> str | None:
+def _example(kind: str, record: Any, place: str) -> Learned:
+    """Check a record and make an example of it; `place` is for later errors."""
     if not isinstance(record, dict):
-        return None
-    if "instruction" in record or "output" in record:
-        return INSTRUCTION
-    return next((kind for kind in (MESSAGES, TEXT) if kind in record), None)
-
-
-def _instruction(record: dict[str, Any], _place: str) -> Example:
-    instruction, context, output = (record.get(name) for name in ("instruction", "input", "output"))
-    if not isinstance(instruction, str) or not instruction:
-        raise ValueError("no text in 'instruction'")
-    if not isinstance(output, str):
-        raise ValueError("no text in 'output'")
-    if not isinstance(context, str | None):
+        raise ValueError(f"expected an object, found {type(record).__name__}")
+    if kind == MESSAGES:
+        check_conversation(record)
+        return Conversation(tuple((message["role"], message["content"]) for message in record[MESSAGES]), place)
+    for name in _FIELDS[kind]:
+        if not isinstance(record.get(name), str) or not (record[name] or name == "output"):
+            raise ValueError(f"no text in {name!r}")
+    if kind == TEXT:
+        return Text(record[TEXT])
+    if not isinstance(record.get("input"), str | None):
         raise ValueError("'input' is not text")
-    return Example(instruction, context or "", output)
-
-
-def _conversation(record: dict[str, Any], place: str) -> Conversation:
-    check_conversation(record)
-    return Conversation(tuple((message["role"], message["content"]) for message in record[MESSAGES]), place)
-
-
-def _text(record: dict[str, Any], _place: str) -> Text:
-    if not isinstance(record.get(TEXT), str) or not record[TEXT]:
-        raise ValueError("no text in 'text'")
-    return Text(record[TEXT])
+    return Example(record["instruction"], record.get("input") or "", record["output"])
 
 
 @dataclass(frozen=True)

@@ -128,20 +128,19 @@ def pooling_of(*folders: Path, warn: bool = True) -> Pooling:
     The last directory is the base's, which has the tokenizer.
     """
     pooling = next((read for folder in folders if (read := read_pooling(folder, folders[-1]))), Pooling())
-    if warn and not pooling.stated:
-        warnings.warn(
-            f"{folders[-1]}: no modules.json, so its pooling is unknown; assuming the mean of all tokens, not normalized. Add "
-            "the files of sentence-transformers if it differs.",
-            LonasEdgeWarning,
-            stacklevel=2,
+    message = ""
+    if not pooling.stated:
+        message = (
+            "no modules.json, so its pooling is unknown; assuming the mean of all tokens, not normalized. Add the files of "
+            "sentence-transformers if it differs."
         )
-    if warn and pooling.similarity in ("dot", "dot_product") and not pooling.normalize:
-        warnings.warn(
-            f"{folders[-1]}: compares embeddings by the dot product ({SETTINGS}), but pruning and training "
-            "preserve directions, not lengths. Compare the results by the cosine.",
-            LonasEdgeWarning,
-            stacklevel=2,
+    elif pooling.similarity in ("dot", "dot_product") and not pooling.normalize:
+        message = (
+            f"compares embeddings by the dot product ({SETTINGS}), but pruning and training preserve directions, not lengths. "
+            "Compare the results by the cosine."
         )
+    if message and warn:
+        warnings.warn(f"{folders[-1]}: {message}", LonasEdgeWarning, stacklevel=2)
     return pooling
 
 

@@ -7,13 +7,12 @@ from typing import Any
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_text
 
-_PARQUET = b"PAR1"  # at both ends of such a file
 _HINT = "Expected one JSON object a line, a JSON list of them, or Parquet."
 
 
 def read_records(path: Path) -> list[tuple[str, Any]]:
     """Read the records of a file; there is at least one."""
-    records = _parquet(path) if _is_parquet(path) else _json(path)
+    records = _parquet(path) if path.suffix == ".parquet" and path.is_file() else _json(path)
     if not records:
         raise LonasEdgeError(f"{path}: holds no examples")
     return records
@@ -40,14 +39,6 @@ def _json(path: Path) -> list[tuple[str, Any]]:
                 problems.append(f"line {number}: not JSON: {error}")
     raise_all(f"{path}: cannot be read:", problems, _HINT)
     return records
-
-
-def _is_parquet(path: Path) -> bool:
-    """Check whether a file is a Parquet file, by name or content."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return path.suffix == ".parquet" or file.read(len(_PARQUET)) == _PARQUET
 
 
 def _parquet(path: Path) -> list[tuple[str, Any]]:

@@ -99,9 +99,6 @@ class Question:
 class CommonsenseTestSet(WordTestSet):
     """A question with options, answered by a word."""
 
-    # whether the instruction has a text for each option; BoolQ's options are its answer words
-    spelled_out: bool = field(default=True, kw_only=True)
-
     def question(self, sample: dict[str, str]) -> Question:
         """Parse the question of a sample.
 
@@ -112,9 +109,6 @@ class CommonsenseTestSet(WordTestSet):
         unknown = [word for word in question.options if word not in self.words]
         if unknown:
             raise ValueError(f"answer format {unknown[0]!r} is not one of {', '.join(self.words)}")
-        if self.spelled_out and all(text == word for word, text in question.options.items()):
-            first = next(iter(question.options)).capitalize()
-            raise ValueError(f"no option is spelled out; expected '{first}: TEXT …'")
         if sample["answer"] not in question.options:
             raise ValueError(f"answer {sample['answer']!r} is not among its options")
         return question
@@ -187,7 +181,7 @@ COMMONSENSE: dict[str, CommonsenseTestSet] = {
     each.name: each
     for each in (
         # BoolQ's options are two words: their length has no meaning.
-        CommonsenseTestSet("boolq", "BoolQ", "acc", words=("true", "false"), spelled_out=False),
+        CommonsenseTestSet("boolq", "BoolQ", "acc", words=("true", "false")),
         CommonsenseTestSet("piqa", "PIQA", words=_numbered("solution", 2)),
         CommonsenseTestSet("social_i_qa", "SIQA", words=_numbered("answer", 5)),
         CommonsenseTestSet("hellaswag", "HellaSwag", words=_numbered("ending", 4)),

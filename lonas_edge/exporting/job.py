@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lonas_edge.data.calibration import compared_inputs
+from lonas_edge.data.encoding import compared_inputs
 from lonas_edge.data.parity import Parity, compare, compare_embeddings
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting import verify

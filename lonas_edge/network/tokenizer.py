@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lonas_edge.data.calibration import TEXTS
+from lonas_edge.data.encoding import TEXTS
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_by
 

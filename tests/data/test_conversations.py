@@ -92,7 +92,7 @@ def test_as_a_plain_template(chat: str, adds_bos: bool) -> None:
     assert template.name == "chat"
     for context, question in (("", "the {in}"), ("on a", "the {in}\n\non a")):
         example = Example("the {in}", context, "er {on}")
-        (encoded,) = encode([example], template, by, 500)
+        (encoded,) = encode([example], Prompting(template), by, 500)
         turns = messages((("user", question), ("assistant", "er {on}")))
         ids = by.apply_chat_template(turns, chat_template=chat, tokenize=True, return_dict=True)["input_ids"]
         ids = ids[: len(ids) - ids[::-1].index(1)]  # to the token that ends the turn

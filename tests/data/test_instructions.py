@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from lonas_edge.data.encoding import collate_tokens, encode
+from lonas_edge.data.encoding import Prompting, collate_tokens, encode
 from lonas_edge.data.language import read_examples
 from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.errors import LonasEdgeError
@@ -69,8 +69,8 @@ def test_examples_without_output_are_not_learned(data: Callable, name: str) -> N
     items = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": ""}, {"instruction": "d", "output": "e"}]
     examples = read_examples(data(json.dumps(items)))[1]
     assert [example.output for example in examples] == ["b", "", "e"]
-    expected = encode([examples[0], examples[2]], TEMPLATES[name], tokenizer(), 1000)
-    assert encode(examples, TEMPLATES[name], tokenizer(), 1000) == expected
+    expected = encode([examples[0], examples[2]], Prompting(TEMPLATES[name]), tokenizer(), 1000)
+    assert encode(examples, Prompting(TEMPLATES[name]), tokenizer(), 1000) == expected
     with pytest.raises(LonasEdgeError, match="'output' is empty in each of its 2 examples"):
         read_examples(data(json.dumps([{"instruction": "a", "output": ""}] * 2)))
 
@@ -133,7 +133,7 @@ def test_all_faulty_items_are_listed(data: Callable, opening: str) -> None:
 def test_only_the_response_is_learned(name: str, response: str, special: str) -> None:
     """The response starts a new token, as at inference; special tokens are added once."""
     by = adding(special)
-    (encoded,) = encode([Example("What is it?", "", "the end")], TEMPLATES[name], by, 256)
+    (encoded,) = encode([Example("What is it?", "", "the end")], Prompting(TEMPLATES[name]), by, 256)
     plain = tokenizer()
     prompt = ([0] if "<s>" in special else []) + plain.encode(TEMPLATES[name].prompt(Example("What is it?", "", "")))
     assert encoded["input_ids"] == [*prompt, *plain.encode(response), EOS]
@@ -143,11 +143,11 @@ def test_only_the_response_is_learned(name: str, response: str, special: str) ->
 def test_lonas_learns_everything() -> None:
     """Prompt and response are one text, so that the blank joins the response: `Ġthe` is one token."""
     template, by = TEMPLATES["lonas"], adding("<s> $A")
-    (encoded,) = encode([Example("What is it?", "", "the end")], template, by, 1000)
+    (encoded,) = encode([Example("What is it?", "", "the end")], Prompting(template), by, 1000)
     text = template.prompt(Example("What is it?", "", "the end")) + "the end"
     assert encoded["input_ids"] == encoded["labels"] == [0, *tokenizer().encode(text), EOS]
     assert tokenizer().encode(" the")[0] in encoded["input_ids"][-6:]
-    (ended,) = encode([Example("What is it?", "", "the end")], template, adding("<s> $A </s>"), 1000)
+    (ended,) = encode([Example("What is it?", "", "the end")], Prompting(template), adding("<s> $A </s>"), 1000)
     assert ended == encoded  # no second EOS
 
 
@@ -156,18 +156,18 @@ def test_lonas_is_cut_at_the_maximal_length() -> None:
     example = Example("What?", "", "yes")
     text = by.encode(template.prompt(example) + "yes")
     for length in (len(text) + 1, len(text), 10):
-        (encoded,) = encode([example], template, by, length)
+        (encoded,) = encode([example], Prompting(template), by, length)
         assert encoded["input_ids"] == encoded["labels"] == [*text, EOS][:length]
-    assert encode([example], template, by, 1) == []  # nothing predicts the first token
+    assert encode([example], Prompting(template), by, 1) == []  # nothing predicts the first token
 
 
 def test_too_long_examples_are_dropped() -> None:
     by = tokenizer()
     examples = [Example("a", "", "b" * size) for size in (3, 30, 4)]
     prompt = len(by.encode("Question: a\nAnswer:"))
-    texts = [learned(example, by) for example in encode(examples, TEMPLATES["question"], by, prompt + 1 + 4 + 1)]
+    texts = [learned(example, by) for example in encode(examples, Prompting(TEMPLATES["question"]), by, prompt + 1 + 4 + 1)]
     assert texts == [" bbb</s>", " bbbb</s>"]  # a blank, four letters, EOS: the longest that fits
-    assert len(encode(examples, TEMPLATES["question"], by, prompt + 1 + 4)) == 1
+    assert len(encode(examples, Prompting(TEMPLATES["question"]), by, prompt + 1 + 4)) == 1
 
 
 # --- batches
@@ -194,7 +194,7 @@ def test_loss_of_kept_positions_is_that_of_transformers() -> None:
     """Padding is EOS here; the EOS of a response is learned, padding is not."""
     by, model = tokenizer(), random_model("llama").double()
     examples = [Example("What is the sum?", "", "the one"), Example("Why?", "In it.", "no"), Example("a", "", "b in the air")]
-    encoded = encode(examples, TEMPLATES["question"], by, 128)
+    encoded = encode(examples, Prompting(TEMPLATES["question"]), by, 128)
     batch = collate_tokens(encoded, EOS)
     length = max(len(example["input_ids"]) for example in encoded)
     full = torch.tensor([row["labels"] + [-100] * (length - len(row["labels"])) for row in encoded])

@@ -10,7 +10,7 @@ from datasets import Dataset
 from tiny_models import tokenizer
 
 from lonas_edge.data.conversations import Conversation
-from lonas_edge.data.encoding import encode
+from lonas_edge.data.encoding import Prompting, encode
 from lonas_edge.data.language import LanguageTask, read_examples
 from lonas_edge.data.task import DataFile
 from lonas_edge.data.templates import TEMPLATES, Example, Text
@@ -26,13 +26,12 @@ RECORDS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("container", ["json", "jsonl", "parquet", "data"])
+@pytest.mark.parametrize("container", ["json", "jsonl", "parquet"])
 @pytest.mark.parametrize("kind", RECORDS)
 def test_read(kind: str, container: str, tmp_path: Path) -> None:
-    """Also a Parquet file of another name."""
     record, expected = RECORDS[kind]
     path = tmp_path / f"file.{container}"
-    if container in ("parquet", "data"):
+    if container == "parquet":
         Dataset.from_list([record] * 3).to_parquet(path)
     else:
         path.write_text(json.dumps([record] * 3) if container == "json" else "\n".join([json.dumps(record)] * 3))
@@ -96,8 +95,8 @@ def test_a_text_is_learned_in_pieces() -> None:
     by = tokenizer()
     ids = [*by("the in a on")["input_ids"], 1]
     assert len(ids) == 7
-    (whole,) = encode([Text("the in a on")], TEMPLATES["alpaca"], by, 50)
+    (whole,) = encode([Text("the in a on")], Prompting(TEMPLATES["alpaca"]), by, 50)
     assert whole == {"input_ids": ids, "labels": ids}
-    pieces = encode([Text("the in a on")], TEMPLATES["alpaca"], by, 4)
+    pieces = encode([Text("the in a on")], Prompting(TEMPLATES["alpaca"]), by, 4)
     assert [piece["input_ids"] for piece in pieces] == [ids[:4], ids[4:]]
-    assert len(encode([Text("the in a on")], TEMPLATES["alpaca"], by, 6)) == 1  # a token alone predicts nothing
+    assert len(encode([Text("the in a on")], Prompting(TEMPLATES["alpaca"]), by, 6)) == 1  # a token alone predicts nothing

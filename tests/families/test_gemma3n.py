@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Gemma3nCon
 from transformers.models.gemma3n import modeling_gemma3n
 
 from lonas_edge import load_checkpoint
-from lonas_edge.data.calibration import compared_inputs
+from lonas_edge.data.encoding import compared_inputs
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.families import tokens_of

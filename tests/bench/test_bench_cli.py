@@ -37,26 +37,6 @@ def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_p
     assert report["conditions"]["loaded_together"] == [["subnet", "lora"]] and report["bandwidth"] > 1e8
 
 
-def test_terminal_output(run_cli: Callable, int8: Path, copy: Path, fakes: Fakes) -> None:
-    fakes.times = lambda variant: (0.1, 0.01) if variant.name == "subnet" else (0.2, 0.04)
-    ran = run_cli("bench", int8, "--arms", copy, *SHORT)
-    assert ran.code == 0, ran.err
-    lines = [line.split() for line in ran.out.splitlines()]
-    assert ["8+4", "tokens,", "batch", "1"] in lines
-    latencies = [line for line in lines if line[:1] in (["subnet"], ["copy"]) and line[-1].endswith("%")]
-    assert {line[0]: (line[1], line[3], line[6][-1]) for line in latencies} == {
-        "subnet": ("100.3", "10.0", "%"),  # warm-ups are runs 1 and 2
-        "copy": ("200.7", "40.1", "%"),
-    }
-    assert ["copy", "0.50x", "0.25x", "0.41x"] in lines
-    facts = next(line for line in lines if line[:2] == ["subnet", "openvino"])
-    assert facts[2:4] == ["int8,", "u8"] and facts[5:] == ["120", "400", "1.5"]
-    output = " ".join(ran.out.split())
-    assert "2 interleaved rounds in 1 starts, 2 warm-ups each" in output
-    assert "warning: 2 rounds give no 95 % interval; at least 6 are needed." in output
-    assert "…" not in ran.out  # nothing is cut off at 80 columns
-
-
 def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fakes: Fakes) -> None:
     options = ["--rounds", "7", "--batch-size", "1,3", "--threads", "1"]
     ran = run_cli("bench", int8, "--arms", f"subnet,{copy}", *SHORT, *options, "--json")

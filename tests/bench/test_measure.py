@@ -88,24 +88,11 @@ def test_a_dead_variant_is_skipped_in_all_cases(variants: dict[str, FakeVariant]
     assert Counter(s.variant for s in result.samples) == {"subnet": 6, "third": 6}
 
 
-def test_ctrl_c_keeps_the_samples(variants: dict[str, FakeVariant]) -> None:
-    variants["third"].fails[4] = KeyboardInterrupt()
-    result = measure(variants, CASES, Schedule(rounds=5, warmup=1), PromptSource(100, 0))
-    assert result.interrupted
-    assert Counter(s.variant for s in result.samples)["third"] == 2
-    assert all(s.case == CASES[0] for s in result.samples)
-
-
 def test_rounds_are_divided_among_starts() -> None:
     parts = Schedule(rounds=7, starts=3, warmup=2, seed=5).split()
     assert [(part.rounds, part.warmup) for part in parts] == [(3, 2), (2, 2), (2, 2)]
     assert len({part.seed for part in parts}) == 3
     assert len(Schedule(rounds=2, starts=4).split()) == 2
-
-
-@pytest.mark.parametrize(("rounds", "starts"), [(1, 1), (5, 1), (7, 2), (18, 6), (24, 8), (100, 8)])
-def test_starts_follow_from_rounds(rounds: int, starts: int) -> None:
-    assert Schedule.of(rounds) == Schedule(rounds, starts)
 
 
 def test_rounds_of_a_later_start_get_new_numbers() -> None:

@@ -87,19 +87,6 @@ def test_a_recovered_adapter_has_no_unpruned_network(
         prepared(open_exported(int8), options(source, tmp_path, "unpruned"))
 
 
-def test_all_problems_are_listed(int8: Path, copy: Path, tmp_path: Path) -> None:
-    twin = tmp_path / "twins/copy"
-    twin.mkdir(parents=True)
-    arms = ("nothing", str(copy), str(twin))
-    with pytest.raises(LonasEdgeError) as error:
-        prepared(open_exported(int8), BenchOptions(arms=arms))
-    for problem in (
-        "nothing: neither a variant (subnet, lora, lora-merged, unpruned) nor a directory",
-        "copy: 2 variants have this name",
-    ):
-        assert problem in str(error.value)
-
-
 def test_variants_of_each_kind(int8: Path, copy: Path, source: TinySource, tmp_path: Path) -> None:
     asked = options(source, tmp_path, "lora", "lora-merged", str(copy))
     subnet, lora, merged, other = prepared(open_exported(int8), replace(asked, torch_dtype="bf16"))

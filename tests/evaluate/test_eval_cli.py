@@ -1,11 +1,9 @@
 """`lonas-edge eval` on tiny models and a few samples of every task; accuracies are recomputed with plain transformers."""
 
 import csv
-import gc
 import json
 import re
 import shutil
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from lonas_edge.data.test_sets import COMMONSENSE as TASKS
 from lonas_edge.evaluate.backends import TorchLM
 from lonas_edge.evaluate.compare import EvalRecord
 from lonas_edge.exporting.export import ExportOptions, export
-from lonas_edge.network import super_network
 
 DATA = Path(__file__).parent / "data"
 F32 = ("--property", "INFERENCE_PRECISION_HINT=f32", "--property", "KV_CACHE_PRECISION=f32")
@@ -211,11 +208,6 @@ def test_a_task_of_the_harness_with_the_name_of_ours(roomy: TinySource, run_cli:
     assert len(list((tmp_path / "out/samples").rglob("*.jsonl"))) == 4
 
 
-@pytest.mark.slow
-def test_all_tasks_of_the_harness_are_known(roomy: TinySource, run_cli: Callable):
-    assert "task lambada_openai: its data is not available" in run_cli("eval", roomy.base, "--tasks", "lambada_openai").err
-
-
 TASK = """
 task: counting
 dataset_path: json
@@ -367,42 +359,6 @@ def test_options_without_effect_are_wrong_usage(arguments: tuple[str, ...], mess
 def test_a_sub_network_needs_a_search_space(roomy: TinySource, run_cli: Callable):
     ran = run_cli("eval", roomy.base, "--datasets", DATA, "--tasks", "boolq", "--subnet", "minimal")
     assert ran.code == 1 and "--subnet has no effect: no TARGET has a search space" in ran.err
-
-
-def test_sub_networks_share_one_super_network(
-    roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """It is loaded once and released before the next adapter is loaded."""
-    networks: list[weakref.ref] = []
-    alive: list[bool] = []
-    load = super_network.load_super_network
-
-    def counted(*arguments: Any) -> Any:
-        gc.collect()
-        alive.append(any(network() is not None for network in networks))
-        network = load(*arguments)
-        networks.append(weakref.ref(network))
-        return network
-
-    monkeypatch.setattr(super_network, "load_super_network", counted)
-    other = shutil.copytree(roomy.adapter, tmp_path / "other")
-    source = [other, roomy.adapter, "--model", roomy.base, "--nncf-config", roomy.space, "--subnet", "minimal,maximal"]
-    result(run_cli("eval", *source, *QUICK, "--tasks", "boolq"))
-    assert (len(networks), alive) == (2, [False, False])
-
-
-def test_faulty_data_is_refused_before_a_model_is_loaded(
-    roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    for task in ("boolq", "piqa"):
-        (tmp_path / task).mkdir()
-        samples = json.loads((DATA / task / "test.json").read_text())
-        del samples[2]["answer"]
-        (tmp_path / task / "test.json").write_text(json.dumps(samples))
-    monkeypatch.setattr("lonas_edge.network.super_network.load_super_network", lambda *_: pytest.fail("a model was loaded"))
-    ran = run_cli("eval", roomy.base, "--datasets", tmp_path, "--tasks", "boolq,piqa")
-    assert ran.code == 1
-    assert ran.err.count("sample 2: no text in 'answer'") == 2
 
 
 def test_model_and_adapter_alone(roomy: TinySource, run_cli: Callable):

@@ -1,8 +1,6 @@
 """Protocols: prompts of samples, refused samples, and agreement with the harness's definitions."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +52,6 @@ def test_documents_of_each_protocol():
     assert {generate["task"], word["task"], text["task"]} == {"ARC-Easy"}
 
 
-@pytest.mark.parametrize(
-    ("protocol", "beams", "tasks", "message"),
-    [
-        ("generate", 1, ["boolq"], "generate: greedy, 32 new tokens, first answer word"),
-        (
-            "generate",
-            4,
-            ["gsm8k", "AQuA", "mawps"],
-            "generate: 4 beams, 256 new tokens, last number, correct within 0.001 (GSM8K, MAWPS); "
-            "256 new tokens, first of the letters A to E (AQuA)",
-        ),
-        ("option-text", None, ["boolq"], 'option-text: ranks " OPTION" after the question, length-normalized (BoolQ: plain)'),
-    ],
-)
-def test_a_protocol_in_one_line(protocol: str, beams: int | None, tasks: list[str], message: str):
-    assert PROMPT_PROTOCOLS[protocol].describe(beams, tasks) == message
-
-
 class Loader(yaml.SafeLoader):
     """Reads `!function NAME` as the name."""
 
@@ -101,15 +81,6 @@ def test_the_definitions_of_stock_lm_eval_agree(protocol: Any):
         }
         generation = {"until": [], "do_sample": False, "num_beams": protocol.num_beams, "max_gen_toks": task.new_tokens}
         assert own.get("generation_kwargs", {}) == (generation if protocol.generates else {})
-
-
-def test_the_registries_are_there_without_torch_and_the_harness():
-    program = (
-        "import sys, lonas_edge.evaluate.protocols, lonas_edge.data.templates; "
-        "print([name for name in ('torch', 'lm_eval', 'transformers', 'datasets') if name in sys.modules])"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
 
 
 def damaged(tmp_path: Path, content: object) -> Path:

@@ -96,15 +96,6 @@ def test_held_out_examples_that_are_too_long(llama: TinySource, tmp_path: Path, 
         plan_steps(llama.base, tmp_path, tmp_path / "data.json", target=("weights<=0.95x",))
 
 
-def test_held_out_conversations_without_a_chat_template(refused: Callable[..., str], llama: TinySource, tmp_path: Path) -> None:
-    """With the name of the user's file."""
-    held_out = tmp_path / "held_out.jsonl"
-    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "yes"}] for n in range(20)]
-    held_out.write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
-    error = refused(llama.adapter, model=llama.base, eval_data=held_out, **QUICK)
-    assert "held_out.jsonl holds conversations, which need the model's chat template" in error
-
-
 def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps together need more than is free, although each has room: refused before any step is timed."""
     usage = shutil.disk_usage(tmp_path)

@@ -137,7 +137,3 @@ def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch:
     assert timed == [("fp32", 4, False, None), ("bf16", 4, False, None), ("fp32", 4, True, "int4_sym")]
     assert probe.time_steps(*given, "bf16", silent).precision == "bf16"
     assert [precision for precision, *_ in timed[3:]] == ["bf16", "bf16"]
-
-
-def test_typical_lines_are_nearest_to_the_median_length() -> None:
-    assert probe.typical(["a" * 2, "b" * 1000, "c" * 6, "", "d" * 7, "e" * 8], 2) == ["d" * 7, "c" * 6]  # the median is 7

@@ -181,14 +181,3 @@ def test_a_missing_output_is_made_again_only_if_something_needs_it(work: Work) -
     assert work.steps().pending() == ["c"]
     (work.folder / "b").rmdir()
     assert work.steps().pending() == ["a", "b", "c"]
-
-
-def test_lines_that_stay_name_the_step(work: Work) -> None:
-    lines: list[str] = []
-
-    def run(_step: Step, progress: Any) -> None:
-        progress("held-out loss 2.5\nstep 3/9", 0.5)
-
-    work.planned = [replace(work.step("a"), function=run, outputs=())]
-    work.steps().run(lambda what, _done: lines.append(what))
-    assert lines == ["a: held-out loss 2.5\n1/1 a: step 3/9", "1/1 a: 10 s\na"]

@@ -146,13 +146,6 @@ def test_a_system_message_stays(letters: Path, typed: Callable) -> None:
     assert (ran.code, ran.out.splitlines()) == (0, [expected, expected])
 
 
-def test_samples_differ(letters: Path, typed: Callable) -> None:
-    """Also where bytes are no characters: a random model draws many."""
-    ran = typed(letters, "one\n/reset\n" * 200, "--temperature", 2)
-    assert ran.code == 0 and len(set(ran.out.splitlines())) > 1
-    assert "\ufffd" in ran.out
-
-
 def test_whole_characters_and_no_control_sequences(model: Callable[..., Path], run_cli: Callable) -> None:
     folder = model("bytes")
     assert continued(folder, ":", 40) == " Hi👋\n\t\x1b[31m\x9b"
@@ -185,12 +178,6 @@ def test_the_chat_template_of_the_training(recorded: Callable[..., Path], letter
     ran = typed(recorded("chat"), "one\n")
     assert ran.out.splitlines() == [continued(letters, rendered(letters, "one"))]
     assert "template" not in ran.err
-
-
-def test_the_space_between_prompt_and_answer(model: Callable[..., Path], recorded: Callable, run_cli: Callable) -> None:
-    """The answer of this template starts with a space that belongs to the template."""
-    ran = run_cli("chat", recorded("question", model("bytes")), "--prompt", "one")
-    assert ran.out.startswith("Hi👋\n")
 
 
 def test_plain_text(model: Callable[..., Path], typed: Callable) -> None:
@@ -350,27 +337,3 @@ def test_a_conversation_in_a_terminal(model: Callable[..., Path]) -> None:
         assert "Traceback" not in terminal.shown
         assert "^[[D" not in terminal.shown
         assert terminal.shown.count("the chat template refuses the conversation") == 1
-
-
-@SIGNALS
-@pytest.mark.parametrize("end", ["prompt", "answer", "terminated"])
-@pytest.mark.slow
-def test_the_end_of_a_conversation(model: Callable[..., Path], end: str) -> None:
-    """Ctrl-C at the prompt, a second one, SIGTERM."""
-    with Terminal(model("endless"), "--max-new-tokens", 90_000) as terminal:
-        terminal.until("\n> ")
-        if end != "prompt":
-            terminal.type("a\n")
-            terminal.until("abcdefabcdef")
-        if end == "terminated":
-            os.kill(terminal.pid, signal.SIGTERM)
-            assert terminal.ended() == 1
-            assert "error: interrupted: the answer is incomplete" in terminal.shown
-            return
-        if end == "answer":
-            terminal.type("\x03")
-            terminal.until("\n> ", 2)
-        time.sleep(0.5)  # readline loses a signal between its prompt and its first wait
-        terminal.type("\x03")
-        assert terminal.ended() == 0
-        assert "Traceback" not in terminal.shown

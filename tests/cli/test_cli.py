@@ -5,10 +5,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
-import click
 import pytest
 import torch
 from oracle import oracle_logits
@@ -16,7 +14,6 @@ from tiny_models import TinyModels, TinySource
 from transformers import AutoTokenizer
 
 import lonas_edge
-from lonas_edge.cli.commands import COMMANDS
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -36,18 +33,6 @@ def test_help_imports_nothing_heavy() -> None:
     assert ran.stderr.strip() == "[]"
     listed = ran.stdout.partition("Commands:")[2]
     assert all(f" {command} " in listed for command in ("inspect", "space", "export", "bench", "eval", "train", "chat"))
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_in_the_help(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    ran = run_cli(name, "-h")
-    assert ran.code == 0
-    options = [option for option in import_module(f"lonas_edge.cli.{name}").run.params if isinstance(option, click.Option)]
-    assert len(options) >= 5
-    shown = " ".join(ran.out.split())
-    for option in options:
-        assert option.opts[0] in shown and " ".join(str(option.help).split()) in shown, option.name
 
 
 def test_a_shipped_search_space_by_its_name(
@@ -72,11 +57,8 @@ def test_version(run_cli: Callable) -> None:
     [
         ["no-such-command"],
         ["inspect"],
-        ["export", "SOURCE"],
         ["export", "SOURCE", "--output", "x", "--weight-format", "int3"],
-        ["export", "SOURCE", "--output", "x", "--dtype", "fp16"],
         ["export", "SOURCE", "--output", "x", "--stage", "checkpoint", "--weight-format", "int8"],
-        ["export", "SOURCE", "--output", "x", "--weight-format", "int4", "--group-size", "0"],
         ["export", "SOURCE", "--output", "x", "--weight-format", "int4", "--group-size", "-2"],
         ["export", "SOURCE", "--output", "x", "--weight-format", "int8", "--calibration", "data.json"],
         ["inspect", "~nobody-of-this-name/adapter"],
@@ -145,50 +127,9 @@ def test_nothing_written_carries_an_absolute_path(run_cli: Callable, llama: Tiny
     assert "not verified" in ran.out
 
 
-@pytest.mark.parametrize(("option", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), (None, torch.float32)])
-def test_dtype(run_cli: Callable, llama: TinySource, tmp_path: Path, option: str | None, dtype: torch.dtype) -> None:
-    arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--no-verify"]
-    assert run_cli("export", *arguments, *(["--dtype", option] if option else [])).code == 0
-    assert {parameter.dtype for parameter in lonas_edge.load_checkpoint(tmp_path / "out").parameters()} == {dtype}
-
-
-def test_overwrite(run_cli: Callable, llama: TinySource, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine").write_text("mine")
-    arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--no-verify"]
-    assert run_cli("export", *arguments).code == 1
-    ran = run_cli("export", *arguments, "--overwrite")
-    assert ran.code == 1
-    assert "--overwrite replaces only outputs of lonas-edge" in " ".join(ran.err.split())
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
-    (tmp_path / "out/lonas_edge.json").write_text("{}")
-    assert run_cli("export", *arguments, "--overwrite").code == 0
-    assert not (tmp_path / "out/mine").exists()
-    assert (tmp_path / "out/model.safetensors").exists()
-
-
 def test_plain_lora_is_merged_whole(run_cli: Callable, llama: TinySource, ids: torch.Tensor, tmp_path: Path) -> None:
     arguments = [llama.adapter, "--model", llama.base, "--output", tmp_path / "out", "--stage", "checkpoint"]
     assert run_cli("export", *arguments).code == 0
     with torch.no_grad():
         logits = lonas_edge.load_checkpoint(tmp_path / "out", torch.float64)(input_ids=ids).logits
     assert (logits - oracle_logits(llama.base, llama.adapter, None, [], ids)).abs().max() < 1e-5
-
-
-def test_failed_verification_writes_nothing(
-    run_cli, llama: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fault in the merge is found by the export itself."""
-    import lonas_edge.network.materialize as module
-
-    faultless = module.merge
-
-    def faulty(weight, widths, *more):
-        return faultless(weight, widths, *more) * (1.001 if widths.rank == 6 else 1)
-
-    monkeypatch.setattr(module, "merge", faulty)
-    arguments = [*llama.arguments(), "--output", tmp_path / "out", "--stage", "checkpoint", "--subnet", "minimal"]
-    ran = run_cli("export", *arguments)
-    assert ran.code == 1
-    assert "verification failed" in ran.err
-    assert not list(tmp_path.iterdir())

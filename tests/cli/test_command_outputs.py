@@ -58,12 +58,3 @@ def test_a_base_that_the_adapter_names_is_kept(
     ran = run_cli(command, llama_copy.adapter, *asked, *commands[command][6:])
     assert ran.code == 1
     assert f"would delete {llama_copy.base}, which this run reads" in ran.err
-
-
-def test_a_sub_network_s_name_is_no_input(commands: dict, run_cli: Callable, tmp_path: Path, monkeypatch) -> None:
-    """A directory called `minimal` may be the output of `--subnet minimal`."""
-    (tmp_path / "minimal").mkdir()
-    monkeypatch.chdir(tmp_path)
-    asked = ["--subnet", "minimal", "--stage", "checkpoint", "--no-verify", "--output", "minimal", "--overwrite"]
-    ran = run_cli(*commands["export"], *asked)
-    assert ran.code == 0, ran.err

@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -39,19 +38,13 @@ def validation_error() -> Exception:
 
 RAISED = [
     (RuntimeError("odd\n news"), UNEXPECTED.format("RuntimeError", "odd news")),
-    (KeyError("\x1b[31m"), UNEXPECTED.format("KeyError", r"'\\x1b\[31m'")),
     (validation_error(), UNEXPECTED.format("ValidationError", "2 validation errors for dict.*")),
     (MemoryError(), r"error: out of memory in lonas-edge inspect \(starting\)\. Close other programs\."),
     (RuntimeError("std::bad_alloc"), r"error: out of memory in .*"),
     (OSError(28, "No space left on device", "/a/b"), r"error: /a/b: No space left on device"),
-    (OSError(30, "Read-only file system", "/a", None, "/b"), r"error: /a: /b: Read-only file system"),
     (OSError(28, "No space left on device"), r"error: No space left on device, in lonas-edge inspect \(starting\)"),
     (PermissionError(13, "Permission denied", b"/a\x1b"), r"error: /a\\x1b: Permission denied"),
-    (
-        RuntimeError("PytorchStreamWriter: data/0: file write failed"),
-        r"error: writing failed in .*data/0.*",
-    ),
-    (FileNotFoundError(2, "No usable temporary directory found in ['/a']"), r"error: No usable .*\['/a'\], in .*"),
+    (RuntimeError("PytorchStreamWriter: data/0: file write failed"), r"error: writing failed in .*data/0.*"),
     (KeyboardInterrupt(), "interrupted: nothing was written"),
     (interrupted_import(), "interrupted: nothing was written"),
     (LonasEdgeError("/a\x1b]0;b\x07: wrong"), r"error: /a\\x1b\]0;b\\x07: wrong"),
@@ -150,18 +143,4 @@ def of_session(pid: int, session: int) -> bool:
 @pytest.mark.parametrize("name", ["lonas_edge.cli.commands", pytest.param("torch", marks=pytest.mark.slow)])
 def test_ctrl_c_while_a_library_is_imported(llama: TinySource, tmp_path: Path, name: str) -> None:
     ends_with_one_line(started(["export", *llama.arguments(), "--output", tmp_path / "out"], name))
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-@SIGNALS
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_while_a_process_starts(llama: TinySource, tmp_path: Path, how: signal.Signals) -> None:
-    process = started(["export", *llama.arguments(), "--output", tmp_path / "out"], LONAS_EDGE_SPAWN="1")
-    deadline = time.monotonic() + 60
-    while not any("spawn_main" in " ".join(child.cmdline()) for child in psutil.Process(process.pid).children()):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT) if how == signal.SIGINT else process.terminate()  # SIGTERM, to the parent alone
-    ends_with_one_line(process)
     assert not (tmp_path / "out").exists()

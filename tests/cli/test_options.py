@@ -70,12 +70,6 @@ def test_values_and_defaults(run: Callable) -> None:
     assert run("--output", "~/x")[0].output == Path.home() / "x"
 
 
-def test_parts_and_given() -> None:
-    made = Sample(source="source", rank=8, stage="ir")
-    assert [name for name in ("rank", "stage", "lr") if made.given(name)] == ["rank"]
-    assert made.part(Sample) == made
-
-
 @pytest.mark.parametrize(
     ("arguments", "values", "error"),
     [
@@ -192,13 +186,3 @@ def test_every_option_has_one_line_of_help(name: str) -> None:
         if hasattr(param, "option"):
             text = param.option.help
             assert len(text.split()) > 1 and len(text) <= 120 and text.endswith(".") and "\n" not in text, param.name
-
-
-def test_descriptions_are_wrapped_once(run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line ends of the source are no line ends of the help."""
-    monkeypatch.setenv("COLUMNS", "80")
-    shown = run_cli("search", "--help").out
-    first = next(line for line in shown.splitlines() if "First measures" in line)
-    assert first.strip() == "First measures the sensitivity to each elastic group. Then evaluates a warm"
-    following = shown.splitlines()[shown.splitlines().index(first) + 1]
-    assert following.strip() == "start, NSGA-II's networks and refinements of the best. Blocks alone are"

@@ -33,19 +33,6 @@ def test_heads(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (["--depth", "heads"], "--depth heads: expected attention, mlp, layer"),
-        (["--depth", "mlp,"], "--depth mlp,: has an empty entry"),
-    ],
-)
-def test_wrong_usage(options: list[str], told: str, run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
-    ran = run_cli("space", "--model", tiny_models.base("llama"), "--output", tmp_path / "s.json", *options)
-    assert ran.code == 2 and told in " ".join(ran.err.replace("│", " ").split())
-    assert not (tmp_path / "s.json").exists()
-
-
-@pytest.mark.parametrize(
     ("case", "kinds", "told"),
     [
         ("bert", "attention,mlp", "--depth attention,mlp: expected layer for bert"),

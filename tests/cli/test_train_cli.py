@@ -23,23 +23,13 @@ ADAPTER, RECORD = "adapter_model.safetensors", "training.json"
 # outputs and unfinished trainings
 
 
-def test_unfinished_training_is_kept(llama: TinySource, data: Path, tmp_path: Path, refused, unfinished: Callable) -> None:
-    output = tmp_path / "out"
-    unfinished(arguments(llama, data, output))
-    error = refused(arguments(llama, data, output))
-    has(
-        error,
-        f"{output}.partial: an unfinished run is kept there",
-        "Continue it with --resume, or start again with --overwrite",
-    )
-
-
 def test_resume_with_other_settings(
     llama: TinySource, llama_copy: TinySource, data: Path, tmp_path: Path, refused: Callable, unfinished: Callable
 ) -> None:
-    """All of them are listed: options, data, search space and base."""
+    """All of them are listed: options, data, search space and base; an unfinished run is kept without --resume."""
     output = tmp_path / "out"
     unfinished(arguments(llama, data, output))
+    has(refused(arguments(llama, data, output)), f"{output}.partial: an unfinished run is kept there", "--resume")
     data.write_text(data.read_text().replace("What is 7 plus 4?", "What is 4 plus 7?"))
     content = json.loads(llama_copy.space.read_text())
     content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"][3] = [128, 64]
@@ -58,19 +48,6 @@ def test_resume_with_other_settings(
 
 
 # what is printed
-
-
-def test_json_is_one_document(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable, unfinished: Callable) -> None:
-    output = tmp_path / "out"
-    unfinished(arguments(llama, data, output))
-    ran = run_cli(*arguments(llama, data, output, "--json", "--resume"))
-    assert ran.code == 0, ran.err
-    assert json.loads(ran.out) == json.loads((output / RECORD).read_text())
-    told = [line for line in ran.err.splitlines() if line]
-    steps = [line for line in told if line.startswith("step ")]
-    assert [line.partition("  ")[0] for line in steps] == ["step 6/8", "step 7/8", "step 8/8"]
-    assert all("  loss " in line and "  lr " in line for line in steps)
-    assert told[0].startswith("continuing from step 5")
 
 
 def test_what_a_person_reads(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:

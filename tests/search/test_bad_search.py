@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import TinyModels, TinySource
+from tiny_models import TinyModels
 
 
 def has(error: str, *texts: object) -> None:
@@ -55,15 +55,6 @@ def test_another_search_is_there(
     has(error, "--storage", "'mine' belongs to another search", difference)
 
 
-def test_another_program_s_study(command: Callable, refused: Callable, tmp_path: Path) -> None:
-    import optuna
-
-    url = f"sqlite:///{tmp_path}/study.db"
-    trial = optuna.trial.create_trial(values=[1.0, 2.0])
-    optuna.create_study(storage=url, study_name="theirs", directions=["minimize"] * 2).add_trial(trial)
-    has(refused(command("--storage", url, "--study", "theirs")), "'theirs' was created by another program")
-
-
 def test_a_pick_that_no_network_can_meet(command: Callable, refused: Callable) -> None:
     has(refused(command("--pick", "bytes<=10")), "bytes<=10: the smallest network has bytes", "Relax the bound")
     has(refused(command("--pick", "macs<=0.1x")), "the smallest network has macs 0.", "x.")
@@ -75,14 +66,6 @@ def test_a_pick_that_no_network_met(run_cli: Callable, command: Callable, tmp_pa
     assert ran.code == 1 and not ran.out, ran.err
     ran = run_cli(*command("--evals", "3", "--pick", "accuracy<=1"))
     has(ran.err, "accuracy is not measured here")
-
-
-def test_settings_of_the_search_space(llama_copy: TinySource, data: Path, refused: Callable, tmp_path: Path) -> None:
-    command = ["search", *llama_copy.arguments(), "--data", str(data), "--output", str(tmp_path / "out")]
-    content = json.loads(llama_copy.space.read_text())
-    content["bootstrapNAS"]["search"] = {"population": 1, "mutation_prob": 3}
-    llama_copy.space.write_text(json.dumps(content))
-    has(refused(command), "bootstrapNAS.search.population", "found 1", "bootstrapNAS.search.mutation_prob", "found 3")
 
 
 def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, refused: Callable) -> None:
@@ -107,18 +90,3 @@ def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, ref
 def test_options_without_effect(command: Callable, refused: Callable) -> None:
     has(refused(command("--prompt-len", "8"), code=2), "--prompt-len: no effect", "nothing is timed")
     has(refused(command("--overwrite", "--storage", "sqlite:///x.db"), code=2), "--study NAME")
-
-
-def test_a_base_that_cannot_be_loaded_leaves_nothing(
-    llama_copy: TinySource, data: Path, run_cli: Callable, tmp_path: Path
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    file = llama_copy.base / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
-    save_file(tensors, file, metadata={"format": "pt"})
-    command = ["search", *llama_copy.arguments(), "--data", data, "--num-prompts", "4", "--output", tmp_path / "new"]
-    ran = run_cli(*command, "--cost", "bytes")
-    assert ran.code == 1 and "model.layers.1.mlp.down_proj.weight" in ran.err
-    assert not list(tmp_path.glob("new*"))

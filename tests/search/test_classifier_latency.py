@@ -60,21 +60,3 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
     [file] = (tmp_path / "cache").glob("latency-table-*.json")
     other = run_cli(*command, "--evals", 5, "--output", tmp_path / "other")
     assert f"Reusing the latency table of {table['date']}: {file}. Delete the file to measure again.\n" in other.err
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "message"),
-    [
-        (["--cost", "tpot"], 1, "--cost tpot: a sequence classifier generates no tokens; use --cost latency"),
-        (["--new-tokens", "8"], 2, "--new-tokens: no effect, a sequence classifier generates no tokens"),
-        (["--cost", "macs", "--pick", "latency<=0.7x"], 1, "latency is not measured here; expected one of kl, "),
-        (["--prompt-len", "65"], 1, "--prompt-len 65: 65 tokens are beyond the model's context of 64"),
-    ],
-)
-def test_refused(
-    options: list[str], code: int, message: str, bert: TinySource, device: Device, run_cli: Callable, tmp_path: Path
-) -> None:
-    data = write_set(tmp_path, "RTE")
-    ran = run_cli("search", *bert.arguments(), "--data", data, "--output", tmp_path / "out", "--num-prompts", 8, *options)
-    assert ran.code == code and message in " ".join(ran.err.split()), ran.err
-    assert not device.exported and not list(tmp_path.glob("out*"))

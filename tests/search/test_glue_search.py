@@ -1,17 +1,14 @@
 """A search on classifiers: qualities, the sensitivity table, compressed networks, refused data."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_bert import TinyBert, oracle_logits, reranker
+from tiny_bert import TinyBert, oracle_logits
 from tiny_models import TinySource
 from transformers import AutoTokenizer
 
-from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.search.sensitivity import measure_sensitivity
 
@@ -81,26 +78,3 @@ def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
             small = answers.of([*maximal[:index], width, *maximal[index + 1 :]])
             kl = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean()
             assert table[index][level] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
-
-
-def test_classes_in_another_order(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Labels are numbered by the names of the base's classes, in any case."""
-    names, words = ("CONTRADICTION", "Entailment", "neutral"), {"bad": "contradiction", "good": "entailment", "film": "neutral"}
-    base = reranker(tiny_bert, tmp_path / "base", 3, names)
-    (tmp_path / "MNLI").mkdir()
-    rows = [f"{number}\tis\t{word}\t{words[word]}" for number, word in enumerate(4 * list(words))]
-    data = tmp_path / "MNLI/dev.tsv"
-    data.write_text("\n".join(["index\tsentence1\tsentence2\tgold_label", *rows]) + "\n")
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    [batch] = open_source(str(base), None, tiny_bert.space()).open_data(data).batches(tokenizer, 12, 0)
-    read = [tokenizer.decode(ids, skip_special_tokens=True).split()[-1] for ids in batch["input_ids"]]
-    assert [names[label].lower() for label in batch["labels"].tolist()] == [words[word] for word in read]
-
-
-def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    source = tiny_bert.source(2)
-    with pytest.raises(LonasEdgeError, match=r"classification \(2 outputs\), and STS-B is a regression"):
-        source.opened().open_data(write_set(tmp_path, "STS-B"))
-    data = write_set(tmp_path, "RTE")
-    with pytest.raises(LonasEdgeError, match="24 prompts; expected at least 99"):
-        source.opened().open_data(data).check_count(99)

@@ -18,19 +18,6 @@ def least(sensitivity: list[list[float]], cost: list[list[float]], budget: float
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_exact_where_costs_are_multiples_of_a_step(seed: int) -> None:
-    draw = random.Random(seed)
-    sensitivity = [sorted(draw.random() for _ in range(4)) for _ in range(6)]
-    cost = [[4.0, 3.0, 2.0, 1.0]] * 6
-    budgets = [6.0, 9.0, 14.0, 17.0, 24.0]
-    for budget in budgets:
-        levels = knapsack(sensitivity, cost, budget)
-        assert sum(row[level] for row, level in zip(cost, levels, strict=True)) <= budget
-        total = sum(row[level] for row, level in zip(sensitivity, levels, strict=True))
-        assert total == pytest.approx(least(sensitivity, cost, budget))
-
-
-@pytest.mark.parametrize("seed", range(2))
 def test_never_over_the_budget_and_nearly_exact(seed: int) -> None:
     draw = random.Random(seed)
     sensitivity = [sorted(draw.random() for _ in range(3)) for _ in range(7)]

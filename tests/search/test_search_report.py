@@ -11,13 +11,6 @@ from records import made_up
 from lonas_edge.search import report
 
 
-def drawn(record: report.SearchRecord) -> list[str]:
-    """All texts of the plot of the front."""
-    axis = report.draw_front(record).axes[0]
-    legend = [text.get_text() for text in axis.get_legend().get_texts()]
-    return [axis.get_title(), axis.get_xlabel(), axis.get_ylabel(), *legend]
-
-
 def test_the_csv_has_a_line_for_each_evaluation_in_order() -> None:
     record = made_up(20)
     rows = list(csv.DictReader(report.to_csv(record).splitlines()))
@@ -38,18 +31,6 @@ def test_the_same_record_gives_the_same_files(tmp_path: Path) -> None:
     for name in names[1:]:
         image = matplotlib.image.imread(tmp_path / "one" / name)  # [height, width, channels]
         assert min(image.shape[:2]) > 500 and image.std() > 0.05
-
-
-def test_labels_of_the_front() -> None:
-    record = made_up(40)
-    texts = drawn(record)
-    assert "smollm2-135m: 40 networks, int8" in texts[0] and "CPU (Intel(R) Xeon(R) Processor), 256+64 tokens" in texts[0]
-    assert texts[1:3] == ["TPOT", "KL from the unpruned network in nats (lower is better)"]
-    other = replace(record, units={**record.units, "kl": "squared distance"})
-    assert drawn(other)[2] == "squared distance from the unpruned network (lower is better)"
-    assert texts[3:5] == ["evaluated (40)", f"Pareto front ({len(record.front)})"]
-    assert texts[5] == "maximal: 12.20 ms, 0 nats" and texts[8].startswith("tpot<=0.85x: ")
-    assert drawn(made_up(40, "macs"))[1] == "MACs" and "maximal: 36.60 GMACs, 0 nats" in drawn(made_up(40, "macs"))
 
 
 def test_one_broken_network_does_not_flatten_the_front() -> None:

@@ -153,16 +153,6 @@ def test_proposals_that_need_the_result_of_another_worker(joined: Callable, dime
     assert measure.seen == [first, second] and [each.widths for each in worker.evaluations()] == [first, second]
 
 
-def test_the_last_networks_of_other_workers_are_evaluated(joined: Callable, dimensions: Dimensions) -> None:
-    """No worker waits for another one, which may be dead."""
-    worker, measure = joined(2), Measuring(dimensions)
-    taken = dimensions.widths([0, 1, 2])
-    worker.enqueue({taken: "warm-start:knapsack"})
-    suggest(worker)
-    worker.run(measure, silent)
-    assert len(measure.seen) == 2 and taken in measure.seen
-
-
 def test_a_known_network_that_another_worker_gives_up(joined: Callable, dimensions: Dimensions) -> None:
     """SQLite gives two workers the same queued trial; both find that the network is evaluated."""
     worker, measure = joined(3), Measuring(dimensions)

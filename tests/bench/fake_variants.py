@@ -7,6 +7,15 @@ from typing import Any, Self
 from lonas_edge.bench.variants import Placement, Timing, Variant
 from lonas_edge.bench.worker import VariantFailedError
 
+SMOLLM2 = {
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+}
 FACTS = {
     "peak_memory_bytes": 400_000_000,
     "disk_bytes": 120_000_000,

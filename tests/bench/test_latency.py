@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_variants import FACTS, Fakes
+from fake_variants import FACTS, SMOLLM2, Fakes
 
 from lonas_edge.bench import memory
 from lonas_edge.bench.latency import Latency, Plan, ir_latencies, measure_latency
@@ -15,15 +15,6 @@ from lonas_edge.bench.variants import Case, Placement, Variant, npu_lengths
 from lonas_edge.bench.worker import VariantFailedError
 from lonas_edge.errors import LonasEdgeError
 
-SMOLLM2 = {
-    "model_type": "llama",
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "vocab_size": 49152,
-}
 CASE, PASS = Case(8, 3), Case(8, 0, 4)
 NAMES = ["subnet", "lora", "unpruned"]
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -30,15 +29,6 @@ def test_one_thread_per_physical_core(sysfs: Path) -> None:
     assert placement(None, [1, 5, 6], sysfs) == Placement((1, 6), 2)  # the others are not allowed
     with pytest.raises(LonasEdgeError, match="--threads 4: this process may use only 3"):
         placement(4, [1, 5, 6], sysfs)
-
-
-def test_two_threads_per_core_without_sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows: eight processors of four cores."""
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else 4)
-    assert placement(None, range(8), tmp_path) == Placement((0, 2, 4, 6), 4)
-    assert placement(None, [1, 5, 6], tmp_path) == Placement((1, 5, 6), 3)
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8 if logical else None)
-    assert placement(None, range(8), tmp_path) == Placement(tuple(range(8)), 8)
 
 
 def test_load_by_others() -> None:

@@ -95,20 +95,6 @@ def test_rounds_are_divided_among_starts() -> None:
     assert len(Schedule(rounds=2, starts=4).split()) == 2
 
 
-def test_rounds_of_a_later_start_get_new_numbers() -> None:
-    case, total = CASES[0], Measurement()
-    for ttft in (1.0, 2.0):
-        part = Measurement([Sample(name, case, n, Timing((ttft, 9.0), 9.0)) for name in ("a", "b") for n in (0, 1)])
-        total.add(part)
-    assert total.paired("a", "b", case, lambda timing: timing.ttft) == (
-        [1.0, 1.0, 2.0, 2.0],
-        [1.0, 1.0, 2.0, 2.0],
-        [0, 0, 1, 1],
-    )
-    total.add(Measurement([], {("a", case): "why"}, True))
-    assert total.interrupted and total.failures and len(total.samples) == 8
-
-
 def test_pairs_come_from_the_same_round() -> None:
     case = CASES[0]
     result = Measurement([Sample("a", case, n, Timing((float(n + 1), 9.0), 9.0)) for n in (0, 1, 2)])

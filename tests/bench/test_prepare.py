@@ -39,11 +39,6 @@ def test_another_adapter_is_refused(int8: Path, source: TinySource, tiny_models:
     assert find_source(open_exported(int8), str(source.base), str(source.adapter)).adapter is not None
 
 
-def test_local_directories_must_be_named(int8: Path, source: TinySource) -> None:
-    with pytest.raises(LonasEdgeError, match=r"its adapter '.*' is a local directory; pass it with --adapter"):
-        find_source(open_exported(int8), None, None)
-
-
 def test_an_export_without_adapter(int8: Path, source: TinySource) -> None:
     opened = open_exported(int8)
     alone = replace(opened, manifest=replace(opened.own_manifest, adapter=None))
@@ -160,9 +155,3 @@ def test_the_unpruned_network_is_exported_once(int8: Path, source: TinySource, t
     assert (same.group_size, same.compression[0].group_size) == (32, 32)
     own_head = replace(opened, manifest=replace(opened.own_manifest, head=Compression("int4_sym", 64, 1.0)))
     assert open_exported(prepared(own_head, asked)[1].path).own_manifest.head == Compression("int4_sym", 64, 1.0)
-
-
-def test_an_export_that_fails(int8: Path, source: TinySource, tmp_path: Path, in_this_process: None) -> None:
-    (tmp_path / "cache").write_text("no directory")
-    with pytest.raises(LonasEdgeError, match=r"unpruned: the export failed:\n.*cache is not a writable directory"):
-        prepared(open_exported(int8), options(source, tmp_path / "cache", "unpruned"))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_variants import SMOLLM2
 
 from lonas_edge.bench import record as module
 from lonas_edge.bench.measure import Measurement, Sample
@@ -15,15 +16,6 @@ from lonas_edge.bench.statistics import Ratio
 from lonas_edge.bench.variants import Case, Facts, Timing, Variant
 from lonas_edge.network.vocabulary_record import VocabularyRecord
 
-SMOLLM2 = {
-    "model_type": "llama",
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "vocab_size": 49152,
-}
 CASES = [Case(128, 11), Case(256, 11)]
 SECRET = "/somewhere/private"
 MACHINE = {"processor": "P", "memory_bytes": 8e9, "device": "CPU", "device_name": "P", "date": "2026-01-01"}

@@ -13,10 +13,7 @@ from optimum.intel import OVModelForSequenceClassification
 from peft import PeftModel
 from tiny_bert import TinyBert, oracle_hidden, oracle_logits
 from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lonas_edge.bench.runners import (
     ClassifierRunner,

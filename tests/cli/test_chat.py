@@ -234,13 +234,6 @@ def test_refused_prompts(letters: Path, run_cli: Callable, typed: Callable) -> N
     assert (ran.code, ran.err) == (1, "error: standard input has no prompt; write one per line, or pass --prompt TEXT\n")
 
 
-def test_an_unknown_device(letters: Path, run_cli: Callable) -> None:
-    ran = run_cli("chat", letters, "--prompt", "one", "--device", "XPU")
-    assert (ran.code, ran.out) == (1, "")
-    given = r"cannot run on XPU \(properties: none; available devices: .*CPU.*\): Device with \"XPU\""
-    assert re.search(given, ran.err)
-
-
 def test_no_export(letters: Path, run_cli: Callable, tmp_path: Path) -> None:
     for folder in (letters.parent / "base", tmp_path):
         ran = run_cli("chat", folder, "--prompt", "one")

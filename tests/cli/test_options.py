@@ -128,13 +128,6 @@ def test_a_flag_wins_over_the_file(run: Callable, tmp_path: Path) -> None:
     ), message
 
 
-def test_names_in_the_file(run_cli: Callable, tmp_path: Path) -> None:
-    """With `_` or `-`."""
-    (tmp_path / "space.yaml").write_text("seq-len: 0\nsource: m")
-    ran = run_cli("inspect", "--config", tmp_path / "space.yaml")
-    assert ran.code == 2 and ran.err.splitlines()[-1] == "Error: --seq-len 0: input should be greater than or equal to 1"
-
-
 @pytest.mark.parametrize(
     ("content", "error"),
     [

@@ -12,7 +12,7 @@ import pytest
 import torch
 from oracle import oracle_logits
 from systems import KILL, SIGNALS
-from tiny_models import TARGETS, TinySource
+from tiny_models import TinySource
 from train_commands import arguments, has
 
 from lonas_edge.network.modeling import load_checkpoint
@@ -48,17 +48,6 @@ def test_resume_with_other_settings(
 
 
 # what is printed
-
-
-def test_what_a_person_reads(llama: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
-    ran = run_cli(*arguments(llama, data, tmp_path / "out"))
-    assert ran.code == 0, ran.err
-    record = json.loads((tmp_path / "out" / RECORD).read_text())
-    losses = record["losses"]
-    assert record["options"]["target_modules"] == TARGETS  # those of the family
-    has(ran.out, f"{tmp_path / 'out'}: super-adapter, rank 8, 8 steps of 4 examples on cpu (fp32)")
-    has(ran.out, f"loss {losses[0]['loss']:.3f} at step 1, {losses[-1]['loss']:.3f} at the end")
-    has(ran.out, f"next: lonas-edge export {tmp_path / 'out'} --subnet heuristic --output DIR")
 
 
 # killed runs

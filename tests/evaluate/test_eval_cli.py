@@ -246,10 +246,7 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     options = ["--tasks", "boolq,arc-e", "--output", tmp_path / "out"]
     ran = run_cli("eval", exported, roomy.base, "--datasets", DATA, "--protocol", "option-text", *options)
     assert ran.code == 0, ran.err
-    assert "option-text" in ran.out
-    assert "BoolQ" in ran.out
-    assert "Total params" in ran.out
-    assert "Accuracy compared with ir" in ran.out
+    assert "BoolQ" in ran.out and "Accuracy compared with ir" in ran.out
     saved = json.loads((tmp_path / "out/eval.json").read_text())
     assert saved["schema"] == "lonas-edge/eval/1"
     assert EvalRecord.read(tmp_path / "out/eval.json").to_json() == EvalRecord.from_json(saved, "saved").to_json()
@@ -321,44 +318,28 @@ def test_prompts_beyond_the_context_are_skipped_and_listed(llama: TinySource, ru
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["MODEL"], ["given twice"]),
-        (["--tasks", "openbokqa"], ["openbokqa: no such task; did you mean openbookqa?", "Tasks with --datasets: boolq"]),
-        (["--tasks", "arc_easy"], ["task arc_easy: its data is not available"]),
-        (["--tasks", "boolq", "--datasets", "nowhere"], ["nowhere/boolq/test.json: missing"]),
-        (["--device", "cuda", "--tasks", "boolq"], ["PyTorch finds no CUDA device"]),
-        (["--device", "XPU"], ["--device XPU: not on this machine", "CPU"]),
+        (["MODEL"], 1, "given twice"),
+        (["--tasks", "openbokqa"], 1, "openbokqa: no such task; did you mean openbookqa?"),
+        (["--tasks", "arc_easy"], 1, "task arc_easy: its data is not available"),
+        (["--tasks", "boolq", "--datasets", "nowhere"], 1, "nowhere/boolq/test.json: missing"),
+        (["--device", "cuda", "--tasks", "boolq"], 1, "PyTorch finds no CUDA device"),
+        (["--device", "XPU"], 1, "--device XPU: not on this machine"),
+        (["--subnet", "minimal"], 1, "--subnet has no effect: no TARGET has a search space"),
+        (["--protocol", "answer-word", "--num-beams", "4"], 2, "--num-beams has no effect: answer-word generates nothing"),
+        (["--protocol", "option-text", "--prompt", "alpaca"], 2, "--prompt has no effect: option-text has its own"),
+        (["--overwrite"], 2, "--overwrite needs --output"),
     ],
 )
-def test_bad_input(arguments: list[str], message: list[str], roomy: TinySource, run_cli: Callable):
+def test_bad_input(arguments: list[str], code: int, message: str, roomy: TinySource, run_cli: Callable):
     arguments = [str(roomy.base) if argument == "MODEL" else argument for argument in arguments]
     ran = run_cli("eval", roomy.base, "--datasets", DATA, *arguments)
-    assert ran.code == 1
-    for fault in message:
-        assert fault in ran.err
-
-
-RANKS, GENERATES = ("--protocol", "answer-word"), ("--protocol", "generate")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((*RANKS, "--num-beams", "4"), "--num-beams has no effect: answer-word generates nothing"),
-        (("--protocol", "option-text", "--prompt", "alpaca"), "--prompt has no effect: option-text has its own"),
-        (("--overwrite",), "--overwrite needs --output"),
-    ],
-)
-def test_options_without_effect_are_wrong_usage(arguments: tuple[str, ...], message: str, roomy: TinySource, run_cli: Callable):
-    ran = run_cli("eval", roomy.base, "--datasets", DATA, "--tasks", "boolq", *arguments)
-    assert (ran.code, ran.out) == (2, "")
+    assert (ran.code, ran.out) == (code, "")
     assert message in " ".join(ran.err.split())
 
 
-def test_a_sub_network_needs_a_search_space(roomy: TinySource, run_cli: Callable):
-    ran = run_cli("eval", roomy.base, "--datasets", DATA, "--tasks", "boolq", "--subnet", "minimal")
-    assert ran.code == 1 and "--subnet has no effect: no TARGET has a search space" in ran.err
+RANKS, GENERATES = ("--protocol", "answer-word"), ("--protocol", "generate")
 
 
 def test_model_and_adapter_alone(roomy: TinySource, run_cli: Callable):

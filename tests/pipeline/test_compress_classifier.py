@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from optimum.intel import OVModelForSequenceClassification
-from pipeline_runs import make_quick, plan_steps
+from pipeline_runs import make_quick
 from scipy.stats import entropy, spearmanr
 from test_compress_embedding import WORDS
 from tiny_bert import TinyBert, reranker
@@ -146,15 +146,6 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
     config = json.loads((base / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
     (base / "config.json").write_text(json.dumps(config))
     assert "'multi_label_classification' is not supported" in refused(base, data=data)
-
-
-def test_a_dry_run(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Of an adapter, which brings the head that its base lacks: steps are timed with it. Nothing is written."""
-    source, data = tiny_bert.adapter(3), write(tmp_path / "data.jsonl", 1)
-    options = {"model": tiny_bert.base(headless=True), "target": ("latency<=0.9x",)}
-    steps = plan_steps(source, tmp_path, data, **options)
-    assert [name.split()[0] for name in steps] == ["space", "search", "recover", "export", "baselines", "measure"]
-    assert sorted(tmp_path.iterdir()) == [data]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from optimum.intel import OVModelForSequenceClassification
 from peft import PeftModel
 from tiny_bert import TinyBert, oracle_hidden, oracle_logits
 from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from lonas_edge.bench.runners import (
     ClassifierRunner,
@@ -88,20 +88,6 @@ def test_an_ir_classifier(tiny_bert: TinyBert, tmp_path: Path) -> None:
     ids = torch.tensor(IDS)
     expected = model(input_ids=ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.zeros_like(ids)).logits
     assert np.abs(runner._loaded.get_output_tensor(0).data - np.asarray(expected)).max() < 1e-5
-    assert runner.facts()["kv_precision"] == ""
-
-
-def test_a_pytorch_classifier_uses_the_head_of_the_adapter(tiny_bert: TinyBert) -> None:
-    source = tiny_bert.source()
-    variant = Variant("lora", "torch-classifier", source.base, precision="fp32", adapter=source.adapter)
-    runner = TorchClassifierRunner(variant, 1)
-    logits = []
-    runner._model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits))
-    assert runner.run(IDS, 0).end_to_end > 0
-    base = AutoModelForSequenceClassification.from_pretrained(source.base, num_labels=2)
-    plain = PeftModel.from_pretrained(base, source.adapter).eval()
-    with torch.no_grad():
-        assert torch.equal(logits[0], plain(input_ids=torch.tensor(IDS)).logits)
     assert runner.facts()["kv_precision"] == ""
 
 

@@ -1,7 +1,6 @@
 """`lonas-edge train` through the real command line: outputs, --json, killed runs, and what follows a training."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from tiny_models import TinySource
 from train_commands import arguments, has
 
 from lonas_edge.network.modeling import load_checkpoint
-from lonas_edge.network.source import open_source
 
 ADAPTER, RECORD = "adapter_model.safetensors", "training.json"
 
@@ -139,45 +137,3 @@ def test_a_super_adapter_needs_no_other_argument(
         found = load_checkpoint("exported")(input_ids=ids, use_cache=False).logits
     expected = oracle_logits(base, tmp_path / "moved/made/out", llama_copy.space, widths, ids)
     assert (found - expected).abs().max() < 1e-4
-
-
-def test_the_base_is_found_from_the_super_adapter(
-    llama_copy: TinySource, data: Path, tmp_path: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And not from the working directory, where another model may lie at the same relative path."""
-    ran = run_cli(*arguments(llama_copy, data, tmp_path / "out", steps=1))
-    assert ran.code == 0, ran.err
-    other = tmp_path / "other"
-    shutil.copytree(llama_copy.base, other / "base")
-    (other / "here").mkdir()
-    monkeypatch.chdir(other / "here")
-    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"] == "../base"
-    assert open_source(str(tmp_path / "out")).base.folder.resolve() == (tmp_path / "base").resolve()
-    weights = tmp_path / "base/model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)  # and it is no longer the one that was trained on
-    ran = run_cli("export", tmp_path / "out", "--stage", "checkpoint", "--output", tmp_path / "exported")
-    assert ran.code == 1
-    has(ran.err, "not the base that the adapter was trained on", "model.safetensors: SHA-256")
-    assert not (tmp_path / "exported").exists()
-
-
-def test_plain_lora_is_trained_as_long(llama_copy: TinySource, data: Path, tmp_path: Path, run_cli: Callable) -> None:
-    """--no-elastic keeps the search space's stages: epochs and learning rate of the baseline are the same."""
-    content = json.loads(llama_copy.space.read_text())
-    content["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"] = [{"epochs": 2, "init_lr": 0.004}]
-    llama_copy.space.write_text(json.dumps(content))
-    records = []
-    for flag in ("--elastic", "--no-elastic"):
-        command = arguments(llama_copy, data, tmp_path / f"out{flag}", flag, "--json", steps=None, lr=None, batch_size=16)
-        ran = run_cli(*command)
-        assert ran.code == 0, ran.err
-        records.append(json.loads(ran.out))
-    elastic, plain = records
-    assert (elastic["steps"], plain["steps"]) == (6, 6)
-    assert [e["learning_rate"] for e in plain["losses"]] == [e["learning_rate"] for e in elastic["losses"]]
-    assert plain["losses"][0]["learning_rate"] == pytest.approx(0.004)
-    assert plain["search_space"] is None
-    assert elastic["search_space"] is not None
-    assert not (tmp_path / "out--no-elastic/nncf_config.json").exists()

@@ -84,17 +84,3 @@ def test_batch_that_cannot_be_divided(llama: TinySource, data: Path, tmp_path: P
 
 
 # wrong usage
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"nncf_config": None}, "--nncf-config"),
-        ({"data": None}, "--data"),
-        ({"steps": 0}, "--steps"),
-        ({"precision": "int8"}, "--precision"),
-        ({"weight_format": "fp16"}, "--weight-format"),
-    ],
-)
-def test_wrong_usage(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, changes, text: str) -> None:
-    has(refused(arguments(llama, data, tmp_path / "out", **changes), code=2), text)

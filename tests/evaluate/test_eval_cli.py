@@ -339,9 +339,6 @@ def test_bad_input(arguments: list[str], code: int, message: str, roomy: TinySou
     assert message in " ".join(ran.err.split())
 
 
-RANKS, GENERATES = ("--protocol", "answer-word"), ("--protocol", "generate")
-
-
 def test_model_and_adapter_alone(roomy: TinySource, run_cli: Callable):
     options = [*QUICK, "--tasks", "boolq"]
     ran = run_cli("eval", roomy.base, "--tasks", "boolq,piqa")

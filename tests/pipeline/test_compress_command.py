@@ -277,41 +277,44 @@ def test_a_smaller_vocabulary(finished: Finished, tmp_path: Path, data: Path, qu
     assert record.tokens_per_text == 1
 
 
-def test_a_super_adapter_keeps_its_search_space(tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None) -> None:
-    source, adapter = tiny_models.source("llama"), tmp_path / "adapter"
-    shutil.copytree(source.adapter, adapter)
-    shutil.copy(source.space, adapter / "nncf_config.json")
-    options = {**QUICK, "target": "weights<=0.8x", "data": data, "output": tmp_path / "out", "model": source.base}
-    record = compress(adapter, **options)
+@pytest.fixture
+def super_adapter(llama: TinySource, tmp_path: Path) -> Path:
+    """An adapter with its search space in its directory."""
+    shutil.copytree(llama.adapter, tmp_path / "adapter")
+    shutil.copy(llama.space, tmp_path / "adapter/nncf_config.json")
+    return tmp_path / "adapter"
+
+
+def test_a_super_adapter_keeps_its_search_space(
+    super_adapter: Path, llama: TinySource, tmp_path: Path, data: Path, quick: None
+) -> None:
+    options = {**QUICK, "target": "weights<=0.8x", "data": data, "output": tmp_path / "out", "model": llama.base}
+    record = compress(super_adapter, **options)
     assert [step.name.split()[0] for step in record.steps] == ["search", "recover", "export", "baselines", "measure"]
     assert record.networks[-1].parameters < record.networks[0].parameters
 
 
 def test_the_unpruned_network_of_a_super_adapter(
-    tiny_models: TinyModels, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    super_adapter: Path, llama: TinySource, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In INT8 it is neither trained nor cut, although the adapter has its search space in its directory."""
-    source, adapter = tiny_models.source("llama"), tmp_path / "adapter"
-    shutil.copytree(source.adapter, adapter)
-    shutil.copy(source.space, adapter / "nncf_config.json")
     monkeypatch.setattr(stages, "train", forbidden)
-    options = {**QUICK, "target": "weights<=1x", "data": data, "output": adapter / "out", "model": source.base}
-    record = compress(adapter, **options)
-    whole = AutoModelForCausalLM.from_pretrained(source.base).num_parameters()
+    options = {**QUICK, "target": "weights<=1x", "data": data, "output": super_adapter / "out", "model": llama.base}
+    record = compress(super_adapter, **options)
+    whole = AutoModelForCausalLM.from_pretrained(llama.base).num_parameters()
     assert [network.parameters for network in record.networks] == [whole] * 3
     assert record.curves == ()
 
 
 def test_the_largest_network_of_a_narrow_space_is_recovered(
-    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    super_adapter: Path, llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of its MLPs has 96 channels at most, and that of the adapter 128: it is pruned."""
     content = json.loads(llama.space.read_text())
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"]
     assert groups.count([128, 96, 64]) == 3
     groups[groups.index([128, 96, 64])] = [96, 64]
-    shutil.copytree(llama.adapter, tmp_path / "adapter")
-    (tmp_path / "adapter/nncf_config.json").write_text(json.dumps(content))
+    (super_adapter / "nncf_config.json").write_text(json.dumps(content))
 
     def trained(*_given: object) -> None:
         raise LonasEdgeError("trained")
@@ -319,7 +322,7 @@ def test_the_largest_network_of_a_narrow_space_is_recovered(
     monkeypatch.setattr(stages, "train", trained)
     options = {**QUICK, "target": "weights<=1x", "data": data, "output": tmp_path / "out", "model": llama.base}
     with pytest.raises(LonasEdgeError, match="recover weights<=1x: trained"):
-        compress(tmp_path / "adapter", **options)
+        compress(super_adapter, **options)
 
 
 def test_two_targets_that_choose_the_same_network(

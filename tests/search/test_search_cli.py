@@ -13,7 +13,6 @@ from tiny_models import TinySource
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.storage import open_journal
-from lonas_edge.search.study import Worker
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 Pairs = dict[tuple[int, ...], tuple[float, float]]
@@ -135,19 +134,6 @@ def test_interrupted_and_continued(
     assert len(record["evaluations"]) == 20 == len({tuple(widths) for widths in widths_of(record)})
     assert len([trial for trial in trials(tmp_path) if trial.state.name == "COMPLETE"]) == 20, "none was evaluated twice"
     assert not partial.exists()
-
-
-def test_interrupted_in_the_first_evaluation(run_cli: Callable, command: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The unpruned network's trial is then the last one in the queue, and every search needs its result."""
-
-    def interrupting(_self: Worker, _trial: Any, _measure: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Worker, "_objective", interrupting)
-        assert run_cli(*command("--evals", "4")).code == 1
-    record = searched(run_cli, command("--evals", "4"))
-    assert {"maximal", "heuristic", "minimal"} <= {entry["name"] for entry in record["named"]}
 
 
 def trials(folder: Path) -> list[Any]:

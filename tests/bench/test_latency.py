@@ -11,7 +11,7 @@ from lonas_edge.bench import memory
 from lonas_edge.bench.latency import Latency, Plan, ir_latencies, measure_latency
 from lonas_edge.bench.measure import PromptSource, Schedule
 from lonas_edge.bench.memory import kv_bytes
-from lonas_edge.bench.variants import Case, Placement, Variant, npu_lengths
+from lonas_edge.bench.variants import Case, Placement, Variant
 from lonas_edge.bench.worker import VariantFailedError
 from lonas_edge.errors import LonasEdgeError
 
@@ -109,10 +109,3 @@ def test_irs_that_cannot_be_measured(fakes: Fakes, int8: Path) -> None:
     fakes.fails = {("1: minimal-int8", 2): KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
         ir_latencies([(int8, {})], CASE, Schedule(3, 1, 0), threads=1)
-
-
-def test_an_npu_gets_the_lengths_of_the_longest_case(fakes: Fakes, int8: Path) -> None:
-    cases = [Case(256, 64), Case(2048, 2), Case(16, 100)]
-    assert npu_lengths(cases) == {"MAX_PROMPT_LEN": "2048", "MIN_RESPONSE_LEN": "100"}
-    ir_latencies([(int8, {"A": "B"})], Case(24, 4), Schedule(1, 1, 0), device="NPU", threads=1)
-    assert fakes.started[0].properties == {"A": "B", "MAX_PROMPT_LEN": "24", "MIN_RESPONSE_LEN": "4"}

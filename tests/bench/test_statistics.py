@@ -52,13 +52,6 @@ def test_ratio_of_six_rounds() -> None:
     assert (few.value, few.low, few.high, few.half_width) == (2.0, None, None, None)
 
 
-def test_pairs_cancel_the_noise_of_a_round() -> None:
-    """A machine that slows down in some rounds slows both variants."""
-    slowed = [1, 1.5, 1, 1, 1.5, 1.5, 1, 1]
-    result = over_rounds([3.0 * s for s in slowed], [1.0 * s for s in slowed])
-    assert (result.value, result.low, result.high) == (pytest.approx(3.0), pytest.approx(3.0), pytest.approx(3.0))
-
-
 def test_each_of_six_starts_counts_once() -> None:
     """Six starts of two rounds, e^(k - 0.5) and e^(k + 0.5) in the k-th: each counts once, with e^k."""
     logs = [k + half for k in range(1, 7) for half in (-0.5, 0.5)]

@@ -89,50 +89,29 @@ def damaged(tmp_path: Path, content: object) -> Path:
     return tmp_path
 
 
+TWO_FAULTS = [{"answer": "answer1"}, {"instruction": "x"}]
+SIX = f"{INSTRUCTION}/answer6".replace("three", "three Answer6: six")
 FAULTS = [
-    ("[{", ["not readable as JSON"]),
-    ([], ["expected a list of samples, found []"]),
-    ({}, ["expected a list of samples, found {}"]),
-    (
-        [GOOD, "x", {**GOOD, "answer": "answer9"}],
-        ["sample 1: expected an object", "sample 2: answer 'answer9' is not one of"],
-    ),
-    (
-        [{"answer": "answer1"}, {"instruction": "x"}],
-        ["sample 0: no text in 'instruction'", "sample 1: no text in 'answer'"],
-    ),
-    ([{**GOOD, "input": 3}], ["sample 0: 'input' is not text"]),
-]
-RANKING_FAULTS = [
-    ([{**GOOD, "answer": "answer3"}], ["sample 0: answer 'answer3' is not among its options"]),
-    ([{**GOOD, "instruction": "Hello"}], ["sample 0: the instruction does not end with"]),
-    (
-        [{**GOOD, "instruction": f"{INSTRUCTION}/answer6".replace("three", "three Answer6: six")}],
-        ["sample 0: answer format 'answer6' is not one of answer1, answer2"],
-    ),
+    ("generate", "[{", "not readable as JSON"),
+    ("generate", [], "expected a list of samples, found []"),
+    ("generate", [GOOD, "x"], "sample 1: expected an object"),
+    ("generate", [GOOD, {**GOOD, "answer": "answer9"}], "sample 1: answer 'answer9' is not one of"),
+    ("generate", TWO_FAULTS, "sample 0: no text in 'instruction'"),
+    ("generate", TWO_FAULTS, "sample 1: no text in 'answer'"),
+    ("generate", [{**GOOD, "input": 3}], "sample 0: 'input' is not text"),
+    ("option-text", [{**GOOD, "answer": "answer3"}], "sample 0: answer 'answer3' is not among its options"),
+    ("option-text", [{**GOOD, "instruction": "Hello"}], "sample 0: the instruction does not end with"),
+    ("option-text", [{**GOOD, "instruction": SIX}], "sample 0: answer format 'answer6' is not one of answer1, answer2"),
 ]
 
 
-def refused(protocol: str, content: object, tmp_path: Path) -> str:
+@pytest.mark.parametrize(("protocol", "content", "message"), FAULTS)
+def test_damaged_files_are_refused(protocol: str, content: object, message: str, tmp_path: Path):
     with pytest.raises(LonasEdgeError) as error:
         PROMPT_PROTOCOLS[protocol].read(damaged(tmp_path, content), "ARC-Easy")
-    assert str(tmp_path / "ARC-Easy/test.json") in str(error.value)
-    return str(error.value)
-
-
-@pytest.mark.parametrize(("content", "message"), FAULTS)
-def test_bad_files_are_refused_with_every_fault(content: object, message: list[str], tmp_path: Path):
-    error = refused("generate", content, tmp_path)
-    for fault in message:
-        assert fault in error
-
-
-@pytest.mark.parametrize(("content", "message"), RANKING_FAULTS)
-def test_ranking_needs_options(content: list[dict[str, str]], message: list[str], tmp_path: Path):
-    error = refused("option-text", content, tmp_path)
-    for fault in message:
-        assert fault in error
-    assert PROMPT_PROTOCOLS["generate"].read(tmp_path, "ARC-Easy") == content
+    assert str(tmp_path / "ARC-Easy/test.json") in str(error.value) and message in str(error.value)
+    if protocol == "option-text":
+        assert PROMPT_PROTOCOLS["generate"].read(tmp_path, "ARC-Easy") == content
 
 
 def test_missing_data_names_what_is_there(tmp_path: Path):

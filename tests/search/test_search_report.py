@@ -2,26 +2,65 @@
 
 import csv
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
-from records import made_up
 
 from lonas_edge.search import report
+from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front, hypervolume
+
+WIDTHS, GROUPS = (1536, 1344, 1152, 960, 768), 30
+
+
+def made_up() -> SearchRecord:
+    """A search whose cost and quality follow from the widths; maximal, heuristic and minimal come first."""
+    draw, evaluated = random.Random(1), list[Evaluation]()
+    networks = [tuple([WIDTHS[level]] * GROUPS) for level in (0, 2, 4)]
+    networks += [tuple(draw.choices(WIDTHS, k=GROUPS)) for _ in range(37)]
+    for number, widths in enumerate(networks):
+        kept = sum(widths) / (GROUPS * WIDTHS[0])
+        quality = 0.6 * (1 - kept) ** 1.3 * (1 if number < 3 else draw.uniform(0.5, 1.2))
+        evaluated.append(
+            Evaluation(number, widths, quality, 8 + 4.2 * kept, 1.5, "warm-start:maximal" if not number else "nsga2")
+        )
+    members = front(evaluated)
+    named = [Named(name, number) for number, name in enumerate(("maximal", "heuristic", "minimal"))]
+    named += [Named(f"front:{level}", member.number, f"front-{level:02}") for level, member in enumerate(members, 1)]
+    pairs, ideal, worst = [(each.quality, each.cost) for each in evaluated], (0, evaluated[2].cost), (0.6, evaluated[0].cost)
+    return SearchRecord(
+        study="search",
+        model="smollm2-135m",
+        identity={},
+        data=Scored("train.json", "0" * 64, 64, "alpaca", True),
+        quality="kl",
+        cost="tpot",
+        units={"kl": "nats", "tpot": "ms"},
+        settings={"weight_format": "int8", "device": "CPU", "prompt_len": 256, "new_tokens": 64},
+        fixed=(),
+        sensitivity=(),
+        evaluations=tuple(evaluated),
+        front=tuple(member.number for member in members),
+        named=tuple(named),
+        picks=(Named("pick:tpot<=0.85x", members[1].number, "a"), Named("pick:kl<=0.05", members[-1].number, "b")),
+        hypervolume=tuple(hypervolume(pairs, ideal, worst)),
+        conditions={"processor": "Intel(R) Xeon(R) Processor", "date": "2026-11-25"},
+        seconds={"evaluations": 300.0},
+    )
 
 
 def test_the_csv_has_a_line_for_each_evaluation_in_order() -> None:
-    record = made_up(20)
+    record = made_up()
     rows = list(csv.DictReader(report.to_csv(record).splitlines()))
-    assert [int(row["evaluation"]) for row in rows] == list(range(20))
+    assert [int(row["evaluation"]) for row in rows] == list(range(40))
     for row, network, area in zip(rows, record.evaluations, record.hypervolume, strict=True):
         assert (float(row["tpot"]), float(row["kl"]), float(row["hypervolume"])) == (network.cost, network.quality, area)
         assert (tuple(json.loads(row["widths"])), row["origin"]) == (network.widths, network.origin)
 
 
 def test_the_same_record_gives_the_same_files(tmp_path: Path) -> None:
-    record, names = made_up(40), ("search_progression.csv", "search_progression.png", "front.png")
+    record, names = made_up(), ("search_progression.csv", "search_progression.png", "front.png")
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         report.write(record, tmp_path / folder)
@@ -34,14 +73,14 @@ def test_the_same_record_gives_the_same_files(tmp_path: Path) -> None:
 
 
 def test_one_broken_network_does_not_flatten_the_front() -> None:
-    record = made_up(40)
+    record = made_up()
     far = replace(record.evaluations[20], quality=50.0)
     record = replace(record, evaluations=(*record.evaluations[:20], far, *record.evaluations[21:]))
     assert report.draw_front(record).axes[0].get_ylim()[1] < 1
 
 
 def test_the_table() -> None:
-    record = made_up(40)
+    record = made_up()
     table = report.table(record)
     assert table.headings == ["network", "kl, nats", "TPOT, ms", "origin"]
     assert len(table.rows) == len(record.named) + len(record.picks)

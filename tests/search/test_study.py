@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,35 +207,30 @@ def test_a_dead_worker_s_network_is_queued_again(
     assert {each.widths: each.origin for each in worker.evaluations()}[dimensions.widths([0, 1, 2])] == "refined"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/study.db"
+        return
+    with postgresql() as server:
+        yield server
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("server", ["sqlite", "postgresql"])
-def test_workers_at_once(server: str, command: Callable, tmp_path: Path) -> None:
+def test_workers_at_once(url: str, command: Callable, tmp_path: Path) -> None:
     """Three processes evaluate all 27 networks, and write the same results."""
-
-    def run(url: str) -> None:
-        def start(name: str) -> subprocess.Popen[str]:
-            options = command("--storage", url, "--output", tmp_path / name, "--json")
-            return subprocess.Popen(
-                [sys.executable, "-m", "lonas_edge", *map(str, options)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-
-        for worker in [start(name) for name in ("one", "two", "three")]:
-            _, err = worker.communicate(timeout=300)
-            assert worker.returncode == 0, err
-        [name] = optuna.get_all_study_names(url)
-        complete = [t for t in optuna.load_study(study_name=name, storage=url).trials if t.state == TrialState.COMPLETE]
-        assert len({tuple(sorted(trial.params.items())) for trial in complete}) == 27
-        results = set()
-        for path in tmp_path.glob("*/search.json"):
-            evaluations = json.loads(path.read_text())["evaluations"]
-            results.add(str(sorted((each["widths"], each["quality"], each["cost"]) for each in evaluations)))
-        assert len(results) == 1, "all workers write the same evaluations"
-
-    if server == "sqlite":
-        run(f"sqlite:///{tmp_path}/study.db")
-    else:
-        with postgresql() as url:
-            run(url)
+    workers = []
+    for name in ("one", "two", "three"):
+        line = [sys.executable, "-m", "lonas_edge", *map(str, command("--storage", url, "--output", tmp_path / name))]
+        workers.append(subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    for worker in workers:
+        _, err = worker.communicate(timeout=300)
+        assert worker.returncode == 0, err
+    [name] = optuna.get_all_study_names(url)
+    complete = [t for t in optuna.load_study(study_name=name, storage=url).trials if t.state == TrialState.COMPLETE]
+    assert len({tuple(sorted(trial.params.items())) for trial in complete}) == 27
+    results = set()
+    for path in tmp_path.glob("*/search.json"):
+        evaluations = json.loads(path.read_text())["evaluations"]
+        results.add(str(sorted((each["widths"], each["quality"], each["cost"]) for each in evaluations)))
+    assert len(results) == 1, "all workers write the same evaluations"

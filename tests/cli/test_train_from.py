@@ -45,18 +45,6 @@ def test_what_is_refused(llama: TinySource, start: Path, data: Path, tmp_path: P
     has(refused(from_(llama, start, data, start, "--overwrite")), str(start))  # not even by wish
 
 
-def test_an_adapter_that_teaches_its_sub_network(
-    llama: TinySource, start: Path, data: Path, tmp_path: Path, run_cli: Callable
-) -> None:
-    for index, options in enumerate((["minimal"], ["maximal", "--weight-format", "int4_sym"])):
-        learning = from_(
-            llama, start, data, tmp_path / str(index), "--teacher", str(start), "--steps", "1", "--subnet", *options
-        )
-        ran = run_cli(*learning)
-        assert ran.code == 0, ran.err
-        assert json.loads((tmp_path / str(index) / "training.json").read_text())["losses"][0]["loss"] > 0
-
-
 def test_wrong_usage(llama: TinySource, start: Path, data: Path, tmp_path: Path, refused: Callable) -> None:
     output = tmp_path / "out"
     for flags, changes in (

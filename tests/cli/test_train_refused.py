@@ -69,18 +69,16 @@ def test_an_adapter_as_the_model(llama_copy: TinySource, data: Path, tmp_path: P
 # the machine
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_cuda(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    has(refused(arguments(llama, data, tmp_path / "out", device="cuda")), "--device cuda", "use --device cpu")
+CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
-def test_fp16_on_a_cpu(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    has(refused(arguments(llama, data, tmp_path / "out", precision="fp16")), "--precision fp16 needs CUDA", "bf16 or fp32")
-
-
-def test_batch_that_cannot_be_divided(llama: TinySource, data: Path, tmp_path: Path, refused: Callable) -> None:
-    error = refused(arguments(llama, data, tmp_path / "out", batch_size=6, micro_batch_size=4))
-    has(error, "--batch-size 6 cannot be divided", "micro-batches of 4")
-
-
-# wrong usage
+@pytest.mark.parametrize(
+    ("changes", "texts"),
+    [
+        pytest.param({"device": "cuda"}, ("--device cuda", "use --device cpu"), marks=CUDA),
+        ({"precision": "fp16"}, ("--precision fp16 needs CUDA", "bf16 or fp32")),
+        ({"batch_size": 6, "micro_batch_size": 4}, ("--batch-size 6 cannot be divided", "micro-batches of 4")),
+    ],
+)
+def test_options_that_do_not_fit(llama: TinySource, data: Path, tmp_path: Path, refused: Callable, changes, texts) -> None:
+    has(refused(arguments(llama, data, tmp_path / "out", **changes)), *texts)

@@ -40,17 +40,6 @@ def test_several_ranges() -> None:
     assert torch.equal(take(MATRIX[:, 0], ((0, 2), (4, 6)), ((1, 2),)), MATRIX[[0, 1, 4, 5], 0])
 
 
-def test_reads_the_rows_and_columns_asked_for(tmp_path: Path) -> None:
-    matrix, vector = torch.randn(6, 5), torch.randn(6).to(torch.bfloat16)
-    save_file({"matrix": matrix, "vector": vector}, tmp_path / "model.safetensors")
-    tensors = open_tensors(tmp_path)
-    assert tensors.shapes == {"matrix": (6, 5), "vector": (6,)}
-    assert tensors.dtypes == {"matrix": "float32", "vector": "bfloat16"}
-    assert torch.equal(tensors.read("matrix"), matrix)
-    assert torch.equal(tensors.read("matrix", ((0, 2),), ((0, 3),)), matrix[:2, :3])
-    assert torch.equal(tensors.read("vector", ((0, 4),), ((0, 1),)), vector[:4])
-
-
 @pytest.mark.parametrize("legacy", [False, True])
 def test_pickles_of_tensors(tmp_path: Path, legacy: bool) -> None:
     matrix = torch.randn(6, 5)

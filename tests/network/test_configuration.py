@@ -1,7 +1,6 @@
 """Configurations of models and tokenizers, checked before a library reads them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("model_type", None, "model_type"),
     ("hidden_size", "64", "Field 'hidden_size' expected int, got str"),
     ("num_hidden_layers", 10**9, "num_hidden_layers: expected 1000 at most, found 1000000000"),
-    ("vocab_size", 10**9, "vocab_size: expected 16777216 at most"),
     ("num_attention_heads", 3, "attention heads"),
     ("num_key_value_heads", 3, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
-    ("hidden_act", "nonsense", "nonsense"),
-    ("tie_word_embeddings", "yes", "tie_word_embeddings"),
     ("rope_scaling", {"rope_type": "nonsense", "factor": 2.0}, "nonsense"),
-    ("rope_scaling", {"rope_type": "linear", "factor": "x"}, "config.json"),
     ("rope_scaling", {"rope_type": "linear", "factor": 0}, "inv_freq: not finite|config.json"),
     ("eos_token_id", VOCAB, f"eos_token_id: expected a token of the vocabulary, 0 to {VOCAB - 1}, found {VOCAB}"),
     ("eos_token_id", [1, VOCAB + 3], f"eos_token_id: .* found {VOCAB + 3}"),
@@ -54,11 +49,6 @@ def test_a_field_that_is_wrong(llama_copy: TinySource, field: str, value: Any, m
     with pytest.raises(LonasEdgeError, match=rf"(?s)base.*{message}") as caught:
         open_source(str(llama_copy.base))
     assert "config" in str(caught.value)
-
-
-def test_missing_sizes() -> None:
-    with pytest.raises(LonasEdgeError, match=r"(?s)here: .*vocab_size: missing.*num_hidden_layers: missing"):
-        parse_config({k: v for k, v in CASES["llama"].items() if k not in ("num_hidden_layers", "vocab_size")}, "here")
 
 
 # generation_config.json
@@ -103,21 +93,10 @@ def test_tokenizer_as_it_is(folder: Path, tmp_path_factory: pytest.TempPathFacto
     assert load_tokenizer(tmp_path_factory.mktemp("none")) is None
 
 
-def written(file: str, content: bytes) -> Callable[[Path], None]:
-    """Writes a file of a directory."""
-    return lambda folder: (folder / file).write_bytes(content) and None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (written("tokenizer.json", b"{"), r"tokenizer\.json: transformers cannot read it"),
-        (written("tokenizer_config.json", b"{"), r"transformers cannot read it"),
-    ],
-)
-def test_tokenizer_that_is_damaged(folder: Path, change: Callable[[Path], None], message: str) -> None:
-    change(folder)
-    with pytest.raises(LonasEdgeError, match=f"(?s){folder}.*{message}"):
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_tokenizer_that_is_damaged(folder: Path, file: str) -> None:
+    (folder / file).write_text("{")
+    with pytest.raises(LonasEdgeError, match=f"(?s){folder}.*transformers cannot read it"):
         load_tokenizer(folder)
 
 

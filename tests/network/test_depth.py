@@ -40,14 +40,3 @@ def test_generates_as_without_a_cache(
     network, widths = load_super_network(tiny.opened()), widths_of(tiny, choose, [0, 1, 0])
     tokens = assert_generates_alike(tiny.opened(), network, materialize, widths, ids)
     assert_as_defined(tiny, tiny.adapter, network, materialize(tiny, widths), widths, tokens)
-
-
-def test_a_block_is_back_when_it_is_chosen_again(tiny_models: TinyModels, choose: Choose, ids: torch.Tensor) -> None:
-    source = tiny_models.deep_source("llama")
-    network = load_super_network(source.opened())
-    with torch.inference_mode():
-        before = network.model(input_ids=ids).logits
-        network.activate(widths_of(source, choose, [0, 0, 0]))
-        assert not torch.allclose(network.model(input_ids=ids).logits, before)
-        network.activate(choose(source, "maximal"))
-        assert torch.equal(network.model(input_ids=ids).logits, before)

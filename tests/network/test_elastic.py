@@ -8,11 +8,9 @@ from oracle import oracle_logits
 from peft import PeftModel
 from tiny_models import TinyModels, TinySource
 from torch import nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.elastic import complement
 from lonas_edge.network.super_network import SuperNetwork
 
 
@@ -61,41 +59,6 @@ def test_modules_parameters_and_keys_stay(llama: TinySource, choose: Callable) -
     assert all(torch.equal(p, values[name]) for name, p in model.named_parameters())
 
 
-def test_weights_are_used_as_views(llama: TinySource, choose: Callable, ids, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every matrix that a linear layer multiplies with lies in the memory of a parameter, and has the active size."""
-    model = live(llama, torch.float32)
-    network = SuperNetwork(model, llama.opened().elasticity)
-    network.activate([6, 8, 8, 96, 64, 128, 8, 6, 8])
-    storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    used, original = [], F.linear
-
-    def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        assert weight.untyped_storage().data_ptr() in storages
-        used.append(tuple(weight.shape))
-        return original(inputs, weight, bias)
-
-    monkeypatch.setattr(F, "linear", linear)
-    logits_of(model, ids)
-    assert len(used) == 3 * (7 + 6 * 2) + 1
-    for width in (96, 64, 128):
-        assert used.count((width, 64)) >= 2  # gate, up
-        assert used.count((64, width)) >= 1  # down
-    assert {shape for shape in used if shape[0] == 6} == {(6, 64)}  # lora_A of rank 6
-    assert (8, 96) in used  # lora_A of down_proj lost the same columns
-    assert (8, 64) in used
-
-
-@pytest.mark.parametrize("options", [{"lora_bias": True}, {"use_rslora": True}, {"bias": "all"}])
-def test_kinds_of_adapters(options, tiny_models: TinyModels, ids: torch.Tensor, choose: Callable) -> None:
-    source = tiny_models.source("llama-biased", **options)
-    model = live(source, torch.float32)
-    expected = logits_of(model, ids)
-    network = SuperNetwork(model, source.opened().elasticity)
-    assert torch.equal(logits_of(model, ids), expected)
-    network.activate(choose(source, "minimal"))
-    assert logits_of(model, ids).isfinite().all()
-
-
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"merged": True}])
 def test_what_cannot_be_made_elastic_is_refused(options, tiny_models: TinyModels, llama: TinySource) -> None:
     merged = options.pop("merged", False) if options else False
@@ -105,16 +68,3 @@ def test_what_cannot_be_made_elastic_is_refused(options, tiny_models: TinyModels
         model.merge_adapter()
     with pytest.raises(LonasEdgeError, match=r"model\.layers\.\d.*cannot be made elastic"):
         SuperNetwork(model, llama.opened().elasticity)
-
-
-@pytest.mark.parametrize(
-    ("ranges", "others"),
-    [
-        (((0, 6),), ()),
-        (((0, 4),), ((4, 6),)),
-        (((0, 2), (3, 5)), ((2, 3), (5, 6))),
-        (((1, 2),), ((0, 1), (2, 6))),
-    ],
-)
-def test_complement(ranges: tuple, others: tuple) -> None:
-    assert complement(ranges, 6) == others

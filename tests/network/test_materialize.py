@@ -15,9 +15,6 @@ from transformers import AutoModelForCausalLM
 import lonas_edge.network.checkpoints
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import LinearPart
-from lonas_edge.network.adapters import LoraFactors
-from lonas_edge.network.materialize import merge
 from lonas_edge.network.source import open_source
 
 EXACT = 1e-5  # float64 logits of order 4, weights rounded to fp32 once: 1e-6
@@ -133,20 +130,6 @@ def test_tied_head_is_not_stored_and_untied_says_so(tiny_models: TinyModels, mat
     folder = materialize(open_source(str(adapter), str(source.base), source.space), [8] * 3 + [96] * 3 + [8] * 3)
     assert "lm_head.weight" in load_file(folder / "model.safetensors")
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
-
-
-def test_merges_the_active_part_of_the_factors() -> None:
-    weight, a, b = torch.randn(3, 2), torch.randn(4, 5), torch.randn(6, 4)
-    copies = weight.clone(), a.clone(), b.clone()
-    merged = merge(weight, LinearPart.first(3, 2, 2), LoraFactors(a, b, 0.5))
-    products = [[sum(float(b[i, k]) * float(a[k, j]) for k in range(2)) for j in range(2)] for i in range(3)]
-    torch.testing.assert_close(merged, weight.double() + 0.5 * torch.tensor(products, dtype=torch.float64))
-    assert all(torch.equal(now, before) for now, before in zip((weight, a, b), copies, strict=True))
-    whole = torch.randn(6, 5)
-    torch.testing.assert_close(
-        merge(whole, LinearPart.first(6, 5), LoraFactors(a, b, 2.0)), (whole.double() + 2 * b.double() @ a.double())
-    )
-    assert torch.equal(merge(weight, LinearPart.first(3, 2, 2), None), weight.double())
 
 
 def test_overflow_of_fp16_is_an_error(tiny_models: TinyModels, materialize: Callable, tmp_path: Path) -> None:

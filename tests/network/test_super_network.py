@@ -60,12 +60,3 @@ def test_scores(case: str, positions: int, tiny_models: TinyModels, choose: Call
         assert found_loss == pytest.approx(-log_q.gather(1, labels[:, None]).mean().item(), rel=1e-4)
     assert kl[-1] == pytest.approx(0, abs=1e-6)
     assert kl[0] > 0.01
-
-
-def test_a_model_in_training_mode_is_scored_without_dropout(tiny_models: TinyModels, choose: Callable, batches: list) -> None:
-    source = tiny_models.source("llama", lora_dropout=0.5)
-    network = load_super_network(source.opened())
-    chosen = [choose(source, "minimal")]
-    expected = network.kl(chosen, batches)
-    network.model.train()
-    assert network.kl(chosen, batches) == expected

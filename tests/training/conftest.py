@@ -62,7 +62,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
         def __init__(self, model: Any, *arguments: Any):
             super().__init__(model, *arguments)
             seen.model, seen.network = model, self
-            model.get_base_model().lm_head.register_forward_pre_hook(autocast)
+            if head := model.get_base_model().get_output_embeddings():
+                head.register_forward_pre_hook(autocast)
 
         def activate(self, chosen: Sequence[int]) -> None:
             super().activate(chosen)

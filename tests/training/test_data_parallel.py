@@ -1,13 +1,11 @@
 """Two processes under torchrun."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tiny_bert import TinyBert
 from tiny_models import TinySource
 from training_runs import OPTIONS, RECORD, TWELVE, difference, run, write_data
 
@@ -62,30 +60,6 @@ def test_two_processes_equal_one(llama: TinySource, tmp_path: Path) -> None:
     assert two == json.loads((tmp_path / "two" / RECORD).read_text())
     assert (one["processes"], two["processes"]) == (1, 2)
     assert (one["resumed_from_step"], two["resumed_from_step"]) == (None, 3)
-    assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
-    for left, right in zip(one["losses"], two["losses"], strict=True):
-        assert left == pytest.approx(right, abs=1e-4)
-
-
-@pytest.mark.slow
-def test_pairs_on_two_processes(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """A pair's negatives are those of its micro-batch: one on each process, or two in turn on one."""
-    base = shutil.copytree(tiny_bert.body(), tmp_path / "base")
-    config = json.loads((base / "config.json").read_text())
-    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (base / "config.json").write_text(json.dumps(config | still))
-    data = tmp_path / "pairs.jsonl"
-    words = [("good", "bad"), ("good", "same"), ("bad", "same"), ("bad", "good")]
-    texts = [f"the {first} film is {often}{second}" for first, second in words for often in ("", "not ")]
-    data.write_text("\n".join(json.dumps({"anchor": text, "positive": f"{text} the film"}) for text in texts))
-    settings = {**OPTIONS, "micro_batch_size": 2, "prompt": None}
-    source = TinySource("bert", base, base, tiny_bert.space())
-    one = run(source, data, tmp_path / "one", **settings)
-    command = ["train", "--model", base, "--nncf-config", source.space, "--data", data, "--output", tmp_path / "two", "--json"]
-    ran = torchrun(tmp_path, "whole", json.dumps(settings), *command)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    two = json.loads(ran.stdout)
-    assert two["processes"] == 2 and two["data"][0]["kind"] == "pair"
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-4
     for left, right in zip(one["losses"], two["losses"], strict=True):
         assert left == pytest.approx(right, abs=1e-4)

@@ -33,20 +33,14 @@ def deep(tiny_bert: TinyBert, monkeypatch: pytest.MonkeyPatch) -> TinySource:
     return source
 
 
-def recover(folder: Path, data: Path, **changes: object) -> Path:
-    """Train the super-adapter `super` as one sub-network."""
-    (folder / "chosen.json").write_text(json.dumps({"widths": WIDTHS}))
-    inputs = open_recovery(str(folder / "super"), data, str(folder / "chosen.json"))
-    assert train(inputs, folder / "recovered", TrainOptions(**{**OPTIONS, **changes}))
-    return folder / "recovered"
-
-
 def test_a_super_adapter_and_its_recovery(deep: TinySource, tmp_path: Path) -> None:
     """Sorted channels; the adapter of a removed layer stays as it was, the others are trained."""
     data = write_task(tmp_path, "RTE")
     record = run(deep, data, tmp_path / "super", reorder=True)
     assert record.stages[0]["depth_rate"] == 0.5 and (tmp_path / "super/channel_order.safetensors").exists()
-    recovered = recover(tmp_path, data)
+    (tmp_path / "chosen.json").write_text(json.dumps({"widths": WIDTHS}))
+    recovered = tmp_path / "recovered"
+    train(open_recovery(str(tmp_path / "super"), data, str(tmp_path / "chosen.json")), recovered, TrainOptions(**OPTIONS))
     for folder, opened in ((tmp_path / "super", None), (recovered, open_source(str(recovered)))):
         network = load_super_network(opened or open_source(str(folder)))
         for widths in (WIDTHS,) if opened else (WIDTHS, [*WIDTHS[:-2], 0, 0], [*WIDTHS[:-2], 1, 1]):

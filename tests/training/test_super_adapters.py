@@ -4,13 +4,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from oracle import oracle_logits
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from tiny_models import TARGETS, TinyModels, TinySource, families, unused_layers
 from training_runs import (
     ADAPTER,
@@ -19,16 +17,13 @@ from training_runs import (
     RECORD,
     SPACE,
     TWELVE,
-    Watched,
     logits_of,
     plain_adamw,
     plain_base,
-    run,
     tensors_of,
     write_data,
 )
 
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
@@ -80,26 +75,6 @@ def test_plain_lora(llama: TinySource, data: Path, tmp_path: Path, choose: Calla
     assert (logits - oracle_logits(llama.base, output, None, [], ids)).abs().max() < 1e-4
 
 
-def test_the_files_are_the_trained_network(
-    llama: TinySource, data: Path, tmp_path: Path, watched: Watched, choose: Callable, ids: torch.Tensor
-) -> None:
-    live = {}
-
-    def look(step: int, steps: int, log: Any) -> None:
-        if step == steps and not log:
-            watched.model.eval()
-            for name in ("maximal", "unequal:8"):
-                watched.network.activate(choose(llama, name))
-                live[name] = logits_of(watched.model, ids)
-
-    run(llama, data, tmp_path / "out", report=look, steps=4)
-    assert len(live) == 2
-    network = load_super_network(open_source(str(tmp_path / "out")))
-    for name, expected in live.items():
-        network.activate(choose(llama, name))
-        assert (logits_of(network.model, ids) - expected).abs().max() < 1e-5, name
-
-
 def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = trained("llama", True)
     record = json.loads((folder / RECORD).read_text())
@@ -109,14 +84,9 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
     data_sha256 = hashlib.sha256(data.read_bytes()).hexdigest()
     counts = {"kind": "instruction", "weight": 1.0, "examples": 40, "dropped": 0}
     assert record["data"] == [{"name": "data.json", "sha256": data_sha256, **counts}]
-    assert record["prompt"]["without_input"] == "Question: {instruction}\nAnswer:"
-    assert (record["options"]["lr"], record["options"]["seed"]) == (0.02, 42)
-    assert record["reordered"] is True
+    assert (record["options"]["lr"], record["options"]["seed"], record["reordered"]) == (0.02, 42, True)
     assert (record["steps"], record["device"], record["precision"], record["processes"]) == (3, "cpu", "fp32", 1)
-    for entry in record["losses"]:
-        assert entry.keys() == {"step", "loss", "learning_rate", "grad_norm"}
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert (folder / config["base_model_name_or_path"]).resolve() == llama.base.resolve()
     assert (config["r"], config["lora_alpha"], sorted(config["target_modules"])) == (8, 16, sorted(TARGETS))
     root = str(tmp_path_factory.getbasetemp()).encode()
     for path in folder.iterdir():
@@ -132,15 +102,3 @@ def test_dropped_examples_are_counted_and_reported(llama: TinySource, tmp_path: 
     record = train(inputs, tmp_path / "out", options, notify=messages.append)
     assert record is not None and (record.data[0].examples, record.data[0].dropped) == (12, 3)
     assert messages == ["data.json: 3 of 15 examples dropped: longer than --max-length 1024, or without output"]
-
-
-def test_a_base_that_was_not_trained_on(llama_copy: TinySource, tmp_path: Path) -> None:
-    """Other weights with the same configuration."""
-    data, output = write_data(tmp_path / "data.json"), tmp_path / "super"
-    run(llama_copy, data, output)
-    file = llama_copy.base / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.layers.1.mlp.up_proj.weight"].neg_()
-    save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(LonasEdgeError, match=r"not the base that the adapter was trained on:\s+- model\.safetensors: SHA-256"):
-        load_super_network(open_source(str(output)))

@@ -26,7 +26,6 @@ from training_runs import (
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
 from lonas_edge.training.inputs import open_recovery, with_eval_data, with_teacher
 from lonas_edge.training.options import TrainOptions
@@ -45,24 +44,6 @@ def test_an_adapter_is_its_merged_model(llama: TinySource, trained: Callable, id
     for folder in (llama.adapter, trained("llama", True)):
         expected = logits_of(PeftModel.from_pretrained(plain_base(llama), folder).eval(), ids)
         assert (answers(folder, llama, ids) - expected).abs().max() < 1e-4
-
-
-def test_an_adapter_whose_base_has_moved(llama: TinySource, tmp_path: Path, ids: torch.Tensor) -> None:
-    """It is opened on the base of the training."""
-    for path in llama.adapter.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "owner/gone"}))
-    expected = logits_of(PeftModel.from_pretrained(plain_base(llama), llama.adapter).eval(), ids)
-    assert (answers(tmp_path, llama, ids) - expected).abs().max() < 1e-4
-
-
-def test_an_exported_checkpoint(llama: TinySource, tmp_path: Path, choose: Callable, ids: torch.Tensor) -> None:
-    widths = choose(llama, "unequal:3")
-    options = ExportOptions(stage="checkpoint", dtype="fp32")
-    export(llama.opened(), llama.subnetwork(widths, "mine"), tmp_path / "exported", options)
-    expected = oracle_logits(llama.base, llama.adapter, llama.space, widths, ids)
-    assert (answers(tmp_path / "exported", llama, ids) - expected).abs().max() < 1e-4
 
 
 def test_a_base_model(llama: TinySource, tiny_models: TinyModels, ids: torch.Tensor) -> None:
@@ -95,43 +76,15 @@ def test_other_tokens(llama: TinySource, tmp_path: Path) -> None:
         open_teacher(str(tmp_path / "mute"), opened.base, opened.architecture)
 
 
-def without_merges(folder: Path) -> None:
-    content = json.loads((folder / "tokenizer.json").read_text())
+def test_another_tokenizer_of_the_same_tokens(llama: TinySource, tmp_path: Path) -> None:
+    random_model("llama").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["model"]["merges"] = []
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-
-
-def other_eos(folder: Path) -> None:
-    content = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**content, "eos_token": "<s>"}))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (without_merges, r"'The sun is the star at the center of the'…: tokenized differently"),
-        (other_eos, r"eos token: 0 and 1\n"),
-    ],
-)
-def test_another_tokenizer_of_the_same_tokens(
-    llama: TinySource, tmp_path: Path, change: Callable[[Path], None], message: str
-) -> None:
-    random_model("llama").save_pretrained(tmp_path / "other")
-    tokenizer().save_pretrained(tmp_path / "other")
-    change(tmp_path / "other")
-    with pytest.raises(LonasEdgeError, match=rf"other: cannot teach[\s\S]*{message}"):
-        opened = open_source(str(llama.base))
-        open_teacher(str(tmp_path / "other"), opened.base, opened.architecture)
-
-
-def test_refused_teachers(llama: TinySource, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     opened = open_source(str(llama.base))
-    (tmp_path / "ir").mkdir()
-    (tmp_path / "ir/openvino_model.xml").write_text("<net/>")
-    with pytest.raises(LonasEdgeError, match="no config"):
-        open_teacher(str(tmp_path / "ir"), opened.base, opened.architecture)
-    with pytest.raises(LonasEdgeError, match="no such directory"):
-        open_teacher(str(tmp_path / "none"), opened.base, opened.architecture)
+    with pytest.raises(LonasEdgeError, match=r"cannot teach[\s\S]*'The sun is the star at the center of the'…: tokenized diff"):
+        open_teacher(str(tmp_path), opened.base, opened.architecture)
 
 
 # training
@@ -176,7 +129,7 @@ def test_record_and_resuming(llama: TinySource, trained: Callable, tmp_path: Pat
         if step == 5:
             raise KeyboardInterrupt
 
-    with pytest.raises(LonasEdgeError, match=r"interrupted\."):
+    with pytest.raises(LonasEdgeError, match="interrupted"):
         train(inputs, tmp_path / "out", options, report=kill)
     with pytest.raises(LonasEdgeError, match=r"teacher adapter_config\.json: was"):
         train(replace(inputs, teacher=None), tmp_path / "out", options, resume=True)

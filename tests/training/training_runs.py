@@ -1,6 +1,7 @@
 """Trainings of tiny models: runs, reference values, and the observer of a run."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,15 @@ def working(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
+def without_dropout(base: Path, folder: Path) -> Path:
+    """A copy of a BERT whose losses in a training are those of the oracle."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def write_checkpoint(folder: Path, step: int) -> Path:
     """A complete, nearly empty checkpoint."""
     path = folder / f"checkpoint-{step}"
@@ -193,15 +203,11 @@ def active_part(name: str, shape: torch.Size, ranks: dict[str, int], outputs: di
     if factor.startswith("A"):
         active[:rank, :columns] = True
     else:
-        active[rows_of(kind, rows, shape[0]), :rank] = True
+        first = torch.arange(shape[0])[:rows]
+        if rows is not None and kind in ("gate_up_proj", "input_linear"):  # gate and up are fused
+            first = torch.cat([first, shape[0] // 2 + first])
+        active[first, :rank] = True
     return active
-
-
-def rows_of(kind: str, width: int | None, size: int) -> torch.Tensor:
-    """Which of a layer's `size` rows a width keeps: the first ones, of each half where gate and up are fused."""
-    if kind not in ("gate_up_proj", "input_linear") or width is None:
-        return torch.arange(size)[:width]
-    return torch.cat([torch.arange(width), size // 2 + torch.arange(width)])
 
 
 @dataclass

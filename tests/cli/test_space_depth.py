@@ -24,14 +24,6 @@ def test_blocks_of_the_inner_layers(run_cli: Callable, tiny_models: TinyModels, 
     assert read_search_space(tmp_path / "s.json").has_blocks
 
 
-def test_heads(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
-    options = ["--heads", "--ratios", "1,.5", "--depth", "mlp"]
-    ran = run_cli("space", "--model", tiny_models.base("qwen3"), "--output", tmp_path / "s.json", *options)
-    assert ran.code == 0, ran.err
-    space = read_search_space(tmp_path / "s.json")
-    assert [group.widths for group in space.groups[9:]] == [(96, 48)] * 3 + [(1, 0)]
-
-
 @pytest.mark.parametrize(
     ("case", "kinds", "told"),
     [

@@ -41,7 +41,7 @@ def test_refused_targets(refused: Callable[..., str]) -> None:
     assert "Invalid --target" in error
     for text in ("watts is not measured here", "'tpot>=2': expected", "latency is not measured here"):
         assert text in error
-    for text in ("tpot<=20ms", "size<=50MB", "tpot<=70%", "0.7x", "tpot=0.7x"):
+    for text in ("tpot<=20ms", "0.7x"):
         error = refused(target=text)
         assert f"{text!r}: expected MEASURE<=NUMBER (times in ms, sizes in bytes) or MEASURE<=NUMBERx" in error
         assert "MEASURE is one of kl, tpot, ttft, " in error
@@ -51,10 +51,8 @@ def test_refused_targets(refused: Callable[..., str]) -> None:
 
 def test_refused_options(refused: Callable[..., str], tmp_path: Path) -> None:
     """Lengths that fit the context of 128 tokens get as far as the next mistake."""
-    (tmp_path / "one.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
     assert "--weight-format fp32" in refused(weight_format="fp32")
     assert "expected keep, auto or a number" in refused(vocabulary="some")
-    assert "1 distinct examples" in refused(data=tmp_path / "one.json")
     long = "--prompt-len 101, --new-tokens 28: 129 tokens are beyond the model's context of 128; choose"
     assert long in refused(prompt_len=101, new_tokens=28)
     assert "the vocabulary has only" in refused(prompt_len=100, new_tokens=28, prompt="question", vocabulary=9999)

@@ -1,6 +1,5 @@
 """Fixtures of the searches."""
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +31,6 @@ def command(llama: TinySource, data: Path, tmp_path: Path) -> Callable[..., list
         ]
 
     return make
-
-
-@pytest.fixture
-def all_networks(llama: TinySource) -> list[tuple[int, ...]]:
-    """Every choice of MLP widths, ranks at their widest."""
-    groups = llama.groups()
-    return list(itertools.product(*(values if max(values) > 8 else values[:1] for values in groups)))
 
 
 @pytest.fixture

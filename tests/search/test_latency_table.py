@@ -38,13 +38,6 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Device:
 SETTINGS = CostSettings("int8", prompt_len=16, new_tokens=8)
 
 
-class Messages(list[str]):
-    """Collects the progress messages."""
-
-    def __call__(self, what: str, _done: float | None) -> None:
-        self.append(what)
-
-
 def test_latencies_add_up(llama: TinySource, device: Device) -> None:
     opened, maximal = llama.opened(), [values[0] for values in llama.groups()]
     table = open_table(opened, SETTINGS)
@@ -72,8 +65,9 @@ def test_the_measurement(weight_format: str, cached: str, llama: TinySource, dev
 
 def test_it_is_reused(llama: TinySource, tiny_models: TinyModels, device: Device, tmp_path: Path) -> None:
     """Also for another adapter: the values of weights do not matter."""
-    messages, first = Messages(), open_table(llama.opened(), SETTINGS)
-    assert open_table(llama.opened(), SETTINGS, messages) == first and len(device.runs) == 1
+    messages, first = list[str](), open_table(llama.opened(), SETTINGS)
+    again = open_table(llama.opened(), SETTINGS, lambda what, _done: messages.append(what))
+    assert again == first and len(device.runs) == 1
     [file] = (tmp_path / "cache").glob("latency-table-*.json")
     assert f"Reusing the latency table of {first.date}: {file}. Delete the file to measure again.\n" in messages[-1]
     other = replace(llama, adapter=tiny_models.adapter("llama", lora_alpha=4)).opened()

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import click
 import pytest
-from click.testing import CliRunner
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
@@ -99,19 +98,6 @@ def test_all_errors_at_once(run: Callable) -> None:
     ]
     _, message = run("--dtype", "fp16", "--draws", 2, "--no-elastic")
     assert message.splitlines() == ["wrong options:", "  - --dtype needs --stage checkpoint", "  - --draws needs --elastic"]
-
-
-def test_help_shows_panels_defaults_and_ranges() -> None:
-    def run(_options: Sample) -> None:
-        """Run."""
-
-    output = CliRunner().invoke(command(run), ["--help"]).output
-    text = " ".join(output.split())
-    assert "SOURCE Source." in text
-    assert "--rank INTEGER Rank. [default: 32; at least 1, at most 64]" in text
-    assert "--lr FLOAT Rate. [default: 3e-4; more than 0, at most 1]" in text.partition(" Training: ")[2]
-    assert "--widths INTEGER,… Widths. [default: 8,4]" in text
-    assert "--elastic / --no-elastic Elastic. [default: elastic]" in text
 
 
 # --config

@@ -346,18 +346,3 @@ def test_model_and_adapter_alone(roomy: TinySource, run_cli: Callable):
     assert result(run_cli("eval", "--model", roomy.base, *options))["targets"][0]["name"] == "base"
     found = result(run_cli("eval", roomy.adapter, "--model", roomy.base, *options))
     assert found["targets"][0]["name"] == "adapter"
-
-
-def test_a_checkpoint_export_runs_in_pytorch(roomy: TinySource, run_cli: Callable, tmp_path: Path):
-    ran = run_cli("export", *roomy.arguments(), "--output", tmp_path / "cut", "--stage", "checkpoint", "--no-verify")
-    assert ran.code == 0, ran.err
-    options = [*QUICK, "--tasks", "boolq,ARC-Easy", "--model", roomy.base, "--nncf-config", roomy.space]
-    found = result(run_cli("eval", tmp_path / "cut", roomy.adapter, *options))
-    assert found["targets"][0]["kind"] == "torch"
-    assert {each["identical"] for each in found["differences"]} == {1.0}
-    weights = tmp_path / "cut/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    ran = run_cli("eval", tmp_path / "cut", *QUICK, "--tasks", "boolq")
-    assert ran.code == 1
-    assert f"{tmp_path / 'cut'}: the exported checkpoint is damaged" in ran.err
-    assert "model.safetensors: changed" in ran.err

@@ -1,7 +1,5 @@
 """The record of an evaluation, and its Markdown and CSV."""
 
-import csv
-import io
 import json
 from dataclasses import replace
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import pytest
 
 from lonas_edge.evaluate.compare import Difference, EvalRecord
-from lonas_edge.evaluate.report import markdown, to_csv
+from lonas_edge.evaluate.report import markdown
 from lonas_edge.evaluate.results import Conditions, Metric, SkippedSample, TargetResult, TaskResult, averaged
 from lonas_edge.space.subnetwork import Sizes
 
@@ -60,15 +58,6 @@ def test_markdown():
     assert sum("winogrande sample 7: 130 tokens" in line for line in lines) == 2
     own = replace(TARGETS[0], tasks=(result("acc_norm", 0.5, 0.1, "arc_easy", harness=True),))
     assert "arc_easy: acc_norm, as lm-evaluation-harness defines it" in markdown(replace(REPORT, targets=(own,)))
-
-
-def test_csv_has_a_row_for_each_target_task_and_metric():
-    rows = list(csv.DictReader(io.StringIO(to_csv(REPORT))))
-    expected = [(name, task) for name in ("ir", "base") for task in ("boolq", "winogrande", "average")]
-    assert [(row["target"], row["task"]) for row in rows] == expected
-    average = rows[2]
-    assert (float(average["value"]), float(average["stderr"]), average["questions"]) == (0.55, 0.025, "12")
-    assert (rows[0]["macs"], rows[-1]["macs"]) == ("33000000", "")
 
 
 def test_the_record_is_read_as_it_was_written():

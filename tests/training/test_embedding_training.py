@@ -141,7 +141,6 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
             "is a sequence classifier and cannot teach a sentence",
         ),
         ((*new, "--data", data, "--teacher", base, "--max-length", 65), "has a context of 64 tokens"),
-        (("--from", base, "--data", data, "--teacher", base), "is a base model. Pass --nncf-config and --subnet"),
         ((*new, "--data", pairs(tmp_path, "pair"), "--micro-batch-size", 1), "expected at least 2"),
         ((*new, "--data", data, "--prompt", "alpaca"), "--prompt has no effect"),
     ):

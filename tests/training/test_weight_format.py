@@ -88,7 +88,7 @@ def stored_logits(source: Source, ids: torch.Tensor, weight_format: str) -> torc
         return network.model(input_ids=ids).logits
 
 
-@pytest.mark.parametrize("case", ["llama", "llama-tied"])
+@pytest.mark.parametrize("case", ["llama", pytest.param("llama-tied", marks=pytest.mark.slow)])
 def test_the_export_computes_as_the_training(
     case: str, tiny_models: TinyModels, data: Path, tmp_path: Path, run_cli: Callable, ids: torch.Tensor
 ) -> None:

@@ -84,7 +84,7 @@ def _cost_settings(source: "Source", options: SearchCommand) -> "CostSettings":
 
 def _print(record: "SearchRecord", output: Path) -> None:
     from lonas_edge.search import SUBNETWORKS
-    from lonas_edge.search.report import table
+    from lonas_edge.search.results import table
 
     shown = console()
     shown.print(

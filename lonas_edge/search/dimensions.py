@@ -10,7 +10,7 @@ from lonas_edge.search.cost import CostFunction
 from lonas_edge.space.search_space import SearchSpace
 
 Widths = tuple[int, ...]  # one width per group of the search space, in group order
-Table = Sequence[Sequence[float]]  # a row per group of the search space, a figure per width; empty rows if not searched
+Sensitivity = Sequence[Sequence[float]]  # a row per group of the search space, a figure per width; empty rows if not searched
 NAMES = ("maximal", "heuristic", "minimal")  # the networks that every search evaluates
 
 

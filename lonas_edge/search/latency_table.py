@@ -35,7 +35,7 @@ from lonas_edge.versions import versions
 SCHEDULE = Schedule(12, 4, 1)  # measurements of each network, process starts, discarded measurements at each start
 _PACKAGES = ("lonas-edge", "nncf", "openvino", "openvino-genai", "optimum-intel", "transformers")
 _NOT_SHAPES = ("dtype", "torch_dtype", "transformers_version", "architectures")  # fields of a configuration
-_MOST_WIDTHS = 9  # measured per kind; others are interpolated
+_MOST_WIDTHS = 9  # measured per kind, evenly spread with both ends; others are interpolated
 _MACHINE = ("processor", "processors", "instructions", "device", "device_name")
 
 
@@ -73,14 +73,10 @@ def find_kinds(source: Source) -> tuple[LayerKind, ...]:
     for (name, full), counts in layers.items():
         widths = sorted({width for index in counts for width in groups[index].widths}, reverse=True)
         if len(widths) > 1:
-            kinds.append(LayerKind(name if names.count(name) == 1 else f"{name} of {full}", counts, _thin(widths)))
+            count = min(len(widths), _MOST_WIDTHS)
+            spread = tuple(widths[round(position * (len(widths) - 1) / (count - 1))] for position in range(count))
+            kinds.append(LayerKind(name if names.count(name) == 1 else f"{name} of {full}", counts, spread))
     return tuple(kinds)
-
-
-def _thin(widths: Sequence[int]) -> tuple[int, ...]:
-    """Return at most `_MOST_WIDTHS` of them, evenly spread, with both ends."""
-    count = min(len(widths), _MOST_WIDTHS)
-    return tuple(widths[round(position * (len(widths) - 1) / (count - 1))] for position in range(count))
 
 
 def uniform_networks(source: Source, kinds: Sequence[LayerKind]) -> dict[tuple[str, int], tuple[int, ...]]:
@@ -160,22 +156,15 @@ def cached_ir(source: Source, widths: Sequence[int], weight_format: str) -> Path
 
 @dataclass(frozen=True)
 class LatencyTable(Record):
-    """A device's table, measured in one interleaved run.
-
-    Attributes:
-        identity: Everything that the table depends on; it is reused where all of this is the same.
-        date: Date of the measurement.
-        seconds: Its duration, exports included.
-        curves: By kind of layers.
-    """
+    """A device's table, measured in one interleaved run."""
 
     NAME: ClassVar[str] = "latency-table"
     VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = "Delete the file; the table is then measured again."
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # everything that the table depends on; it is reused where all of this is the same
     date: str
-    seconds: float
-    curves: dict[str, dict[str, tuple[float, ...]]]
+    seconds: float  # duration of the measurement, exports included
+    curves: dict[str, dict[str, tuple[float, ...]]]  # by kind of layers and metric
 
     @property
     def machine(self) -> dict[str, Any]:
@@ -230,8 +219,5 @@ def _measure(
         progress(f"Latency table: exporting network {number + 1} of {len(networks)}", number / len(networks))
         run.append((cached_ir(source, widths, settings.weight_format), properties))
 
-    def report(what: str, done: float | None) -> None:
-        progress(f"Latency table: {what}", done)
-
-    times = ir_latencies(run, settings.case, SCHEDULE, settings.device, progress=report)
+    times = ir_latencies(run, settings.case, SCHEDULE, settings.device, progress=progress)
     return dict(zip(networks, times, strict=True))

@@ -1,6 +1,5 @@
 """Picks: a bound, and the best network under it. `macs<=1.43e12`, `tpot<=0.85x` (x: times the unpruned network), `kl<=0.05`."""
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,8 +48,6 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
         name = parsed[1].lower()
         if name not in measures:
             problems.append(f"{text!r}: {name} is not measured here; expected one of {', '.join(measures)}")
-        elif not math.isfinite(float(parsed[2])):
-            problems.append(f"{text!r}: {parsed[2]} is not a finite number")
         elif parsed[3] and name in QUALITIES:
             problems.append(f"{text!r}: x is for costs only; give {name} without x")
         else:

@@ -15,21 +15,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from lonas_edge.search.cost import CostFunction
-from lonas_edge.search.dimensions import Dimensions, Table, Widths
+from lonas_edge.search.dimensions import Dimensions, Sensitivity, Widths
 from lonas_edge.search.picks import Pick
 from lonas_edge.search.record import Evaluation, front
 
 REFINED = "refined"
 Proposal = tuple[Widths, str]  # a network and its origin
 Propose = Callable[[Sequence[Evaluation], set[Widths]], Proposal | None]  # from the evaluations and all known networks
-Around = Callable[[Pick, Evaluation], tuple[Sequence[int], Table]]
+Around = Callable[[Pick, Evaluation], tuple[Sequence[int], Sensitivity]]
 PICK_PATIENCE = 8  # moves of a pick without a gain, after which it is finished
 PATIENCE = 16  # the same for moves of the front
 NEARLY_EQUAL = 0.5  # largest cost that a pair of moves may add, as a share of one move
 HOPELESS = 0.1  # largest predicted increase of a network's total sensitivity
 
 
-def greedy_proposer(dimensions: Dimensions, table: Table, met: Callable[[Widths, float], bool]) -> Propose:
+def greedy_proposer(dimensions: Dimensions, table: Sensitivity, met: Callable[[Widths, float], bool]) -> Propose:
     """Make the function that proposes the next network of a greedy removal.
 
     Args:
@@ -83,7 +83,11 @@ def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, CostFunction], aro
             center, table = around(pick, best)
             room = pick.limit(largest[pick]) - cost(best.widths)
             rows = [table[index] for index in dimensions.searched]
-            levels, free = dimensions.levels(best.widths), _free(dimensions, best.widths, center)
+            levels, free = dimensions.levels(best.widths), list[int]()
+            for dim, index in enumerate(dimensions.searched):
+                block = dimensions.inside.get(index)
+                if best.widths[index] == center[index] and (block is None or best.widths[block]):
+                    free.append(dim)  # not moved since the table was measured, and not in a removed block
             for _, moved in sorted(_swaps(levels, free, rows, costs[pick], room)):
                 widths = dimensions.widths(moved)
                 if widths not in known and pick.meets(cost(widths), largest[pick]):
@@ -91,15 +95,6 @@ def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, CostFunction], aro
         return None
 
     return propose
-
-
-def _free(dimensions: Dimensions, widths: Sequence[int], center: Sequence[int]) -> list[int]:
-    """List the searched groups for which the table holds: not moved since, and not in a removed block."""
-    return [
-        dim
-        for dim, index in enumerate(dimensions.searched)
-        if widths[index] == center[index] and (index not in dimensions.inside or widths[dimensions.inside[index]])
-    ]
 
 
 def _swaps(
@@ -125,7 +120,7 @@ def _swaps(
             yield change, tuple(moved)
 
 
-def front_proposer(dimensions: Dimensions, table: Table, cost: CostFunction) -> Propose:
+def front_proposer(dimensions: Dimensions, table: Sensitivity, cost: CostFunction) -> Propose:
     """Make the function that proposes the most promising move of a member of the front."""
     costs = dimensions.costs(cost)
     rows = [table[index] for index in dimensions.searched]

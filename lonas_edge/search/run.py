@@ -23,7 +23,7 @@ from lonas_edge.progress import Progress, silent
 from lonas_edge.schema import differences
 from lonas_edge.search import LATENCY, SEARCH, STUDY
 from lonas_edge.search.cost import CostFunction
-from lonas_edge.search.dimensions import Table, Widths
+from lonas_edge.search.dimensions import Sensitivity, Widths
 from lonas_edge.search.latency_table import LatencyTable, open_table, predicted_cost
 from lonas_edge.search.picks import Pick, check_picks
 from lonas_edge.search.plan import SearchPlan
@@ -31,11 +31,9 @@ from lonas_edge.search.proposals import Proposal, Propose, front_proposer, greed
 from lonas_edge.search.record import Evaluation, SearchRecord, front
 from lonas_edge.search.results import make_record, resolve_picks, write_results
 from lonas_edge.search.sensitivity import measure_sensitivity, thin
-from lonas_edge.search.storage import open_journal, open_storage
-from lonas_edge.search.study import Worker, open_study
+from lonas_edge.search.study import Worker, open_journal, open_storage, open_study
 from lonas_edge.search.warm_start import named_origins, warm_start
 
-_AROUND = "sensitivity around picks"
 _NEEDED_BYTES = 2**24
 
 
@@ -117,7 +115,7 @@ class _Search:
             self.progress("Scoring the unpruned network", None)
             reference = network.reference(self.batches)
         with self._step("sensitivity table"):
-            table: Table = self._share("sensitivity", lambda: self._sensitivity(network, "of each group"))
+            table: Sensitivity = self._share("sensitivity", lambda: self._sensitivity(network, "of each group"))
         costs = {**plan.counted_costs, plan.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
         propose, required = self._proposals(network, table, cost, aims), named_origins(plan.dimensions)
@@ -132,9 +130,12 @@ class _Search:
                 return network.kl([widths], self.batches, reference)[0], cost(widths)
             return network.losses([widths], self.batches)[0], cost(widths)
 
+        def report(evaluations: list[Evaluation]) -> None:
+            total, members = min(options.evals, plan.dimensions.size), len(front(evaluations))
+            self.progress(f"{len(evaluations)} of {total} networks, {members} in the Pareto front", len(evaluations) / total)
+
         with self._step("evaluations"):
-            worker.run(measure, self._report)
-        self.seconds["evaluations"] -= self.seconds.get(_AROUND, 0.0)
+            worker.run(measure, report)
         machine = self.latency.machine if self.latency else {}
         return make_record(plan, self.study.study_name, worker.evaluations(), table, dtype, machine)
 
@@ -151,36 +152,30 @@ class _Search:
         plan, settings = self.plan, self.plan.options.cost_settings
         if not plan.timed:
             return plan.counted_costs[plan.cost]
-        reused = "latency_table" in self.study.user_attrs
         content = self._share("latency_table", lambda: open_table(plan.source, settings, self.progress).to_json())
         self.latency = LatencyTable.from_json(content, f"the study {self.study.study_name!r}")
-        if reused:
-            measured = f"measured on {self.latency.date}, {self.latency.machine['processor']}"
-            self.progress(f"Reusing the latency table of this search, {measured}\nLatency table", None)
         return predicted_cost(plan.cost, plan.source, settings, self.latency.curves)
 
-    def _sensitivity(self, network: SuperNetwork, what: str, around: Sequence[int] | None = None) -> Table:
+    def _sensitivity(self, network: SuperNetwork, what: str, around: Sequence[int] | None = None) -> Sensitivity:
         """Measure a sensitivity table on a part of the prompts."""
         report = functools.partial(self.progress, f"Measuring the sensitivity {what}")
         batches, searched = [thin(batch) for batch in self.batches], self.plan.dimensions.searched
         return measure_sensitivity(network, batches, network.reference(batches), searched, report, around)
 
-    def _around(self, network: SuperNetwork, pick: Pick, best: Evaluation) -> tuple[Sequence[int], Table]:
-        """Measure the sensitivity table around a pick's network."""
-
-        def measure() -> dict[str, Any]:
-            rows = self._sensitivity(network, f"around {pick.expression}", best.widths)
-            return {"widths": best.widths, "rows": rows}
-
-        with self._step(_AROUND):
-            content = self._share(f"sensitivity:{pick.expression}", measure)
-        return content["widths"], content["rows"]
-
-    def _proposals(self, network: SuperNetwork, table: Table, cost: CostFunction, aims: Mapping[Pick, CostFunction]) -> Propose:
+    def _proposals(
+        self, network: SuperNetwork, table: Sensitivity, cost: CostFunction, aims: Mapping[Pick, CostFunction]
+    ) -> Propose:
         """Propose a greedy removal where blocks alone are searched, then moves of the picks, then of the front."""
         plan, dimensions = self.plan, self.plan.dimensions
         largest = {pick: bounded(dimensions.maximal) for pick, bounded in aims.items()}
         bounds = [pick for pick in plan.picks if pick.measure == plan.options.quality]
+
+        def around(pick: Pick, best: Evaluation) -> tuple[Sequence[int], Sensitivity]:
+            def measure() -> dict[str, Any]:
+                return {"widths": best.widths, "rows": self._sensitivity(network, f"around {pick.expression}", best.widths)}
+
+            content = self._share(f"sensitivity:{pick.expression}", measure)
+            return content["widths"], content["rows"]
 
         def met(widths: Widths, quality: float) -> bool:
             small = all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
@@ -188,7 +183,7 @@ class _Search:
 
         proposers = [greedy_proposer(dimensions, table, met)] if dimensions.only_blocks else []
         if not plan.only_greedy:
-            proposers.append(pick_proposer(dimensions, aims, functools.partial(self._around, network)))
+            proposers.append(pick_proposer(dimensions, aims, around))
             proposers.append(front_proposer(dimensions, table, cost))
 
         def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
@@ -199,10 +194,6 @@ class _Search:
 
         return propose
 
-    def _report(self, evaluations: list[Evaluation]) -> None:
-        total, members = min(self.plan.options.evals, self.plan.dimensions.size), len(front(evaluations))
-        self.progress(f"{len(evaluations)} of {total} networks, {members} in the Pareto front", len(evaluations) / total)
-
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
         """Count the seconds of a step."""
@@ -210,4 +201,4 @@ class _Search:
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+            self.seconds[name] = round(time.perf_counter() - start, 3)

@@ -12,7 +12,7 @@ import torch
 from lonas_edge.data.task import Batch
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.network.walk import Walk
-from lonas_edge.search.dimensions import Table
+from lonas_edge.search.dimensions import Sensitivity
 
 SKIP = 4  # a sensitivity table uses every fourth prompt; the networks that it proposes are evaluated on all prompts
 
@@ -29,7 +29,7 @@ def measure_sensitivity(
     searched: Sequence[int],
     progress: Callable[[float], None] = lambda _done: None,
     around: Sequence[int] | None = None,
-) -> Table:
+) -> Sensitivity:
     """Evaluate each searched group alone at each of its widths.
 
     Args:

@@ -1,5 +1,6 @@
 """The Optuna study of a search, sampled by NSGA-II, and a worker that evaluates each network once.
 
+Trials are stored in a journal file of one process, or in a database that several workers share.
 All decisions follow from the stored trials, so any number of workers can share a study. Optuna's heartbeat queues the trial of
 a dead worker again. No worker waits for another: with nothing else to do, it evaluates a network that another one has taken.
 """
@@ -8,13 +9,17 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import DatabaseError
 
 from lonas_edge.errors import LonasEdgeError, one_line, raise_all
 from lonas_edge.schema import differences
@@ -27,7 +32,45 @@ SAMPLER = "nsga2"
 IDENTITY = "lonas_edge"  # study attribute with the identity of the search
 REPEATS = 3  # known networks drawn in a row, after which an unknown one is drawn at random
 DRAWS = 10_000  # attempts to draw it
+HEARTBEAT_SECONDS, GRACE_SECONDS = 10, 60  # of a worker; the trial of a silent one is queued again
+_CONNECT_SECONDS, _TABLES_SECONDS = 10, 3
 Measure = Callable[[Widths], tuple[float, float]]  # quality and cost of a network
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open a database that workers share, as SQLAlchemy names it: postgresql+psycopg://…, sqlite:///FILE."""
+    engine = {"connect_args": {"connect_timeout": _CONNECT_SECONDS}, "pool_pre_ping": True}
+    settings: dict[str, Any] = {
+        "engine_kwargs": {} if url.startswith("sqlite") else engine,
+        "heartbeat_interval": HEARTBEAT_SECONDS,
+        "grace_period": GRACE_SECONDS,
+        "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(),
+    }
+    try:
+        try:
+            return RDBStorage(url, **settings)
+        except DatabaseError:
+            time.sleep(_TABLES_SECONDS)  # another worker may create the tables at this moment
+            return RDBStorage(url, **settings)
+    except ModuleNotFoundError as error:
+        raise LonasEdgeError(f"--storage: its driver is missing: {error}. Run: pip install 'lonas-edge[postgres]'") from error
+    except Exception as error:  # each database has its own exceptions
+        hint = "Expected postgresql+psycopg://… or sqlite:///FILE."
+        raise LonasEdgeError(f"--storage: cannot connect: {one_line(str(error))}. {hint}") from error
+
+
+def open_journal(path: Path) -> BaseStorage:
+    """Open a journal file that only this process uses. An incomplete last line, of a killed process, is removed."""
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # Optuna's lock outlives a killed process
+    with suppress(FileNotFoundError), path.open("r+b") as file:
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+    try:
+        # Optuna's default lock is a symbolic link, which Windows and FAT refuse (5.0)
+        return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+    except Exception as error:  # Optuna checks nothing: anything can come
+        raise LonasEdgeError(f"{path}: damaged: {one_line(str(error))}. Search again with --overwrite.") from error
 
 
 def open_study(
@@ -183,20 +226,14 @@ class Worker:
             if not self._draws:
                 return False
         if self._repeats >= REPEATS:
-            widths = self._unknown(known)
-            if widths is None:
-                return False
-            self._queue(widths, "random")
+            draw = random.Random(len(known))
+            for _ in range(DRAWS):
+                widths = self.dimensions.widths([draw.randrange(count) for count in self.dimensions.levels_of_groups])
+                if widths not in known:
+                    self._queue(widths, "random")
+                    return True
+            return False
         return True
-
-    def _unknown(self, known: set[Widths]) -> Widths | None:
-        """Draw a random unknown network."""
-        draw = random.Random(len(known))
-        for _ in range(DRAWS):
-            widths = self.dimensions.widths([draw.randrange(count) for count in self.dimensions.levels_of_groups])
-            if widths not in known:
-                return widths
-        return None
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return list(self.study.get_trials(deepcopy=False, states=states))

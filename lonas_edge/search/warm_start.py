@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import MappingProxyType
 
 from lonas_edge.search.cost import CostFunction
-from lonas_edge.search.dimensions import Dimensions, Table, Widths
+from lonas_edge.search.dimensions import Dimensions, Sensitivity, Widths
 from lonas_edge.search.picks import Pick
 
 RUNGS = 12
@@ -24,7 +24,7 @@ def named_origins(dimensions: Dimensions) -> dict[Widths, str]:
 
 
 def warm_start(
-    dimensions: Dimensions, evals: int, table: Table, cost: CostFunction, aims: Mapping[Pick, CostFunction]
+    dimensions: Dimensions, evals: int, table: Sensitivity, cost: CostFunction, aims: Mapping[Pick, CostFunction]
 ) -> dict[Widths, str]:
     """Choose the networks that are evaluated first.
 

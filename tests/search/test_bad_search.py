@@ -29,7 +29,7 @@ def test_unusable_data(command: Callable, data: Path, refused: Callable, tmp_pat
 
 
 def test_a_storage_that_cannot_be_reached(command: Callable, refused: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lonas_edge.search.storage._TABLES_SECONDS", 0)
+    monkeypatch.setattr("lonas_edge.search.study._TABLES_SECONDS", 0)
     has(refused(command("--storage", "sqlite:////nowhere/at/all.db")), "--storage: cannot connect", "unable to open")
     has(refused(command("--storage", "nonsense")), "--storage: cannot connect", "postgresql+psycopg://")
     assert "secret" not in refused(command("--storage", "postgresql+nodriver://user:secret@localhost:1/db"))

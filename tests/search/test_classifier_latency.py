@@ -54,9 +54,7 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
     under = [evaluation["quality"] for evaluation in evaluations if evaluation["cost"] <= bound]
     assert picked["file"] == "latency-0.7x" and best["cost"] <= bound and best["quality"] == min(under)
     table = json.loads((tmp_path / "out" / "latency_table.json").read_text())
-    continued = run_cli(*command, "--evals", 13)
-    reused = f"Reusing the latency table of this search, measured on {table['date']}, {table['identity']['processor']}\n"
-    assert reused in continued.err
+    assert run_cli(*command, "--evals", 13).code == 0 and len(device.runs) == 1
     [file] = (tmp_path / "cache").glob("latency-table-*.json")
     other = run_cli(*command, "--evals", 5, "--output", tmp_path / "other")
     assert f"Reusing the latency table of {table['date']}: {file}. Delete the file to measure again.\n" in other.err

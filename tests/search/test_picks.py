@@ -31,9 +31,8 @@ def test_parsed(text: str, expected: Pick) -> None:
 
 def test_all_problems_are_listed() -> None:
     with pytest.raises(LonasEdgeError) as refused:
-        parse_picks(["kl>=3", "macs", "watts<=3", "macs<=1e999"], ["macs", "kl"])
-    assert "1e999 is not a finite number" in str(refused.value)
-    assert str(refused.value).count("\n  - ") == 4
+        parse_picks(["kl>=3", "macs", "watts<=3"], ["macs", "kl"])
+    assert str(refused.value).count("\n  - ") == 3
 
 
 @pytest.mark.parametrize(

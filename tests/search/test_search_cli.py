@@ -13,7 +13,7 @@ from tiny_models import TinySource
 
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search.storage import open_journal
+from lonas_edge.search.study import open_journal
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 Pairs = dict[tuple[int, ...], tuple[float, float]]

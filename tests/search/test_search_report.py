@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 
-from lonas_edge.search import report
+from lonas_edge.search import results
 from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front, hypervolume
 
 WIDTHS, GROUPS = (1536, 1344, 1152, 960, 768), 30
@@ -51,7 +51,7 @@ def made_up() -> SearchRecord:
 
 def test_the_csv_has_a_line_for_each_evaluation_in_order() -> None:
     record = made_up()
-    rows = list(csv.DictReader(report.to_csv(record).splitlines()))
+    rows = list(csv.DictReader(results.to_csv(record).splitlines()))
     assert [int(row["evaluation"]) for row in rows] == list(range(40))
     for row, network, area in zip(rows, record.evaluations, record.hypervolume, strict=True):
         assert (float(row["tpot"]), float(row["kl"]), float(row["hypervolume"])) == (network.cost, network.quality, area)
@@ -62,7 +62,7 @@ def test_the_same_record_gives_the_same_files(tmp_path: Path) -> None:
     record, names = made_up(), ("search_progression.csv", "search_progression.png", "front.png")
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        report.write(record, tmp_path / folder)
+        results.write_plots(record, tmp_path / folder)
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(names)
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
     assert matplotlib.get_backend().lower() == "agg"
@@ -73,7 +73,7 @@ def test_the_same_record_gives_the_same_files(tmp_path: Path) -> None:
 
 def test_the_table() -> None:
     record = made_up()
-    table = report.table(record)
+    table = results.table(record)
     assert table.headings == ["network", "kl, nats", "TPOT, ms", "origin"]
     assert len(table.rows) == len(record.named) + len(record.picks)
     assert table.rows[0] == ["maximal", "0", "12.2", "warm-start:maximal"]

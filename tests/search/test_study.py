@@ -15,21 +15,19 @@ from postgresql import postgresql
 from tiny_models import TinySource
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.search import storage as storage_module
+from lonas_edge.search import study as study_module
 from lonas_edge.search.dimensions import Dimensions, Widths, find_dimensions
-from lonas_edge.search.storage import open_journal, open_storage
-from lonas_edge.search.study import Worker, open_study
+from lonas_edge.search.study import Worker, open_journal, open_storage, open_study
 from lonas_edge.space.search_space import SearchSettings
 
 SETTINGS = SearchSettings(population=4)
 # a worker that dies in its first evaluation: `python -c KILLED URL`
 KILLED = """
 import os, sys, time
-from lonas_edge.search import storage
-from lonas_edge.search.storage import open_storage
+from lonas_edge.search import study as module
 import optuna
-storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS = 1, 2
-study = optuna.load_study(study_name="s", storage=open_storage(sys.argv[1]))
+module.HEARTBEAT_SECONDS, module.GRACE_SECONDS = 1, 2
+study = optuna.load_study(study_name="s", storage=module.open_storage(sys.argv[1]))
 def die(trial):
     for group in (3, 4, 5):
         trial.suggest_int(f"group_{group}", 0, 2)
@@ -193,8 +191,8 @@ def test_a_dead_worker_s_network_is_queued_again(
     dimensions: Dimensions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Optuna's heartbeat detects the dead worker."""
-    monkeypatch.setattr(storage_module, "HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr(storage_module, "GRACE_SECONDS", 2)
+    monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(study_module, "GRACE_SECONDS", 2)
     url = f"sqlite:///{tmp_path}/study.db"
     worker = Worker(shared_study(url), dimensions, 3)
     worker.enqueue({dimensions.widths([0, 1, 2]): "refined"})

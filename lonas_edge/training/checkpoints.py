@@ -3,7 +3,6 @@
 Only tensors and numbers are loaded: no pickle is read except with `weights_only=True`.
 """
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,26 +21,16 @@ from lonas_edge.network.channel_order import FILE as ORDER
 COMPLETE = "complete"
 ADAPTER, OPTIMIZER, SCHEDULER, STATE = adapters.SAFETENSORS, "optimizer.pt", "scheduler.pt", "trainer_state.json"
 INT8_LAYERS = "int8_layers.json"  # a resumed training keeps their choice
-_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """List the complete checkpoints in a working directory, newest first."""
-    return sorted((path for path in _directories(folder) if (path / COMPLETE).exists()), key=step_of, reverse=True)
-
-
-def _directories(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name))
+    return sorted((path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")), key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
     """Return the step of a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def mark(checkpoint: Path) -> None:
-    """Mark a checkpoint as complete."""
-    (checkpoint / COMPLETE).touch()
 
 
 def discard(path: Path) -> None:
@@ -96,7 +85,7 @@ def clearing(folder: Path) -> Iterator[None]:
 def clear(folder: Path) -> None:
     """Remove checkpoints that were being written, and without a complete one what they share."""
     complete = list_checkpoints(folder)
-    for path in _directories(folder):
+    for path in folder.glob("checkpoint-*"):
         if path not in complete:
             discard(path)
     if not complete:

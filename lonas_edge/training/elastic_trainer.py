@@ -20,13 +20,13 @@ from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import SuperNetwork
 from lonas_edge.training.checkpoints import (
     ADAPTER,
+    COMPLETE,
     OPTIMIZER,
     SCHEDULER,
     discard,
     list_checkpoints,
     load,
     loading,
-    mark,
     saving,
 )
 from lonas_edge.training.options import EVAL_LOSS
@@ -98,7 +98,7 @@ class ElasticTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             PartialState().wait_for_everyone()
             if self.state.is_world_process_zero:
-                mark(checkpoint)
+                (checkpoint / COMPLETE).touch()
                 for older in list_checkpoints(folder)[2:]:
                     discard(older)
 

@@ -32,7 +32,7 @@ from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Pr
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.schedule import Schedule
-from lonas_edge.training.tokens import EpochSampler, Tokenized, check_vocabulary
+from lonas_edge.training.tokens import EpochSampler, Tokenized
 
 _EVAL_BATCH = 16  # held-out examples at a time
 _CALIBRATION_EXAMPLES = 64  # to measure the importance of channels
@@ -107,7 +107,6 @@ class Job:
         indices = Random(self.options.seed).sample(range(count), min(_CALIBRATION_EXAMPLES, count))
         assert self.options.max_length
         for batch in self.inputs.data.prompts(indices, self.tokens.tokenizer, self.options.max_length):
-            check_vocabulary(batch["input_ids"].flatten().tolist(), self.inputs)
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}
 
     def _load_base(self) -> Any:

@@ -47,10 +47,14 @@ def open_teacher(
         model: The base, if the reference is an adapter; by default the one that it names.
         pooling: That of the training, for an embedding model.
     """
-    teacher = _open(_open_source(reference, base, model), base)
-    _check_head(teacher, student)
-    if pooling:
-        _check_pooling(teacher, student, pooling)
+    try:
+        source = open_source(reference, model)
+    except LonasEdgeError:
+        if model or not (Path(reference) / CONFIG).is_file():
+            raise
+        source = open_source(reference, str(base.folder))  # an adapter whose own base is missing
+    teacher = _open(source, base)
+    _check_outputs(teacher, student, pooling)
     if teacher.base.resolve() == base.folder.resolve():
         return teacher
     trimmed = vocabulary_of(base.folder)
@@ -59,16 +63,6 @@ def open_teacher(
         return teacher
     kept = _kept_tokens(teacher, base.folder, trimmed)
     return replace(teacher, load=lambda dtype: keep_tokens(teacher.load(dtype), kept))
-
-
-def _open_source(reference: str, base: Located, model: str | None) -> Source:
-    """Open a SOURCE; an adapter whose own base is missing uses the base of the training."""
-    try:
-        return open_source(reference, model)
-    except LonasEdgeError:
-        if model or not (Path(reference) / CONFIG).is_file():
-            raise
-        return open_source(reference, str(base.folder))
 
 
 def _open(source: Source, base: Located) -> Teacher:
@@ -92,38 +86,34 @@ def _load(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:
     return network
 
 
-def _check_head(teacher: Teacher, student: Architecture) -> None:
-    """Refuse a teacher of another task, or a classifier whose outputs are others; unnamed outputs are taken in order."""
+def _check_outputs(teacher: Teacher, student: Architecture, pooling: Pooling | None) -> None:
+    """Refuse a teacher of another task, or with other outputs; a classifier's unnamed outputs are taken in order."""
     kind, family = student.family.kind, family_of_config(teacher.config)
     if family and family.kind is not kind:
         hint = f" {EMBEDS}" if family.kind is EMBEDDING else ""
         raise LonasEdgeError(f"{teacher.folder}: is a {family.kind.name} and cannot teach a {kind.name}.{hint}")
-    if kind.generates or not student.head:
-        return
-    theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
-    named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))
-    errors = []
-    if len(theirs) != len(ours) or (named and casefold(theirs) != casefold(ours)):
-        errors.append(f"outputs {', '.join(theirs)}, and those of the training are {', '.join(ours)}")
-    segments = teacher.config.get("type_vocab_size", 2), getattr(student.config, "type_vocab_size", 1)
-    if segments[0] < segments[1]:
-        errors.append("type_vocab_size {}, and the training's model has {}".format(*segments))
-    raise_all(f"{teacher.folder}: cannot teach this training:", errors, "Use a teacher that was trained on the same task.")
+    errors, hint = list[str](), "Use a teacher that was trained on the same task."
+    if pooling:
+        hint = "Use the unpruned model as teacher."
+        own = read_pooling(teacher.folder, teacher.base) or read_pooling(teacher.base) or pooling
+        sizes = size_of(teacher.config, "hidden_size"), student.config.hidden_size
+        errors += [f"hidden_size {sizes[0]}, and the training's model has {sizes[1]}"] if sizes[0] != sizes[1] else []
+        errors += [f"pooling {own.mode}, and the training's model has {pooling.mode}"] if own.mode != pooling.mode else []
+    elif student.head and not kind.generates:
+        theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
+        named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))
+        if len(theirs) != len(ours) or (named and casefold(theirs) != casefold(ours)):
+            errors.append(f"outputs {', '.join(theirs)}, and those of the training are {', '.join(ours)}")
+        segments = teacher.config.get("type_vocab_size", 2), getattr(student.config, "type_vocab_size", 1)
+        if segments[0] < segments[1]:
+            errors.append("type_vocab_size {}, and the training's model has {}".format(*segments))
+    raise_all(f"{teacher.folder}: cannot teach this training:", errors, hint)
 
 
 def _output_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of a classifier's outputs, in order; transformers writes none for two that have no names."""
     names = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
     return tuple(str(names[key]) for key in sorted(names, key=int))
-
-
-def _check_pooling(teacher: Teacher, student: Architecture, pooling: Pooling) -> None:
-    """Refuse a teacher whose embeddings have another size, or are pooled otherwise."""
-    theirs = read_pooling(teacher.folder, teacher.base) or read_pooling(teacher.base) or pooling
-    sizes = size_of(teacher.config, "hidden_size"), student.config.hidden_size
-    errors = [f"hidden_size {sizes[0]}, and the training's model has {sizes[1]}"] if sizes[0] != sizes[1] else []
-    errors += [f"pooling {theirs.mode}, and the training's model has {pooling.mode}"] if theirs.mode != pooling.mode else []
-    raise_all(f"{teacher.folder}: cannot teach this training:", errors, "Use the unpruned model as teacher.")
 
 
 def _vocabulary_size(folder: Path) -> int:

@@ -14,7 +14,7 @@ from lonas_edge.data.language import INSTRUCTION, MESSAGES
 from lonas_edge.data.task import DataFile, Encoded
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM
-from lonas_edge.network.tokenizer import require_tokenizer
+from lonas_edge.network.tokenizer import check_vocabulary, require_tokenizer
 from lonas_edge.training.inputs import Inputs
 
 EVAL_EXAMPLES = 400  # held-out examples whose loss is computed
@@ -60,6 +60,7 @@ def tokenize(inputs: Inputs, max_length: int, notify: Callable[[str], None] = la
     """Tokenize the examples; `notify` is called with how many are dropped or learned although they are held out."""
     data = inputs.data
     tokenizer = require_tokenizer(inputs.base.folder, "training")
+    check_vocabulary(tokenizer, inputs.architecture.config.vocab_size, inputs.base.folder)
     files = data.encode(tokenizer, max_length)
     for file, encoded in zip(data.files, files, strict=True):
         if not encoded:
@@ -72,10 +73,6 @@ def tokenize(inputs: Inputs, max_length: int, notify: Callable[[str], None] = la
         [held_out] = inputs.eval_data.encode(tokenizer, max_length)
         if not held_out:
             raise LonasEdgeError(f"{inputs.eval_data.path}: no example has an output within --max-length {max_length} tokens")
-    ends = [token for token in (tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None]
-    check_vocabulary(ends, inputs)  # the model looks padding up, too, and answers end with EOS
-    for example in (*(example for file in files for example in file), *held_out):
-        check_vocabulary(example["input_ids"], inputs)
     if inputs.teacher and data.kind is CAUSAL_LM:  # it has an answer to every token; held-out labels stay
         files = [[{**example, "labels": example["input_ids"]} for example in file] for file in files]
     chosen = random.Random(0).sample(held_out, min(EVAL_EXAMPLES, len(held_out)))
@@ -92,23 +89,13 @@ def tokenize(inputs: Inputs, max_length: int, notify: Callable[[str], None] = la
     return tokens
 
 
-def check_vocabulary(ids: Sequence[int], inputs: Inputs) -> None:
-    """Refuse token ids that the model does not have."""
-    size, largest = inputs.architecture.config.vocab_size, max(ids, default=0)
-    if largest >= size:
-        raise LonasEdgeError(
-            f"{inputs.base.folder}: the tokenizer gives token {largest}, but the model's vocabulary has {size} entries. "
-            "Use the tokenizer of this model."
-        )
-
-
 class EpochSampler(Sampler[int]):
     """Groups examples of similar length. The order depends on seed and epoch only, so that a resumed training repeats it.
 
     transformers' LengthGroupedSampler draws from the global generator, which a resumed training cannot repeat.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int, files: Sequence[tuple[int, float]] = ()):
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, files: Sequence[tuple[int, float]]):
         """Set the order.
 
         Args:
@@ -118,8 +105,7 @@ class EpochSampler(Sampler[int]):
             files: For each data file in turn, its number of examples and its weight: 2 has each example twice per epoch, 0.3 a
                 different 30 % of them in every epoch.
         """
-        self._lengths, self._batch, self._seed = list(lengths), batch, seed
-        self._files = files or [(len(self._lengths), 1.0)]
+        self._lengths, self._batch, self._seed, self._files = lengths, batch, seed, files
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

@@ -181,6 +181,6 @@ def test_an_end_token_beyond_the_vocabulary(llama_copy: TinySource, data: Path, 
     tokenizer.save_pretrained(llama_copy.base)
     path = llama_copy.base / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "zz39"}))
-    with pytest.raises(LonasEdgeError, match=r"the tokenizer gives token 3\d\d, but the model's vocabulary has 288 entries"):
+    with pytest.raises(LonasEdgeError, match="the tokenizer has tokens beyond the model's vocabulary, 0 to 287"):
         run(llama_copy, data, tmp_path / "out")
     assert not working(tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.training_record import TrainingRecord
-from lonas_edge.training.checkpoints import mark
+from lonas_edge.training.checkpoints import COMPLETE
 from lonas_edge.training.inputs import open_inputs
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.train import train
@@ -134,7 +134,7 @@ def write_checkpoint(folder: Path, step: int) -> Path:
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"state": torch.zeros(3)}, path / name)
     TrainerState(global_step=step).save_to_json(str(path / "trainer_state.json"))
-    mark(path)
+    (path / COMPLETE).touch()
     return path
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from lonas_edge.data.conversations import Conversation, chat_as_template, chat_template_of, encode_conversation
-from lonas_edge.data.templates import CHAT, TEMPLATES, Example, PromptRecord, Template, Text
+from lonas_edge.data.templates import CHAT, TEMPLATES, Example, PromptRecord, Template
+from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CAUSAL_LM, ModelKind, tokens_of
 
-Learned = Example | Conversation | Text
+Learned = Example | Conversation | Texts  # a text is learned as a whole
 IGNORED = -100  # a label that is not learned
 
 TEXTS = (  # that networks are compared on
@@ -64,8 +65,8 @@ def encode(examples: Sequence[Learned], prompting: Prompting, tokenizer: Any, ma
     encoded: list[dict[str, list[int]]] = []
     errors: list[str] = []
     for example in examples:
-        if isinstance(example, Text):
-            encoded += _pieces(example.text, tokenizer, max_length)
+        if isinstance(example, Texts):
+            encoded += _pieces(example.texts[0], tokenizer, max_length)
             continue
         if isinstance(example, Example):
             ids, learned = _instruction(example, prompting.template, tokenizer, max_length)
@@ -86,8 +87,8 @@ def encode_prompt(example: Learned, prompting: Prompting, tokenizer: Any, max_le
     """Tokenize an example without its answer, cut: a prompt, a conversation without its last answer, or a text."""
     if isinstance(example, Example):
         text, special = prompting.template.prompt(example), True
-    elif isinstance(example, Text):
-        text, special = example.text, True
+    elif isinstance(example, Texts):
+        text, special = example.texts[0], True
     else:
         last = max(index for index, (role, _) in enumerate(example.messages) if role == "assistant")
         text, special = example.render(tokenizer, prompting.chat or "", last, with_prompt=True), False

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from lonas_edge.data.conversations import Conversation, check_conversation
 from lonas_edge.data.encoding import IGNORED, Learned, Prompting, collate_tokens, encode, encode_prompt
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.data.records import describe, read_records
 from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task
-from lonas_edge.data.templates import Example, Text, choose_prompt
+from lonas_edge.data.templates import Example, choose_prompt
+from lonas_edge.data.texts import TEXT, Texts, describe, read_records
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CAUSAL_LM, ModelKind
 from lonas_edge.space.architecture import Architecture
 
-INSTRUCTION, MESSAGES, TEXT = "instruction", "messages", "text"  # kinds of records
+INSTRUCTION, MESSAGES = "instruction", "messages"  # kinds of records, besides texts
 _FIELDS = {INSTRUCTION: ("instruction", "output"), MESSAGES: ("messages",), TEXT: ("text",)}  # one of them tells the kind
 _EXPECTED = {
     INSTRUCTION: '{"instruction": "…", "input": "", "output": "…"}',
@@ -61,7 +61,7 @@ def _example(kind: str, record: Any, place: str) -> Learned:
         if not isinstance(record.get(name), str) or not (record[name] or name == "output"):
             raise ValueError(f"no text in {name!r}")
     if kind == TEXT:
-        return Text(record[TEXT])
+        return Texts((record[TEXT],))
     if not isinstance(record.get("input"), str | None):
         raise ValueError("'input' is not text")
     return Example(record["instruction"], record.get("input") or "", record["output"])

@@ -304,11 +304,6 @@ class Task(ABC):
 
     # --- figures of finished outputs
 
-    @property
-    def scores(self) -> list[float]:
-        """Labels of the texts of an encoder, to correlate with its outputs; empty without labels."""
-        return [example.label for example in self.examples if example.label is not None]
-
     def distances(self, reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Distances of a network's outputs [examples, texts, outputs] from a reference's, means over texts: [examples]."""
         raise NotImplementedError

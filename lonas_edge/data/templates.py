@@ -23,17 +23,6 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text that is learned as a whole."""
-
-    text: str
-
-    def record(self) -> dict[str, Any]:
-        """As a record of a data file."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class Template:
     """Turns an example into text: a prompt, and the response that follows it."""
 

@@ -1,15 +1,17 @@
-"""Texts for encoders: single texts, pairs, triplets and labelled pairs, in the formats of sentence-transformers.
+"""Records of data files (a JSON list, JSON Lines or Parquet), and those of encoders: texts, pairs, triplets, labelled pairs.
 
-The names of its fields tell what a record is. `prompt` next to `text` is the name of one of the model's prompts.
+Encoders have the formats of sentence-transformers: the names of its fields tell what a record is. `prompt` next to `text` is
+the name of one of the model's prompts.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data.records import describe, read_records
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.files import read_text
 
 TEXT, PAIR, TRIPLET, SCORED = "text", "pair", "triplet", "scored pair"  # kinds of records
 _KINDS = {1: TEXT, 2: PAIR, 3: TRIPLET}  # by the number of texts
@@ -24,6 +26,53 @@ _EXPECTED = (
     'Expected {"text": "…"}, {"query": "…", "positive": "…"}, the same with "negative", or {"sentence1": "…", '
     '"sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them. GLUE tasks are TSV files.'
 )
+_HINT = "Expected one JSON object a line, a JSON list of them, or Parquet."
+
+
+def read_records(path: Path) -> list[tuple[str, Any]]:
+    """Read the records of a file; there is at least one."""
+    records = _parquet(path) if path.suffix == ".parquet" and path.is_file() else _json(path)
+    if not records:
+        raise LonasEdgeError(f"{path}: holds no examples")
+    return records
+
+
+def describe(record: Any) -> str:
+    """Describe a record of another kind, for errors."""
+    return f"the fields {', '.join(map(str, record)) or 'none'}" if isinstance(record, dict) else type(record).__name__
+
+
+def _json(path: Path) -> list[tuple[str, Any]]:
+    text = read_text(path, "the data")
+    if text.lstrip().startswith("["):
+        try:
+            return [(f"record {number}", record) for number, record in enumerate(json.loads(text), 1)]
+        except ValueError as error:
+            raise LonasEdgeError(f"{path}: not a JSON list: {error}. Is the file cut off?") from error
+    records, problems = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                records.append((f"line {number}", json.loads(line)))
+            except ValueError as error:
+                problems.append(f"line {number}: not JSON: {error}")
+    raise_all(f"{path}: cannot be read:", problems, _HINT)
+    return records
+
+
+def _parquet(path: Path) -> list[tuple[str, Any]]:
+    """Read the rows of a Parquet file, as the `datasets` library writes it; pyarrow is imported only for one."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import read_table
+    except ImportError as error:
+        raise LonasEdgeError(f"{path}: Parquet needs pyarrow: pip install 'lonas-edge[parquet]'") from error
+    try:
+        rows = read_table(path).to_pylist()
+    except (ArrowException, OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise LonasEdgeError(f"{path}: the data cannot be read: not a whole Parquet file: {reason}") from error
+    return [(f"row {index}", row) for index, row in enumerate(rows)]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.data.encoding import Learned, encode, encode_prompt
 from lonas_edge.data.language import LanguageTask
 from lonas_edge.data.task import MAX_LENGTH, Task
-from lonas_edge.data.templates import Example, Text
+from lonas_edge.data.templates import Example
+from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.encoders import ir_outputs
 from lonas_edge.evaluate.metrics import METRICS as CORRELATIONS
@@ -96,10 +97,10 @@ def distances(folders: Mapping[str, Path], data: Task, reference: Path, progress
     for name, each in figures.items():
         change = difference_of_means(figures[first], each) if measured else None
         measured[name] = {"distance": Quality(float(each.mean()), change)}
-    labels = np.array(data.scores)
+    labels = np.array([example.label for example in data.examples if example.label is not None])
     if len(labels) and not data.pooling and expected.shape[-1] > 1:
         _add_accuracies(measured, {name: each[:, 0].argmax(-1) == labels for name, each in outputs.items()})
-    elif len(set(data.scores)) > 1:
+    elif len(set(labels.tolist())) > 1:
         answers = {name: (each[:, 0] * each[:, 1]).sum(-1) if data.pooling else each[:, 0, 0] for name, each in outputs.items()}
         _add_correlations(measured, answers, labels, progress)
     return measured
@@ -141,7 +142,7 @@ def answers(folders: Mapping[str, Path], data: LanguageTask, source: Path, progr
     import openvino as ov
     import openvino_genai
 
-    chosen = [example for example in data.examples if not isinstance(example, Text)][:ANSWERS]
+    chosen = [example for example in data.examples if not isinstance(example, Texts)][:ANSWERS]
     samples = [Sample(*_prompt_and_answer(example), {}) for example in chosen]
     prompting = data.prompting(require_tokenizer(source, "generating answers"))
     for name, folder in folders.items() if chosen else ():
@@ -163,7 +164,7 @@ def _prompt_and_answer(example: Learned) -> tuple[str, str]:
     """The prompt of an example, and its last answer."""
     if isinstance(example, Example):
         return "\n\n".join(filter(None, (example.instruction, example.input))), example.output
-    assert not isinstance(example, Text)
+    assert not isinstance(example, Texts)
     last = max(index for index, (role, _) in enumerate(example.messages) if role == "assistant")
     return "\n\n".join(f"{role}: {content}" for role, content in example.messages[:last]), example.messages[last][1]
 

@@ -27,18 +27,13 @@ class Tokenized:
     tokenizer: Any  # the model's
     prompting: Prompting | None  # the prompt template; None for GLUE
     files: tuple[list[Encoded], ...]  # the encoded examples of each file
-    weights: tuple[float, ...]  # how often an epoch has each example of a file
+    counts: tuple[tuple[int, float], ...]  # the number of examples of each file, and how often an epoch has each of them
     held_out: tuple[Encoded, ...] = ()  # the encoded held-out examples
 
     @property
     def examples(self) -> list[Encoded]:
         """All examples, file by file."""
         return [example for file in self.files for example in file]
-
-    @property
-    def counts(self) -> list[tuple[int, float]]:
-        """Number of examples and weight of each file."""
-        return [(len(file), weight) for file, weight in zip(self.files, self.weights, strict=True)]
 
     @property
     def per_epoch(self) -> int:
@@ -76,8 +71,8 @@ def tokenize(inputs: Inputs, max_length: int, notify: Callable[[str], None] = la
     if inputs.teacher and data.kind is CAUSAL_LM:  # it has an answer to every token; held-out labels stay
         files = [[{**example, "labels": example["input_ids"]} for example in file] for file in files]
     chosen = random.Random(0).sample(held_out, min(EVAL_EXAMPLES, len(held_out)))
-    weights = tuple(file.weight for file in data.files)
-    tokens = Tokenized(tokenizer, data.prompting(tokenizer), tuple(files), weights, tuple(chosen))
+    counts = tuple((len(encoded), file.weight) for encoded, file in zip(files, data.files, strict=True))
+    tokens = Tokenized(tokenizer, data.prompting(tokenizer), tuple(files), counts, tuple(chosen))
     for index, file in enumerate(data.files):
         if dropped := tokens.dropped(file, index):
             notify(

@@ -26,9 +26,8 @@ from lonas_edge.training.elastic_trainer import Progress
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.job import Job
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.record import Hashes, identity, make_record
 from lonas_edge.training.schedule import Schedule, make_schedule
-from lonas_edge.training.super_adapter import write_super_adapter
+from lonas_edge.training.super_adapter import Hashes, identity, make_record, write_super_adapter
 from lonas_edge.training.tokens import tokenize
 
 _PATIENCE = timedelta(hours=6)  # other processes wait while the first loads, hashes and calibrates
@@ -106,8 +105,7 @@ def train(
                 seconds=time.perf_counter() - start,
             )
             with directory.publish() as folder:
-                model, pooling = trained.network.model, inputs.data.pooling
-                write_super_adapter(folder, model, inputs.base, output, trained.order, record, pooling)
+                write_super_adapter(folder, trained.network.model, inputs, output, trained.order, record)
                 if inputs.space.groups:
                     (folder / SEARCH_SPACE).write_bytes(search_space)
         state.wait_for_everyone()

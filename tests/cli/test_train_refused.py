@@ -1,6 +1,5 @@
 """`lonas-edge train` refuses what it cannot do, before the model is loaded: data, model, machine, wrong usage."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -13,7 +13,8 @@ from lonas_edge.data.conversations import Conversation
 from lonas_edge.data.encoding import Prompting, encode
 from lonas_edge.data.language import LanguageTask, read_examples
 from lonas_edge.data.task import DataFile
-from lonas_edge.data.templates import TEMPLATES, Example, Text
+from lonas_edge.data.templates import TEMPLATES, Example
+from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError
 
 RECORDS: dict[str, tuple[dict[str, Any], Any]] = {
@@ -22,7 +23,7 @@ RECORDS: dict[str, tuple[dict[str, Any], Any]] = {
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "source": "x"},
         Conversation((("user", "a"), ("assistant", "b"))),
     ),
-    "text": ({"text": "the in a"}, Text("the in a")),
+    "text": ({"text": "the in a"}, Texts(("the in a",))),
 }
 
 
@@ -95,8 +96,8 @@ def test_a_text_is_learned_in_pieces() -> None:
     by = tokenizer()
     ids = [*by("the in a on")["input_ids"], 1]
     assert len(ids) == 7
-    (whole,) = encode([Text("the in a on")], Prompting(TEMPLATES["alpaca"]), by, 50)
+    (whole,) = encode([Texts(("the in a on",))], Prompting(TEMPLATES["alpaca"]), by, 50)
     assert whole == {"input_ids": ids, "labels": ids}
-    pieces = encode([Text("the in a on")], Prompting(TEMPLATES["alpaca"]), by, 4)
+    pieces = encode([Texts(("the in a on",))], Prompting(TEMPLATES["alpaca"]), by, 4)
     assert [piece["input_ids"] for piece in pieces] == [ids[:4], ids[4:]]
-    assert len(encode([Text("the in a on")], Prompting(TEMPLATES["alpaca"]), by, 6)) == 1  # a token alone predicts nothing
+    assert len(encode([Texts(("the in a on",))], Prompting(TEMPLATES["alpaca"]), by, 6)) == 1  # a token alone predicts nothing

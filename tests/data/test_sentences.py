@@ -30,6 +30,10 @@ def labelled(path: Path, outputs: tuple[str, ...], glue: str | None = None) -> P
     return PairTask(options=options, outputs=outputs).read([(path, 1.0)])
 
 
+def labels_of(task: SentenceTask | PairTask) -> list[float]:
+    return [example.label for example in task.examples if example.label is not None]
+
+
 def texts_of(task: SentenceTask | PairTask) -> list[tuple[str, ...]]:
     return [example.texts for example in task.examples]
 
@@ -47,7 +51,7 @@ def texts_of(task: SentenceTask | PairTask) -> list[tuple[str, ...]]:
 def test_kinds(record: dict, kind: str, texts: tuple[str, ...], tmp_path: Path) -> None:
     task = read(write(tmp_path, record, record))
     assert (task.kinds, texts_of(task)) == ([kind], [texts, texts])
-    assert task.scores == ([float(record.get("score", 1))] * 2 if kind == "scored pair" else [])
+    assert labels_of(task) == ([float(record.get("score", 1))] * 2 if kind == "scored pair" else [])
 
 
 def test_glue_files(tmp_path: Path) -> None:
@@ -57,7 +61,7 @@ def test_glue_files(tmp_path: Path) -> None:
         rows = [f"0\tgood\tbad\t{labels[0]}", f"1\tthe film\tsame\t{labels[1]}"]
         (tmp_path / task / "dev.tsv").write_text("\n".join([f"index\tsentence1\tsentence2\t{column}", *rows]) + "\n")
     scored, texts = (read(tmp_path / task / "dev.tsv") for task in ("STS-B", "RTE"))
-    assert (scored.kinds, scored.scores) == (["scored pair"], [1.0, 0.1]) and texts_of(scored)[1] == ("the film", "same")
+    assert (scored.kinds, labels_of(scored)) == (["scored pair"], [1.0, 0.1]) and texts_of(scored)[1] == ("the film", "same")
     assert (texts.kinds, texts_of(texts)) == (["text"], [("good",), ("bad",), ("the film",), ("same",)])
 
 
@@ -67,7 +71,7 @@ def test_classes_of_a_glue_file(tmp_path: Path) -> None:
     rows = [f"{n}\tgood\tbad\t{name}" for n, name in enumerate(("contradiction", "entailment", "neutral"))]
     (tmp_path / "MNLI/dev.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tgold_label", *rows]) + "\n")
     task = labelled(tmp_path / "MNLI/dev.tsv", ("NEUTRAL", "contradiction", "Entailment"), "MNLI")
-    assert (task.kinds, task.scores) == (["glue"], [1, 2, 0])
+    assert (task.kinds, labels_of(task)) == (["glue"], [1, 2, 0])
 
 
 @pytest.mark.parametrize(
@@ -114,15 +118,15 @@ def test_labels_of_a_classifier(outputs: tuple[str, ...], labels: tuple, expecte
     for names, texts in ((("text",), ("good",)), (("query", "passage"), ("good", "film"))):
         records = [dict(zip(names, texts, strict=True)) | {"label": label} for label in labels]
         task = labelled(write(tmp_path, *records), outputs)
-        assert (texts_of(task), task.scores) == ([texts] * 3, expected)
+        assert (texts_of(task), labels_of(task)) == ([texts] * 3, expected)
         assert task.files[0].kind == ("text" if len(texts) == 1 else "scored pair" if outputs else "pair")
 
 
 def test_labels_with_probabilities(tmp_path: Path) -> None:
     """As a classifier writes them: "label" is the class. Of one output, "score" comes first."""
     path = write(tmp_path, {"text": "a", "label": "no", "score": 1.0}, {"text": "b", "label": "yes", "score": 0.98})
-    assert labelled(path, ("no", "yes")).scores == [0, 1]
-    assert labelled(path, ("score",)).scores == [1.0, 0.98]
+    assert labels_of(labelled(path, ("no", "yes"))) == [0, 1]
+    assert labels_of(labelled(path, ("score",))) == [1.0, 0.98]
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,6 @@ class Bomb:
 MATRIX = torch.arange(30.0).reshape(6, 5)
 
 
-def test_one_range_is_a_view() -> None:
-    found = take(MATRIX, ((1, 4),), ((2, 5),))
-    assert torch.equal(found, MATRIX[1:4, 2:5])
-    assert found.untyped_storage().data_ptr() == MATRIX.untyped_storage().data_ptr()
-    assert take(MATRIX) is MATRIX
-
-
 def test_several_ranges() -> None:
     assert torch.equal(take(MATRIX, ((0, 2), (4, 6)), ((1, 2), (3, 5))), MATRIX[[0, 1, 4, 5]][:, [1, 3, 4]])
     assert torch.equal(take(MATRIX[:, 0], ((0, 2), (4, 6)), ((1, 2),)), MATRIX[[0, 1, 4, 5], 0])

@@ -11,7 +11,6 @@ from tiny_models import TinySource
 
 import lonas_edge.network.source
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.location import SEARCH_SPACE
 from lonas_edge.network.source import open_source
 
 
@@ -100,4 +99,3 @@ def test_hub_ids_ask_for_the_files_needed(llama: TinySource, monkeypatch: pytest
 def test_directory_without_configuration(tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=r"no config\.json"):
         open_source(str(tmp_path))
-    assert SEARCH_SPACE == "nncf_config.json"

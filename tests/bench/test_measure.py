@@ -38,11 +38,8 @@ def log() -> list[str]:
 
 @pytest.fixture
 def variants(log: list[str]) -> dict[str, FakeVariant]:
-    return {
-        "subnet": FakeVariant("subnet", log),
-        "lora": FakeVariant("lora", log, 4.0, 3.0),
-        "third": FakeVariant("third", log),
-    }
+    lora = FakeVariant("lora", log, 4.0, 3.0)
+    return {"subnet": FakeVariant("subnet", log), "lora": lora, "third": FakeVariant("third", log)}
 
 
 def test_each_round_runs_every_variant_once_and_warm_ups_do_not_count(variants: dict[str, FakeVariant], log: list[str]) -> None:

@@ -280,13 +280,8 @@ def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp
     assert str(roomy.base.parent) not in (tmp_path / "out.partial/answers.jsonl").read_text()
     ran = run_cli(*command, "--limit", 3, "--protocol", "answer-word", "--prompt", "question", "--batch-size", 3)
     assert ran.code == 1
-    for change in (
-        "protocol: was option-text, is answer-word",
-        "prompt: ",
-        "limit: ",
-        "targets adapter:minimal batch_size: was 2",
-    ):
-        assert change in ran.err
+    changes = ("protocol: was option-text, is answer-word", "prompt: ", "limit: ", "targets adapter:minimal batch_size: was 2")
+    assert all(change in ran.err for change in changes)
     found = result(run_cli(*command))
     assert [target["answered"] for target in expected["targets"]] == [11, 11]
     assert [target["answered"] for target in found["targets"]] == [0, 9], "seven batches are kept: 6 + 5 prompts, and 2"

@@ -68,6 +68,7 @@ def candidates(record: CompressRecord, display: Display) -> Any:
         look = _look(next((targets.index(target) for target in each.picks if target in targets), len(targets)))
         axis.plot([each.cost], [each.kl], **look, markersize=8, linestyle="none", label=label)
     axis.set_yscale("symlog", linthresh=min((each.kl for each in points if each.kl > 0), default=1.0))
+    axis.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas
     axis.set(xlabel=f"{COSTS[record.cost].title} / unpruned", ylabel=f"{display.distance} (lower is better)")
     figure.legend(loc="outside lower left", frameon=False, fontsize=8.5)
     return figure

@@ -32,7 +32,6 @@ from lonas_edge.errors import UsageError, one_line
 COMMON = "Options"  # the panel that `--help` shows first: at most six options of a command
 PANELS = (COMMON, "Model", "Data", "Training", "Device", "Output", "Advanced")
 LARGEST_SEED = 2**32 - 1  # NumPy's
-RECIPE = "lonas-edge"  # a section of --config that says what the options were used with
 _Part = TypeVar("_Part", bound="Options")
 
 

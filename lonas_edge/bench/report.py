@@ -1,11 +1,11 @@
-"""The report of a benchmark: tables, Markdown and CSV."""
+"""The report of a benchmark: tables and Markdown."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lonas_edge.bench.record import METRICS, BenchRecord, Comparison, metric_titles
-from lonas_edge.bench.statistics import MIN_PAIRS, Ratio, Summary
+from lonas_edge.bench.record import BenchRecord, Comparison, metric_titles
+from lonas_edge.bench.statistics import MIN_PAIRS, Ratio
 from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.tables import Table
 
@@ -129,31 +129,7 @@ def _properties(properties: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in properties.items())
 
 
-def to_csv(report: BenchRecord) -> str:
-    """Format the report as CSV: one line per variant and case. Columns are named as in openvino_genai and llm_bench."""
-    parts = list(Summary.__annotations__)
-    facts = ["load_seconds", "peak_memory_bytes", "disk_bytes", "parameters", "macs_per_token"]
-    variants = {variant.name: variant for variant in report.variants}
-    lines = []
-    for row in report.rows:
-        variant, case = variants[row.variant], row.case
-        line = {name: getattr(variant, name) for name in ("framework", "device", "precision")}
-        line |= {"batch_size": case.batch_size, "input_size": case.prompt_len, "output_size": case.new_tokens}
-        for metric in (*METRICS, "throughput"):
-            line |= {f"{metric}_{part}": getattr(getattr(row, metric), part, None) for part in parts}
-        line |= {name: getattr(row, name) for name in ("decode_limit_ms", "decode_share_of_limit")}
-        line |= {name: getattr(variant.facts, name, None) for name in facts}
-        ratios = {c.metric: c.ratio for c in report.comparisons if (c.baseline, c.case) == (row.variant, case)}
-        for metric in METRICS:
-            ends = {"": "value", "_low": "low", "_high": "high"}
-            line |= {f"ratio_{metric}{end}": getattr(ratios.get(metric), name, None) for end, name in ends.items()}
-        lines.append({"variant": row.variant, **line})
-    headings = list(lines[0]) if lines else ["variant"]
-    return Table(headings, [list(line.values()) for line in lines]).to_csv()
-
-
 def write(report: BenchRecord, folder: Path) -> None:
-    """Write bench.json, bench.csv, bench.md into an existing directory."""
+    """Write bench.json and bench.md into an existing directory."""
     report.write(folder / "bench.json")
-    (folder / "bench.csv").write_text(to_csv(report), encoding="utf-8", newline="")
     (folder / "bench.md").write_text(to_markdown(report), encoding="utf-8")

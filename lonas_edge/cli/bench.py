@@ -39,7 +39,7 @@ class BenchCommand(JsonOptions, BenchOptions):
     new_tokens: Annotated[tuple[_TwoOrMore, ...], COMMAS] = option(
         (64,), help="Tokens to generate; several numbers give several tables."
     )
-    output: UserPath | None = option(None, metavar="DIR", help="Directory for bench.json, bench.csv and bench.md.")
+    output: UserPath | None = option(None, metavar="DIR", help="Directory for bench.json and bench.md.")
     batch_size: _Counts = option((1,), panel="Advanced", help="Prompts per batch.")
     rounds: int = option(
         24,
@@ -117,4 +117,4 @@ def _print(report: "BenchRecord", output: Path | None) -> None:
     for failure in report.failures:
         terminal.print(f"not measured: {failure.reason}", style="red")
     if output:
-        terminal.print(f"\n{output}: bench.json, bench.csv and bench.md")
+        terminal.print(f"\n{output}: bench.json and bench.md")

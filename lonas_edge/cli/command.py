@@ -12,7 +12,7 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 from lonas_edge.cli.commands import HELP
 from lonas_edge.errors import UsageError, one_line
 from lonas_edge.files import read_text
-from lonas_edge.options import PANELS, RECIPE, Option, declared, user_path
+from lonas_edge.options import PANELS, Option, declared, user_path
 
 _METAVARS = {int: "INTEGER", float: "FLOAT", Path: "PATH", str: "TEXT"}
 
@@ -94,7 +94,6 @@ def _read_config(ctx: click.Context, _param: click.Parameter, file: str | None) 
         raise click.UsageError(f"{path}: not readable as YAML: {one_line(str(error))}") from error
     if not isinstance(content, dict):
         raise click.UsageError(f"{path}: expected options as `name: value` lines, found {type(content).__name__}")
-    ctx.meta[RECIPE] = content.pop(RECIPE, None)
     options: list[Option] = [param.option for param in ctx.command.params if hasattr(param, "option")]
     names = {each.shown.lower().lstrip("-"): each for each in options}
     wrong, values = [], {}

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions
 from lonas_edge.cli.terminal import console, importing, progress
-from lonas_edge.options import RECIPE
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.tables import Table
 
@@ -49,9 +47,7 @@ def run(options: CompressCommand) -> None:
             if steps and (options.dry_run or not options.json):
                 _announce(steps, estimated, options.json)
 
-        recipe = click.get_current_context().meta.get(RECIPE)
-        recorded = recipe["sha256"] if isinstance(recipe, dict) and isinstance(recipe.get("sha256"), dict) else {}
-        record = compress_model(options.part(CompressOptions), report, announce, recorded)
+        record = compress_model(options.part(CompressOptions), report, announce)
     if record and options.json:
         print(json.dumps(record.to_json(), indent=1))
     elif record:

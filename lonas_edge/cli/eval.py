@@ -167,4 +167,4 @@ def _print(result: "EvalRecord", output: Path | None) -> None:
     for line in report.skipped(result):
         shown.print(line, style="yellow")
     if output:
-        shown.print(f"{output}: eval.json, eval.csv, eval.md and samples")
+        shown.print(f"{output}: eval.json, eval.md and samples")

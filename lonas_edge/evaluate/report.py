@@ -135,30 +135,11 @@ def skipped(record: EvalRecord) -> list[str]:
     ]
 
 
-def to_csv(record: EvalRecord) -> str:
-    """One row for each target, task and metric, and one for its average."""
-    sizes = ("linear_weights", "macs", "parameters")
-    rows: list[list[Any]] = []
-    for target in record.targets:
-        known = [getattr(target.sizes, size, None) for size in sizes]
-        cells = [target.name, target.precision, record.protocol, target.prompt, *known]
-        for task in target.tasks:
-            for name, metric in task.metrics.items():
-                rows.append([*cells, task.task, name, metric.value, metric.stderr, task.questions])
-        if target.average is not None:
-            error = None if target.average_stderr is None else target.average_stderr / 100
-            total = sum(task.questions for task in target.tasks)
-            rows.append([*cells, AVERAGE, "accuracy", target.average / 100, error, total])
-    headings = ["target", "precision", "protocol", "prompt", *sizes, "task", "metric", "value", "stderr", "questions"]
-    return Table(headings, rows).to_csv()
-
-
 def write(record: EvalRecord, samples: SampleLogs, folder: Path) -> None:
-    """Write eval.json, eval.csv, eval.md and the sample logs into a directory."""
+    """Write eval.json, eval.md and the sample logs into a directory."""
     from lm_eval.utils import handle_non_serializable
 
     record.write(folder / "eval.json")
-    (folder / "eval.csv").write_text(to_csv(record), encoding="utf-8", newline="")
     (folder / "eval.md").write_text(markdown(record), encoding="utf-8")
     for target, tasks in samples.items():
         logs = folder / "samples" / _file_name(target)

@@ -24,7 +24,7 @@ PACKAGES = ("lonas-edge", "lm-eval", "openvino", "openvino-genai", "torch", "tra
 def evaluate_into(
     directory: OutputDirectory | None, targets: Sequence[Target], settings: EvalSettings, progress: Progress = silent
 ) -> EvalRecord:
-    """Evaluate, and write `eval.json`, `eval.csv`, `eval.md` and the sample logs; a killed evaluation continues.
+    """Evaluate, and write `eval.json`, `eval.md` and the sample logs; a killed evaluation continues.
 
     Without a directory nothing is written, and nothing can be continued.
     """

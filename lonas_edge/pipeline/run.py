@@ -1,6 +1,6 @@
 """`compress`: from a model or adapter to a smaller model that runs, in one resumable run.
 
-The output DIR holds an exported directory for each target (`model` where there is one), the report, `recipe.yaml`, and in
+The output DIR holds an exported directory for each target (`model` where there is one), the report, and in
 `steps` the results of the steps, from which a run with other targets continues.
 """
 
@@ -19,10 +19,9 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import update_card
 from lonas_edge.exporting.model_card import COMPARISON
 from lonas_edge.families import CLASSIFICATION
-from lonas_edge.files import replace_text, sha256
+from lonas_edge.files import sha256
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
-from lonas_edge.options import RECIPE as SECTION
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.defaults import (
     Defaults,
@@ -46,7 +45,7 @@ from lonas_edge.search.picks import Pick
 from lonas_edge.training.defaults import check_conversations
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
-STEPS, RECIPE = "steps", "recipe.yaml"
+STEPS = "steps"
 LEAST_FITTING = 8  # held-out examples
 
 
@@ -66,7 +65,6 @@ def compress_model(
     options: CompressOptions,
     progress: Progress = silent,
     announce: Announce = lambda _steps, _estimate: None,
-    recorded: Mapping[str, str] | None = None,
 ) -> CompressRecord | None:
     """Compress a model and write the output directory; an earlier run there continues.
 
@@ -74,7 +72,6 @@ def compress_model(
         options: The options.
         progress: Reports what is being done.
         announce: Called with the pending steps and the estimate before the first step.
-        recorded: Hashes of the inputs of a recipe that is repeated; inputs that differ are reported.
 
     Returns:
         The record, or None for --dry-run.
@@ -98,9 +95,9 @@ def compress_model(
     run = _Run(source, defaults, options, picks, source_hashes(source), progress)
     if options.dry_run:
         with TemporaryDirectory(prefix="lonas-edge-") as folder:
-            run.prepare(Path(folder), announce, recorded or {})
+            run.prepare(Path(folder), announce)
         return None
-    return run.lead(announce, recorded or {})
+    return run.lead(announce)
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ class _Run:
         """The directory in the output of each target."""
         return {target: "model" if len(self.picks) == 1 else pick.file for target, pick in self.picks.items()}
 
-    def lead(self, announce: Announce, recorded: Mapping[str, str]) -> CompressRecord:
+    def lead(self, announce: Announce) -> CompressRecord:
         """Run the pending steps, and publish the results."""
         output, options = self.options.output, self.options
         finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
@@ -145,7 +142,7 @@ class _Run:
             if finished and same and (output / STEPS).is_dir() and not folder.exists():
                 self._restore(directory.partial, finished)
             try:
-                steps = self.prepare(folder, announce, recorded)
+                steps = self.prepare(folder, announce)
             except LonasEdgeError:
                 if not resumed:  # nothing to continue from
                     shutil.rmtree(folder, ignore_errors=True)
@@ -153,15 +150,12 @@ class _Run:
             steps.run(self.progress)
             return self._publish(directory, steps, finished)
 
-    def prepare(self, folder: Path, announce: Announce, recorded: Mapping[str, str]) -> Steps:
+    def prepare(self, folder: Path, announce: Announce) -> Steps:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
         options, defaults, trims = self.options, self.defaults, self.options.vocabulary != KEEP
         paths = Paths(folder, self.source, options.source if self.source.adapter else None, defaults.adapts, trims)
         stages = Stages(paths, defaults, self.source, tuple(self.picks.values()))
         counts, fitting = self._split(paths)
-        for name, value in self.inputs.items():
-            if recorded.get(name, value) != value:
-                self.progress(f"{name}: not the one that the recipe was written for (SHA-256)\nPlanning", None)
         stages.check(cost_settings(options))
         size = choose_size(paths.base, paths.train, options.vocabulary, options.prompt) if trims else None
         probe = self._probe(stages)
@@ -250,7 +244,6 @@ class _Run:
                 shutil.copytree(folder / "models" / pick.file, model, copy_function=_link)
                 update_card(model, COMPARISON, comparison(record))
             record.write(new / COMPRESS)
-            replace_text(new / RECIPE, self._recipe(record))
             write_report(record, new)
             if earlier:
                 self._carry_over(new, earlier)
@@ -258,7 +251,7 @@ class _Run:
 
     def _carry_over(self, new: Path, earlier: CompressRecord) -> None:
         """Link what others put into the output directory of an earlier run."""
-        ours = {STEPS, RECIPE, COMPRESS, MARKDOWN, PLOT, HTML, *earlier.options["folders"].values()}
+        ours = {STEPS, COMPRESS, MARKDOWN, PLOT, HTML, *earlier.options["folders"].values()}
         for path in self.options.output.iterdir():
             if path.name not in ours and not (new / path.name).exists():
                 if path.is_dir() and not path.is_symlink():
@@ -279,16 +272,6 @@ class _Run:
                     command = command.replace(before, str(moved[before]))
                 times.append(StepTime(name, command, steps.states[name].seconds, steps.estimates.get(name)))
         return tuple(times)
-
-    def _recipe(self, record: CompressRecord) -> str:
-        """The options of the run with all defaults resolved, for `--config`; and what they were used with."""
-        import yaml
-
-        options = {name: record.options[name] for name in vars(self.options) if name not in ("dry_run", "overwrite")}
-        given = {name.replace("_", "-"): value for name, value in options.items() if value is not None}
-        used = {"versions": record.versions, "sha256": self.inputs}
-        content: str = yaml.safe_dump({**given, SECTION: used}, sort_keys=False, allow_unicode=True)
-        return f"# lonas-edge compress --config {RECIPE} repeats this run.\n{content}"
 
 
 def _link(source: str, target: str) -> str:

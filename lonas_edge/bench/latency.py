@@ -12,14 +12,19 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from lonas_edge.bench import machine
 from lonas_edge.bench.measure import Failures, Measurement, PromptSource, Schedule, measure
-from lonas_edge.bench.memory import group_by_memory, weight_bytes
 from lonas_edge.bench.variants import Case, Facts, Placement, Variant, npu_lengths
 from lonas_edge.bench.worker import VariantFailedError, VariantProcess
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting.exported import Exported, open_exported
+from lonas_edge.ir import WEIGHTS
 from lonas_edge.progress import Progress, silent
+
+_PROCESS_BYTES = 700_000_000  # libraries and activations of a process
+_SHARE_OF_MEMORY = 0.9  # of the free memory, for variants that are loaded together
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ def measure_latency(variants: Sequence[Variant], plan: Plan) -> Measurement:
     Returns the samples until the end or Ctrl-C. A variant that fails at one start is not tried at the next.
     """
     result = Measurement()
-    for group in group_by_memory(variants):
+    for group in _group_by_memory(variants):
         result.groups.append([variant.name for variant in group])
         parts, failures = plan.schedule.split(), Failures()
         for number, part in enumerate(parts):
@@ -75,13 +80,7 @@ def _measure_start(group: Sequence[Variant], plan: Plan, failures: Failures, fir
             return Measurement(failures=failures, interrupted=True)
         pids = [process.pid for process in loaded.values() if process.pid]
         before = machine.CpuTimes.now(pids)
-        bandwidths: list[float] = []
-
-        def measure_bandwidth() -> None:  # before each round: it varies with the load of the host
-            bandwidths.append(machine.memory_bandwidth(plan.placement.threads))
-
-        result = measure(loaded, plan.cases, plan.schedule, plan.prompts, plan.progress, failures, measure_bandwidth)
-        result.bandwidths = bandwidths
+        result = measure(loaded, plan.cases, plan.schedule, plan.prompts, plan.progress, failures)
         result.loads = [machine.others_share(before, machine.CpuTimes.now(pids), os.cpu_count() or 1)]
         for variant in group if first and not result.interrupted else ():
             if variant.name in loaded and loaded[variant.name].alive:
@@ -89,6 +88,14 @@ def _measure_start(group: Sequence[Variant], plan: Plan, failures: Failures, fir
                     known = {"parameters": variant.parameters, **loaded[variant.name].facts()}
                     result.facts[variant.name] = Facts(seconds[variant.name], **known)
     return result
+
+
+def _group_by_memory(variants: Sequence[Variant]) -> list[list[Variant]]:
+    """Group variants: all together if they fit in the free memory, otherwise the first with each of the others."""
+    needed = sum(variant.bytes_estimate + _PROCESS_BYTES for variant in variants)
+    if needed <= _SHARE_OF_MEMORY * psutil.virtual_memory().available or len(variants) < 3:
+        return [list(variants)]
+    return [[variants[0], variant] for variant in variants[1:]]
 
 
 @dataclass(frozen=True)
@@ -146,5 +153,5 @@ def ir_variant(name: str, opened: Exported, cases: Sequence[Case], device: str, 
         opened.weight_format,
         properties={**lengths, **properties},
         parameters=opened.manifest.sizes.subnetwork.parameters if opened.manifest else None,
-        bytes_estimate=weight_bytes(opened.folder),
+        bytes_estimate=(opened.folder / WEIGHTS).stat().st_size,
     )

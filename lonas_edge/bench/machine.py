@@ -1,4 +1,4 @@
-"""Describe the machine, and measure its memory bandwidth and its load by others."""
+"""Describe the machine, and measure its load by others."""
 
 import os
 import platform
@@ -14,8 +14,6 @@ from lonas_edge.bench.variants import Placement
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.ir.core import openvino_core
 
-BANDWIDTH_BYTES = 2**29  # far beyond any cache
-BANDWIDTH_REPEATS = 3
 CPU_SYSFS = Path("/sys/devices/system/cpu")
 CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
@@ -89,24 +87,6 @@ def _cpuinfo(name: str) -> str:
     """Return a field of the first processor in /proc/cpuinfo."""
     lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.split(":", 1)[0].strip() == name), "")
-
-
-def memory_bandwidth(threads: int) -> float:
-    """Return the bytes per second that `threads` threads read from memory: the best of several passes over 512 MiB."""
-    import torch
-
-    before, best = torch.get_num_threads(), float("inf")
-    torch.set_num_threads(threads)
-    try:
-        values = torch.ones(BANDWIDTH_BYTES // 4)
-        for kernel in (torch.amax, torch.sum):
-            for _ in range(BANDWIDTH_REPEATS):
-                start = time.perf_counter()
-                kernel(values)
-                best = min(best, time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(before)
-    return BANDWIDTH_BYTES / best
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ class Measurement:
     interrupted: bool = False
     groups: list[list[str]] = field(default_factory=list)  # names of the variants that were loaded together
     facts: dict[str, Facts] = field(default_factory=dict)
-    bandwidths: list[float] = field(default_factory=list)  # bytes per second read from memory, before each round
     loads: list[dict[str, float]] = field(default_factory=list)  # shares of the processor that others used, for each start
 
     def timings(self, variant: str, case: Case) -> list[Timing]:
@@ -60,7 +59,6 @@ class Measurement:
         self.interrupted |= part.interrupted
         self.groups += part.groups
         self.facts = part.facts | self.facts
-        self.bandwidths += part.bandwidths
         self.loads += part.loads
 
 
@@ -116,7 +114,6 @@ def measure(
     prompts: PromptSource,
     report: Progress = silent,
     failures: Failures | None = None,
-    before_round: Callable[[], None] = lambda: None,
 ) -> Measurement:
     """Measure loaded variants in interleaved rounds; return the samples until the end or Ctrl-C.
 
@@ -134,8 +131,6 @@ def measure(
                 if not active:
                     break
                 warming = number < schedule.warmup
-                if not warming:
-                    before_round()
                 batch = prompts.next(case)
                 step = "warm-up" if warming else f"round {number - schedule.warmup + 1} of {schedule.rounds}"
                 for name in active:

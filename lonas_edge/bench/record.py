@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lonas_edge.bench.measure import ROUNDS_PER_START, Measurement, Sample
-from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.bench.runners import RUNNERS
 from lonas_edge.bench.statistics import MIN_PAIRS, Ratio, Summary, paired_ratio, summarize
 from lonas_edge.bench.variants import SUBNET, Case, Facts, Timing, Variant
@@ -53,8 +52,6 @@ class Row:
     tpot: Summary | None
     generate_duration: Summary  # the complete generation, or the pass of a classifier
     throughput: Summary  # tokens (sequences for a classifier) per second over the batch
-    decode_limit_ms: float | None  # weights and KV cache that a decoding step reads, over the memory bandwidth. CPU only
-    decode_share_of_limit: float | None  # that over the median TPOT
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,6 @@ class BenchRecord(Record):
     model: Mapping[str, Any]  # base, adapter and sub-network, from `lonas_edge.json`
     conditions: Mapping[str, Any]  # machine, versions, placement, schedule
     load: Mapping[str, float]  # largest shares of the processor that other programs used and the host took
-    bandwidth: float | None  # bytes per second read from memory, median over the rounds
     variants: Sequence[VariantReport]
     rows: Sequence[Row]
     comparisons: Sequence[Comparison]
@@ -106,45 +102,26 @@ def describe_variant(variant: Variant, facts: Facts | None) -> VariantReport:
     return VariantReport(*described, variant.tokens_per_text)
 
 
-def make_rows(
-    measurement: Measurement,
-    variants: Sequence[VariantReport],
-    cases: Sequence[Case],
-    configs: Mapping[str, Mapping[str, Any]],
-    bandwidth: float | None,
-) -> list[Row]:
-    """Summarize every variant in every case that has samples.
-
-    `configs` are the config.json of each variant, for the size of its KV cache; `bandwidth` is in bytes per second.
-    """
+def make_rows(measurement: Measurement, variants: Sequence[VariantReport], cases: Sequence[Case]) -> list[Row]:
+    """Summarize every variant in every case that has samples."""
     return [
-        _row(variant, case, timings, configs[variant.name], bandwidth)
+        _row(variant.name, case, timings)
         for case in cases
         for variant in variants
         if (timings := measurement.timings(variant.name, case))
     ]
 
 
-def _row(
-    variant: VariantReport, case: Case, timings: Sequence[Timing], config: Mapping[str, Any], bandwidth: float | None
-) -> Row:
+def _row(variant: str, case: Case, timings: Sequence[Timing]) -> Row:
     summaries = {name: summarize([METRICS[name](timing) for timing in timings]) for name in metric_titles(case)}
     produced = (case.new_tokens or 1) * case.batch_size
-    limit = share = None
-    facts = variant.facts
-    if case.new_tokens and bandwidth and variant.device.lower() == "cpu" and facts and facts.weight_bytes_per_token:
-        cache = case.batch_size * kv_bytes(config, case.prompt_len + case.new_tokens / 2, facts.kv_precision)
-        limit = 1e3 * (facts.weight_bytes_per_token + cache) / bandwidth
-        share = limit / summaries["tpot"].p50
     return Row(
-        variant.name,
+        variant,
         case,
         ttft=summaries.get("ttft"),
         tpot=summaries.get("tpot"),
         generate_duration=summaries["generate_duration"],
         throughput=summarize([produced / timing.end_to_end for timing in timings]),
-        decode_limit_ms=limit,
-        decode_share_of_limit=share,
     )
 
 

@@ -24,14 +24,13 @@ def latency_table(report: BenchRecord, case: Case) -> Table:
     titles = metric_titles(case)
     metrics = list(titles)[:2]  # end to end follows from TTFT and TPOT
     headings = ["variant", *(heading for metric in metrics for heading in (f"{titles[metric]} ms", "p90"))]
-    headings += ["tokens/s", "of limit"] if case.new_tokens else ["sequences/s"]
+    headings.append("tokens/s" if case.new_tokens else "sequences/s")
     rows = []
     for row in report.rows:
         if row.case == case:
             summaries = [getattr(row, metric) for metric in metrics]
             cells = [f"{value:.1f}" for summary in summaries for value in (summary.p50, summary.p90)]
-            share = "" if row.decode_share_of_limit is None else f"{row.decode_share_of_limit:.0%}"
-            rows.append([row.variant, *cells, f"{row.throughput.p50:.1f}", *([share] if case.new_tokens else [])])
+            rows.append([row.variant, *cells, f"{row.throughput.p50:.1f}"])
     return Table(headings, rows, str(case))
 
 
@@ -85,11 +84,9 @@ def variant_table(report: BenchRecord) -> Table:
 def explain(report: BenchRecord) -> str:
     """Explain the tables."""
     texts = next((table for row in report.rows if (table := text_table(report, row.case))), None)
-    limit = "Limit: bytes of weights and KV cache that a token reads, over the memory bandwidth. "
     return (
-        f"Medians and 90th percentiles of the rounds. {limit if any(row.case.new_tokens for row in report.rows) else ''}"
-        f"Ratio: latency of {SUBNET} over that of the baseline, paired over rounds, with its 95 % interval "
-        f"(over starts, with {MIN_PAIRS} or more); below 1 {SUBNET} is faster."
+        f"Medians and 90th percentiles of the rounds. Ratio: latency of {SUBNET} over that of the baseline, paired by round, "
+        f"with its 95 % interval (over starts, with {MIN_PAIRS} or more); below 1 {SUBNET} is faster."
         + ("" if texts is None else " For equal texts: times tokens per text, which a trimmed vocabulary raises.")
     )
 
@@ -99,10 +96,9 @@ def describe_conditions(report: BenchRecord) -> list[str]:
     conditions = report.conditions
     machine, schedule = conditions["machine"], conditions["schedule"]
     instructions = f" ({', '.join(machine['instructions'])})" if machine.get("instructions") else ""
-    bandwidth = "" if report.bandwidth is None else f", {report.bandwidth / 1e9:.1f} GB/s memory bandwidth (measured)"
     return [
         f"{machine['processor']}{instructions}, {conditions['threads']} threads on processors {conditions['cores']}, "
-        f"{machine['memory_bytes'] / 1e9:.1f} GB{bandwidth}; IRs on {machine['device']} ({machine['device_name']})",
+        f"{machine['memory_bytes'] / 1e9:.1f} GB; IRs on {machine['device']} ({machine['device_name']})",
         f"{schedule['rounds']} interleaved rounds in {schedule['starts']} starts, {schedule['warmup']} warm-ups each, one "
         "process per variant, distinct random prompts, no prefix cache; processor used by "
         f"others {report.load.get('others', 0):.0%}, host {report.load.get('stolen', 0):.0%}; {machine['date']}",

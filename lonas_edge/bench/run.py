@@ -1,6 +1,5 @@
 """Run a benchmark: variants, measurement, statistics, record."""
 
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -34,10 +33,8 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
         raise_all("Nothing could be measured:", list(measurement.failures.values()))
         raise LonasEdgeError("Interrupted before the first round was complete.")
 
-    bandwidth = statistics.median(measurement.bandwidths) if measurement.bandwidths else None
     load = {name: max((load[name] for load in measurement.loads), default=0.0) for name in ("others", "stolen")}
     described = [record.describe_variant(variant, measurement.facts.get(variant.name)) for variant in variants]
-    configs = {variant.name: variant.config for variant in variants}
     baselines = [variant.name for variant in variants if variant.name != SUBNET]
     comparisons = record.compare(measurement, baselines, options.cases)
     rounds, starts = options.schedule.rounds, len(options.schedule.split())
@@ -46,9 +43,8 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
         model={key: exported.own_manifest.to_json()[key] for key in record.MODEL_FIELDS},
         conditions=_conditions(options, placement, measurement),
         load=load,
-        bandwidth=bandwidth,
         variants=described,
-        rows=record.make_rows(measurement, described, options.cases, configs, bandwidth),
+        rows=record.make_rows(measurement, described, options.cases),
         comparisons=comparisons,
         failures=record.failures(measurement),
         warnings=[*missing, *limits],

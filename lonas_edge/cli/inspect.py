@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
-from lonas_edge.cli.terminal import console, importing, loading
+from lonas_edge.cli.terminal import console, progress
 from lonas_edge.options import option
 from lonas_edge.tables import Table
 
@@ -28,9 +28,8 @@ class InspectOptions(JsonOptions, SubnetOptions, SourceOptions):
 @command
 def run(options: InspectOptions) -> None:
     """Show the sizes of a sub-network next to those of the unpruned model, and a picture of it. No weights are read."""
-    with loading():
-        with importing():
-            from lonas_edge.network.source import open_source
+    with progress(left=False):
+        from lonas_edge.network.source import open_source
 
         opened = open_source(options.source, options.model, options.nncf_config, weights=False)
     chosen = opened.select(options.subnet)

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.terminal import console, loading
+from lonas_edge.cli.terminal import console, progress
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import BLOCK_KINDS
 from lonas_edge.options import COMMAS, Names, Options, PathOrName, UserPath, option
@@ -60,7 +60,7 @@ class SpaceOptions(Options):
 @command
 def run(options: SpaceOptions) -> None:
     """Write a search space: elastic LoRA ranks, elastic widths of MLPs and attention, and blocks that can be removed."""
-    with loading():
+    with progress(left=False):
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import open_source
         from lonas_edge.output import check_replaceable
@@ -79,12 +79,8 @@ def run(options: SpaceOptions) -> None:
     content = generate_space(architecture, ratios, options.ranks, offered, options.heads, ranks)
     replace_text(options.output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
-    shown = console(stderr=True, soft_wrap=True)
-    shown.print(f"{options.output}: {len(groups) + len(offered)} elastic groups for {(source.adapter or source.base).name}")
-    for kind in depth:
-        blocks = [path for path, block in architecture.blocks.items() if block.kind == kind]
-        free, kept = [path for path in blocks if path in offered], [path for path in blocks if path not in offered]
-        shown.print(f"{kind}: removable: {_layers(free)}; always kept: {_layers(kept)}")
+    name = (source.adapter or source.base).name
+    console(stderr=True, soft_wrap=True).print(f"{options.output}: {len(groups) + len(offered)} elastic groups for {name}")
 
 
 def _freedom(options: SpaceOptions, architecture: "Architecture") -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -101,9 +97,3 @@ def _check_adapter(options: SpaceOptions, source: "Source") -> None:
     if source.training and source.training.recovered and source.training.recovered.widths:
         name = source.training.recovered.subnetwork
         raise LonasEdgeError(f"{source.folder}: fine-tuned for its {name} sub-network alone; pass the super-adapter instead")
-
-
-def _layers(paths: list[str]) -> str:
-    """Layers of some blocks of one kind."""
-    layers = [next(part for part in path.split(".") if part.isdigit()) for path in paths]
-    return f"layer{'s' * (len(layers) != 1)} {', '.join(layers)}" if layers else "none"

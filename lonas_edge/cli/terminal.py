@@ -1,4 +1,4 @@
-"""The terminal: console, spinner, progress bar, and faster imports while they are shown.
+"""The terminal: console, progress bar, and faster imports while they are shown.
 
 Printed texts come from foreign files and names: markup and control characters in them have no effect.
 """
@@ -15,12 +15,6 @@ from lonas_edge.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.status import Status
-
-
-def loading() -> "Status":
-    """A spinner on standard error, for the seconds that heavy imports take."""
-    return console(stderr=True).status("Loading")
 
 
 def console(stderr: bool = False, soft_wrap: bool = False) -> "Console":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.terminal import console, importing, loading, progress
+from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.options import Options, PathOrName, UserPath, option
 from lonas_edge.tables import Table
@@ -37,7 +37,7 @@ def run(options: TrimOptions) -> None:
     tokens. Without --output, show sizes and what they cost. The result is a base model for all other commands, also for
     adapters of the untrimmed model: pass it as --model.
     """
-    with loading(), importing():
+    with progress(left=False), importing():
         from lonas_edge.network.source import open_source
         from lonas_edge.output import OutputDirectory
         from lonas_edge.vocabulary.model_vocabulary import ModelVocabulary

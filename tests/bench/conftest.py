@@ -7,7 +7,7 @@ import pytest
 from fake_variants import FakeProcess, Fakes
 from tiny_models import TinyModels, TinySource
 
-from lonas_edge.bench import latency, machine
+from lonas_edge.bench import latency
 from lonas_edge.exporting.export import ExportOptions, export
 
 
@@ -33,8 +33,7 @@ def copy(int8: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    """Replace the variants' processes by fakes, and the memory bandwidth by 20 GB/s."""
+    """Replace the variants' processes by fakes."""
     fakes = Fakes()
     monkeypatch.setattr(latency, "VariantProcess", lambda variant, placement: FakeProcess(fakes, variant, placement))
-    monkeypatch.setattr(machine, "memory_bandwidth", lambda _threads: 20e9)
     return fakes

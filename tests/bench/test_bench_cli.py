@@ -28,13 +28,13 @@ def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_p
         ("subnet", "lora", metric) for metric in ("ttft", "tpot", "generate_duration")
     }
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"bench.json", "bench.csv", "bench.md"}
+    assert files == {"bench.json", "bench.md"}
     facts = {variant["name"]: variant["facts"] for variant in report["variants"]}
     assert all(fact["peak_memory_bytes"] > 1e7 and fact["load_seconds"] > 0 for fact in facts.values())
     sizes = json.loads((int8 / "lonas_edge.json").read_text())["sizes"]
     assert facts["subnet"]["parameters"] == sizes["subnetwork"]["parameters"]
     assert facts["subnet"]["kv_precision"] == "u8" and facts["lora"]["kv_precision"] == "f32"
-    assert report["conditions"]["loaded_together"] == [["subnet", "lora"]] and report["bandwidth"] > 1e8
+    assert report["conditions"]["loaded_together"] == [["subnet", "lora"]]
 
 
 def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fakes: Fakes) -> None:

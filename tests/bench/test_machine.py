@@ -1,12 +1,10 @@
-"""Placement on a fake machine, its description, bandwidth, and load by others."""
+"""Placement on a fake machine, its description, and load by others."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
-from lonas_edge.bench import machine
-from lonas_edge.bench.machine import CpuTimes, memory_bandwidth, others_share, placement
+from lonas_edge.bench.machine import CpuTimes, others_share, placement
 from lonas_edge.bench.variants import Placement
 from lonas_edge.errors import LonasEdgeError
 
@@ -36,12 +34,3 @@ def test_load_by_others() -> None:
     before, after = CpuTimes(0.0, 100.0, 5.0, 10.0), CpuTimes(10.0, 116.0, 7.0, 21.0)
     assert others_share(before, after, 2) == {"others": pytest.approx(0.25), "stolen": pytest.approx(0.1)}
     assert others_share(before, before, 2) == {"others": 0.0, "stolen": 0.0}
-
-
-def test_bandwidth_is_bytes_over_the_best_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([t for start in range(6) for t in (float(start), start + (0.5 if start == 4 else 0.75))])
-    monkeypatch.setattr(machine, "BANDWIDTH_BYTES", 4096)
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(ticks))
-    threads = torch.get_num_threads()
-    assert memory_bandwidth(threads + 1) == 4096 / 0.5
-    assert torch.get_num_threads() == threads  # the caller's setting is restored

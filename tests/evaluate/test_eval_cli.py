@@ -1,6 +1,5 @@
 """`lonas-edge eval` on tiny models and a few samples of every task; accuracies are recomputed with plain transformers."""
 
-import csv
 import json
 import re
 import shutil
@@ -250,10 +249,6 @@ def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tm
     saved = json.loads((tmp_path / "out/eval.json").read_text())
     assert saved["schema"] == "lonas-edge/eval/1"
     assert EvalRecord.read(tmp_path / "out/eval.json").to_json() == EvalRecord.from_json(saved, "saved").to_json()
-    rows = list(csv.DictReader((tmp_path / "out/eval.csv").open()))
-    assert {(row["target"], row["task"], row["metric"]) for row in rows} == {
-        (target, task, metric) for target in ("ir", "base") for task in ("boolq", "ARC-Easy") for metric in ("acc", "acc_norm")
-    } | {(target, "average", "accuracy") for target in ("ir", "base")}
     message = (tmp_path / "out/eval.md").read_text()
     average = saved["targets"][0]["average"]
     assert f"{average:.1f}" in message

@@ -29,9 +29,10 @@ from tiny_models import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lonas_edge.bench.memory import kv_bytes
 from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.network.configuration import parse_config
 from lonas_edge.network.super_network import load_super_network
+from lonas_edge.space.architecture import Architecture
 
 Choose = Callable[[TinySource, str], list[int]]
 Cut = Callable[[str, str], tuple[TinySource, list[int], Path]]
@@ -61,13 +62,13 @@ def exported(source: TinySource, widths: list[int], output: Path, **options: obj
 
 
 def cache_elements(folder: Path) -> int:
-    """Count the elements that a token adds to the IR's states, and compare `kv_bytes` of config.json with them."""
+    """Count the elements that a token adds to the IR's states, and compare those of config.json with them."""
     sinks = ov.Core().read_model(folder / "openvino_model.xml").get_sinks()
     shapes = [sink.get_input_partial_shape(0) for sink in sinks]  # [prompts, heads, tokens, channels], keys and values
     growing = [shape for shape in shapes if len(shape) == 4 and shape[2].is_dynamic]  # not the states of Mamba
     elements = sum(shape[1].get_length() * shape[3].get_length() for shape in growing)
     config = json.loads((folder / "config.json").read_text())
-    assert kv_bytes(config, 7, "f16") == 7 * 2 * elements and kv_bytes(config, 1, "u8") == elements
+    assert Architecture.from_config(parse_config(config, "config.json"), "config.json").kv_elements() == elements
     return elements
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import openvino_genai
 import pytest
 import torch
-import yaml
 from pipeline_runs import PROBE, QUICK, Finished, forbidden, plan_steps, write_data
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyModels, TinySource
@@ -40,7 +39,7 @@ def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
     text = openvino_genai.LLMPipeline(out / "model", "CPU").generate("What", max_new_tokens=3)
     assert isinstance(str(text), str)
     names = {path.name for path in out.iterdir()}
-    assert names == {"model", "steps", "compress.json", "recipe.yaml", "report.md", "report.html", "report.png"}
+    assert names == {"model", "steps", "compress.json", "report.md", "report.html", "report.png"}
     assert not (out / "steps" / "baselines").exists()
     table = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| ")][:4]
     assert len(table) == 4 and all(line in (out / "model/README.md").read_text() for line in table)
@@ -341,26 +340,6 @@ def test_two_targets_that_choose_the_same_network(
     assert folders == ["weights-0.95x", "weights-0.951x"]
     weights = [load_file(tmp_path / f"out/steps/recovered/{name}/adapter_model.safetensors") for name in folders]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-
-
-def test_the_recipe_repeats_the_run(finished: Finished, tmp_path: Path, quick: None, run_cli: Callable[..., Any]) -> None:
-    """The same weights; changed inputs are named."""
-    recipe = yaml.safe_load((finished.folder / "out" / "recipe.yaml").read_text())
-    assert recipe["recovery-steps"] == 4
-    assert set(recipe["lonas-edge"]["sha256"]) == {"base", "data"}
-    ran = run_cli("compress", "--config", finished.folder / "out" / "recipe.yaml", "--output", tmp_path / "out", "--json")
-    assert ran.code == 0, ran.err
-    for name in ("lora", "recovered/weights-0.95x"):
-        made, expected = (
-            load_file(out / "steps" / name / "adapter_model.safetensors") for out in (tmp_path / "out", finished.folder / "out")
-        )
-        assert all(torch.equal(made[key], tensor) for key, tensor in expected.items())
-    assert "not the one that the recipe was written for" not in ran.err
-    recipe["lonas-edge"]["sha256"]["data"] = "0" * 64
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    ran = run_cli("compress", "--config", tmp_path / "recipe.yaml", "--output", tmp_path / "other", "--dry-run")
-    assert "data: not the one that the recipe was written for (SHA-256)" in ran.err
-    assert "base: not" not in ran.err
 
 
 def test_a_dry_run_writes_nothing(

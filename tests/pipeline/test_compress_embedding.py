@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from pipeline_runs import make_quick, plan_steps
 from tiny_bert import TinyBert
 
@@ -51,7 +50,7 @@ def made(tiny_bert: TinyBert, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def test_the_output(made: tuple[Path, CompressRecord]) -> None:
-    """A layer is removed without a fine-tuning, the result is INT8, and all of it is in report and recipe."""
+    """A layer is removed without a fine-tuning, the result is INT8, and all of it is in the report."""
     out, record = made
     names = ["space", "search", "recover weights<=0.8x", "export weights<=0.8x", "baselines", "measure"]
     assert [step.name for step in record.steps] == names
@@ -65,8 +64,8 @@ def test_the_output(made: tuple[Path, CompressRecord]) -> None:
     assert record.samples == () and record.curves[0].held_out and not record.curves[0].distilled
     trained = json.loads((out / "steps/recovered/weights-0.8x/training.json").read_text())
     assert trained["teacher"] and trained["options"]["batch_size"] == 32
-    recipe = yaml.safe_load((out / "recipe.yaml").read_text())
-    assert recipe["weight-format"] == "int8_sym" and recipe["prompt-len"] == 8 and "new-tokens" not in recipe
+    options = record.options
+    assert (options["weight_format"], options["prompt_len"], options["new_tokens"]) == ("int8_sym", 8, None)
     report = (out / "report.html").read_text()
     assert "cosine distance" in report and "Sample answers" not in report and "KL" not in report
     assert "1 of 3 layers removed" in (out / "report.md").read_text()

@@ -199,7 +199,8 @@ def test_space_and_training(command_line: CommandLine) -> None:
 def test_search_picks_a_network_that_export_takes(command_line: CommandLine) -> None:
     """The recorded KL is the KL from the maximal network at the positions that predict an answer's token.
 
-    The oracle computes in fp32; a search computes in bf16 where the processor multiplies that faster.
+    The oracle computes in fp32; a search computes in bf16 where the processor multiplies that faster. With AMX, the KL of two
+    nearly equal networks (0.009 nats) was off by 0.003.
     """
     folder, record = command_line.searched(), command_line.record
     assert len(record["evaluations"]) == 6
@@ -215,7 +216,8 @@ def test_search_picks_a_network_that_export_takes(command_line: CommandLine) -> 
 
     maximal = log_probabilities([max(widths) for widths in groups(command_line.space)])
     kl = (maximal.exp() * (maximal - log_probabilities(best["widths"]))).sum(-1).mean().item()
-    assert best["quality"] == pytest.approx(kl, rel={"fp32": 1e-3, "bf16": 0.1}[record["settings"]["dtype"]])
+    tolerance = {"fp32": {"rel": 1e-3}, "bf16": {"rel": 0.1, "abs": 5e-3}}[record["settings"]["dtype"]]
+    assert best["quality"] == pytest.approx(kl, **tolerance)
 
 
 def answer_positions(model: Path, data: Path) -> tuple[torch.Tensor, torch.Tensor]:

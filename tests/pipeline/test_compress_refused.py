@@ -90,7 +90,7 @@ def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: N
     """The steps together need more than is free, although each has room: refused before any step is timed."""
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", forbidden)
-    options = CompressOptions(data=data, output=tmp_path / "out", weight_format="int8_sym")
+    options = CompressOptions(source=str(llama.base), data=data, output=tmp_path / "out", weight_format="int8_sym")
     needed = disk_bytes(open_source(str(llama.base)), LANGUAGE_MODEL, options, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=needed - 1))
     with pytest.raises(LonasEdgeError, match="not enough disk space"):

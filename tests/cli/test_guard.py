@@ -39,10 +39,10 @@ def validation_error() -> Exception:
 RAISED = [
     (RuntimeError("odd\n news"), UNEXPECTED.format("RuntimeError", "odd news")),
     (validation_error(), UNEXPECTED.format("ValidationError", "2 validation errors for dict.*")),
-    (MemoryError(), r"error: out of memory in lonas-edge inspect \(starting\)\. Close other programs\."),
+    (MemoryError(), r"error: out of memory in lonas-edge inspect \(Loading\)\. Close other programs\."),
     (RuntimeError("std::bad_alloc"), r"error: out of memory in .*"),
     (OSError(28, "No space left on device", "/a/b"), r"error: /a/b: No space left on device"),
-    (OSError(28, "No space left on device"), r"error: No space left on device, in lonas-edge inspect \(starting\)"),
+    (OSError(28, "No space left on device"), r"error: No space left on device, in lonas-edge inspect \(Loading\)"),
     (PermissionError(13, "Permission denied", b"/a\x1b"), r"error: /a\\x1b: Permission denied"),
     (RuntimeError("PytorchStreamWriter: data/0: file write failed"), r"error: writing failed in .*data/0.*"),
     (KeyboardInterrupt(), "interrupted: nothing was written"),

@@ -238,7 +238,7 @@ main()
 
 
 def run_optimum(command: Command, guards: tuple[str, ...]) -> None:
-    """Run `optimum-cli` in a process that ends with this one; `guards` are its configurations whose checks are left out."""
+    """Run `optimum-cli` in a process that ends with this one; `guards` names configurations whose checks are skipped."""
     with OutputDirectory(command.paths[""]).open() as folder:
         _, *argv = to_argv(replace(command, paths={**command.paths, "": folder}))
         done = subprocess.run(

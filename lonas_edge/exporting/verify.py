@@ -32,7 +32,7 @@ from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import Inputs, empty_model
 from lonas_edge.network.super_network import base_name, empty_super_network, in_adapter
 
-# Upper bounds of correct exports; `docs/design-notes.md` has the measurements. Logit tolerances are for logits up to
+# Upper bounds of correct exports; docs/benchmarks/verification.md has the measurements. Logit tolerances are for logits up to
 # LOGIT_RANGE and grow in proportion beyond it.
 LOGIT_RANGE = 32
 CHECKPOINT_TOLERANCE = 1e-8

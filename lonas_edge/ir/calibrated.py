@@ -12,7 +12,7 @@ from lonas_edge.ir.compress import quiet
 from lonas_edge.ir.core import inputs_of
 from lonas_edge.ir.schemes import Scheme
 
-_MEMORY = 3.0  # times the fp32 weights: these, NNCF's copy, inputs of layers and work (`docs/design-notes.md`)
+_MEMORY = 3.0  # times the fp32 weights: these, NNCF's copy, inputs of layers and work
 _LIBRARIES = 1.2e9  # bytes
 
 

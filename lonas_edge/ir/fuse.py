@@ -1,7 +1,7 @@
 """Fuse products with the same input: q, k and v projections of a layer become rows of one matrix.
 
 A decoded token passes hundreds of small products, each with a dispatch overhead. Codes, zero points and scales are stacked, so
-no number changes. gate and up stay separate: stacking them has no effect (`docs/design-notes.md`).
+no number changes. gate and up stay separate: stacking them has no effect (`docs/benchmarks/not-adopted.md`).
 """
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence

@@ -5,14 +5,22 @@ rest in other batches, whose last bits may differ.
 """
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import LM
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.files import json_sha256
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
 
 FILE = "answers.jsonl"
 
@@ -80,3 +88,57 @@ class LoggedTarget:
         self.answered += prompts
         self._log.add(batch, answers)
         return answers
+
+
+class BatchedLM(LM):  # type: ignore[misc]
+    """A model for the harness: requests reach the target in batches that depend only on the task and the batch size."""
+
+    def __init__(self, logged: LoggedTarget, progress: Callable[[str, float], None]):
+        """Wrap a target; `progress` receives the task's name in the harness, and the share that is done."""
+        super().__init__()
+        self._logged, self._progress = logged, progress
+
+    def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
+        """See `LM`."""
+        return [tuple(answer) for answer in self._answers("loglikelihood", requests)]  # saved ones are lists
+
+    def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
+        """See `LM`."""
+        return self._answers("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: "list[Instance]") -> list[str]:
+        """See `LM`."""
+        return self._answers("generate_until", requests)
+
+    def _answers(self, kind: str, requests: "list[Instance]") -> list[Any]:
+        answers: dict[int, Any] = {}
+        for batch in _batches(requests, self._logged.target.batch_size):
+            chosen = [requests[index] for index in batch]
+            self._progress(chosen[0].task_name or kind, len(answers) / len(requests))
+            asked, prompts = [kind, *(request.args for request in chosen)], len({request.args[0] for request in chosen})
+            answers |= zip(batch, self._logged.answers(asked, prompts, partial(run, kind, chosen)), strict=True)
+        return [answers[index] for index in range(len(requests))]
+
+
+def run(kind: str, requests: "list[Instance]", model: Any) -> list[Any]:
+    """Call a method of a harness's model; log-likelihoods are checked."""
+    answers: list[Any] = getattr(model, kind)(requests, disable_tqdm=True)
+    values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers if not isinstance(answer, str)]
+    if any(math.isnan(value) for value in values):  # the first option would look like the most likely one
+        raise LonasEdgeError(
+            f"{requests[0].task_name}: log-likelihoods are not numbers; is the model damaged, or does fp16 overflow?"
+        )
+    return answers
+
+
+def _batches(requests: "Sequence[Instance]", size: int) -> Iterator[list[int]]:
+    """Yield indices of requests, task by task, the longest prompts first, those of one prompt together."""
+
+    def prompt(index: int) -> tuple[str, int, str]:
+        request = requests[index]
+        return request.task_name or "", -len(request.args[0]), request.args[0]
+
+    for _, indices in groupby(sorted(range(len(requests)), key=prompt), lambda index: requests[index].task_name):
+        by_prompt = [list(part) for _, part in groupby(indices, prompt)]
+        for start in range(0, len(by_prompt), size):
+            yield [index for part in by_prompt[start : start + size] for index in part]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lonas_edge.bench.statistics import Z_95, bootstrap_error, sign_test, standard_error
-from lonas_edge.evaluate.metrics import ACCURACY, METRICS
+from lonas_edge.evaluate.metrics import ACCURACY, compute
 from lonas_edge.evaluate.results import Conditions, TargetResult, TaskResult
 from lonas_edge.schema import Record
 
@@ -21,8 +21,8 @@ class Answers:
 
     task: str
     samples: np.ndarray  # indices in the test set
-    correct: np.ndarray  # 1 or 0; of a regression minus the distance from the label or its rank
-    given: np.ndarray  # words, numbers of choices, cosines, or lists of documents as text
+    correct: np.ndarray  # a score, mostly 1 or 0; of a regression minus the distance from the label or its rank
+    given: np.ndarray  # words, numbers of choices, or cosines
     labels: np.ndarray | None = None  # where the metric is another one of GLUE's than accuracy
     metric: str = ACCURACY
 
@@ -35,7 +35,7 @@ class Answers:
         """Compute the metric, optionally on drawn questions."""
         if self.labels is None:
             return float(self.correct[drawn].mean())
-        return METRICS[self.metric](self.labels[drawn], self.given[drawn])
+        return compute(self.metric, self.labels[drawn], self.given[drawn])
 
 
 @dataclass(frozen=True)

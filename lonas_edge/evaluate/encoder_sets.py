@@ -1,8 +1,6 @@
 """Test sets of encoders: GLUE of classifiers and rerankers, STS-B of embedding models."""
 
-import base64
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.answers import LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
-from lonas_edge.evaluate.encoders import Arrays, Encoder, batches
+from lonas_edge.evaluate.encoders import Arrays, Encoder, batches, normalize
 from lonas_edge.evaluate.metrics import ACCURACY, metrics_of
 from lonas_edge.evaluate.options import EvalSettings
 from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, SIMILARITY, EncoderProtocol
@@ -25,8 +23,6 @@ from lonas_edge.evaluate.results import SkippedSample, TaskResult
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.families import EMBEDDING, ModelKind
 from lonas_edge.progress import Progress
-
-_STORED = "<f4"  # embeddings in the log of answers
 
 
 def choose_tasks(
@@ -46,22 +42,35 @@ def choose_tasks(
     return protocol, tuple(dict.fromkeys(chosen))
 
 
+@dataclass(frozen=True)
+class _TestSet:
+    """Chosen texts of a development set, by their index in the file, under the name that reports show."""
+
+    name: str
+    task: GlueTask
+    texts: Mapping[int, Texts]
+
+
 class EncoderEvaluation:
     """Evaluates encoders on the test sets of their protocol."""
 
-    def __init__(self, settings: EvalSettings):
+    def __init__(self, settings: EvalSettings, _progress: Progress):
         """Read the test sets; all errors are reported together."""
-        self._sets, errors = list[_EncoderSet](), list[str]()
+        self._sets, errors = list[_TestSet](), list[str]()
+        self._embeds = settings.protocol is EMBED
         for name in settings.tasks:
             try:
-                self._sets += _read(name, settings)
+                self._sets += _read(TASKS[name], settings)
             except LonasEdgeError as error:
                 errors.append(str(error))
         raise_all("Test sets that cannot be used:", errors)
 
     def check(self, targets: Sequence[Target]) -> None:
         """Refuse targets whose head does not fit a test set."""
-        errors = [f"{target.name}: {error}" for target in targets for each in self._sets if (error := each.head_error(target))]
+        errors = []
+        for target in () if self._embeds else targets:
+            found = [each.task.head_error(len(target.outputs)) for each in self._sets]
+            errors += [f"{target.name}: {error}" for error in found if error]
         hint = "Evaluate each target on the task it was trained for."
         raise_all("Tasks that do not fit a target's head:", list(dict.fromkeys(errors)), hint)
 
@@ -71,146 +80,90 @@ class EncoderEvaluation:
 
     def run(self, logged: LoggedTarget, progress: Progress) -> list[TaskAnswers]:
         """Evaluate a target."""
-        return [each.run(logged, progress) for each in self._sets]
+        evaluate = _embed if self._embeds else _classify
+        return [evaluate(logged, each, progress) for each in self._sets]
 
 
-@dataclass(frozen=True)
-class _EncoderSet(ABC):
-    """A test set under the name that reports show."""
-
-    name: str
-
-    @abstractmethod
-    def run(self, logged: LoggedTarget, progress: Progress) -> TaskAnswers:
-        """Evaluate a target."""
-
-    def head_error(self, target: Target) -> str | None:
-        """Say why the target's head does not fit; None if it does."""
-        return None
-
-
-@dataclass(frozen=True)
-class _GlueSet(_EncoderSet):
-    """Chosen texts of a development set, by their index in the file."""
-
-    task: GlueTask
-    pairs: Mapping[int, Texts]
-
-    def head_error(self, target: Target) -> str | None:
-        return self.task.head_error(len(target.outputs))
-
-    def run(self, logged: LoggedTarget, progress: Progress) -> TaskAnswers:
-        """Evaluate a target. Texts beyond the context are skipped, never cut."""
-        target, rows, skipped = logged.target, dict[int, Encoded](), list[SkippedSample]()
-        encoded = encode_pairs([pair.texts for pair in self.pairs.values()], target.tokenizer, None)
-        for index, row in zip(self.pairs, encoded, strict=True):
-            if len(row["input_ids"]) > target.max_length:
-                skipped.append(SkippedSample(self.name, index, len(row["input_ids"]), target.max_length))
-            else:
-                rows[index] = row
-        if not rows:
-            most = target.max_length
-            raise LonasEdgeError(f"{target.name}: {self.name}: every text is longer than the context of {most} tokens")
-        logits = np.array(_answers(logged, self.name, list(rows.values()), _logits, progress))
-        labels = np.array([self.pairs[index].label for index in rows])
-        outputs = logits[:, 0] if self.task.regression else logits[:, self.task.numbers_in(target.outputs)].argmax(1)
-        correct = -np.abs(outputs - labels) if self.task.regression else (outputs == labels).astype(float)
-        metrics, first = metrics_of(self.task.metrics, labels, outputs), self.task.metrics[0]
-        result = TaskResult.of(self.name, first, metrics, questions=len(rows), skipped=tuple(skipped), harness=False)
-        samples = []
-        for index, output, row in zip(rows, outputs.tolist(), logits.tolist(), strict=True):
-            pair = self.pairs[index]
-            sample = {"doc_id": index, "texts": list(pair.texts), "label": pair.label, "answer": output, "logits": row}
-            samples.append(sample)
-        compared = Answers(self.name, np.array(list(rows)), correct, outputs, None if first == ACCURACY else labels, first)
-        return TaskAnswers(result, samples, compared)
-
-
-@dataclass(frozen=True)
-class _SimilaritySet(_EncoderSet):
-    """Pairs of texts with a score, by their index in the file. An answer is the cosine of a pair."""
-
-    pairs: Mapping[int, Texts]
-
-    def run(self, logged: LoggedTarget, progress: Progress) -> TaskAnswers:
-        from scipy.stats import rankdata
-
-        pairs, count = self.pairs.values(), len(self.pairs)
-        texts = [pair.texts[0] for pair in pairs] + [pair.texts[1] for pair in pairs]
-        prompt = logged.target.embedding.prompt()
-        directions = _directions(logged, self.name, [prompt + text for text in texts], progress)
-        cosines, labels = (directions[:count] * directions[count:]).sum(1), np.array([pair.label for pair in pairs])
-        names = EMBED.metrics[self.name]
-        result = TaskResult.of(
-            self.name, names[0], metrics_of(names, labels, cosines), questions=count, skipped=(), harness=False
-        )
-        nearness = -np.abs(rankdata(cosines) - rankdata(labels)) / count  # their scales differ
-        samples = [
-            {"doc_id": index, "texts": list(pair.texts), "label": pair.label, "answer": cosine}
-            for (index, pair), cosine in zip(self.pairs.items(), cosines.tolist(), strict=True)
-        ]
-        compared = Answers(self.name, np.array(list(self.pairs)), nearness, cosines, labels, names[0])
-        return TaskAnswers(result, samples, compared)
-
-
-def _read(name: str, settings: EvalSettings) -> list[_EncoderSet]:
-    task, sets = TASKS[name], list[_EncoderSet]()
+def _read(task: GlueTask, settings: EvalSettings) -> list[_TestSet]:
+    assert settings.datasets  # of `choose_tasks`
+    sets = []
     for number, split in enumerate(task.splits):
-        shown = f"{name}-mm" if number else name
-        pairs = task.read(task.path(_folder(settings), split))
-        chosen = {index: pairs[index] for index in settings.choose(shown, len(pairs))}
-        sets.append(_SimilaritySet(shown, chosen) if settings.protocol is EMBED else _GlueSet(shown, task, chosen))
+        shown = f"{task.name}-mm" if number else task.name
+        texts = task.read(task.path(settings.datasets, split))
+        sets.append(_TestSet(shown, task, {index: texts[index] for index in settings.choose(shown, len(texts))}))
     return sets
 
 
-def _folder(settings: EvalSettings) -> Path:
-    assert settings.datasets  # of `choose_tasks`
-    return settings.datasets
+def _classify(logged: LoggedTarget, test_set: _TestSet, progress: Progress) -> TaskAnswers:
+    """Evaluate a classifier. Texts beyond the context are skipped, never cut."""
+    target, name, task = logged.target, test_set.name, test_set.task
+    rows, skipped = dict[int, Encoded](), list[SkippedSample]()
+    encoded = encode_pairs([pair.texts for pair in test_set.texts.values()], target.tokenizer, None)
+    for index, row in zip(test_set.texts, encoded, strict=True):
+        if len(row["input_ids"]) > target.max_length:
+            skipped.append(SkippedSample(name, index, len(row["input_ids"]), target.max_length))
+        else:
+            rows[index] = row
+    if not rows:
+        raise LonasEdgeError(f"{target.name}: {name}: every text is longer than the context of {target.max_length} tokens")
+    logits, texts = _outputs(logged, name, list(rows.values()), progress), {index: test_set.texts[index] for index in rows}
+    labels = np.array([pair.label for pair in texts.values()])
+    given = logits[:, 0] if task.regression else logits[:, task.numbers_in(target.outputs)].argmax(1)
+    correct = -np.abs(given - labels) if task.regression else (given == labels).astype(float)
+    return _judge(name, task.metrics, texts, given, correct, skipped, [{"logits": row} for row in logits.tolist()])
 
 
-def _answers(
-    logged: LoggedTarget,
-    title: str,
-    rows: Sequence[Encoded],
-    run: Callable[[str, Encoder, Arrays], list[Any]],
-    progress: Progress,
-) -> list[Any]:
-    """Answer tokenized texts in batches; `run` computes an answer to each text of a batch, as JSON."""
-    target, answers = logged.target, dict[int, Any]()
+def _embed(logged: LoggedTarget, test_set: _TestSet, progress: Progress) -> TaskAnswers:
+    """Evaluate an embedding model on scored pairs by their cosines. Texts beyond the longest are cut, equal ones run once."""
+    from scipy.stats import rankdata
+
+    pooling, pairs = logged.target.pooling, test_set.texts.values()
+    assert pooling
+    texts = [pooling.prompt() + pair.texts[side] for side in (0, 1) for pair in pairs]
+    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    encoded = encode_pairs([(text,) for text in rows], logged.target.tokenizer, pooling.max_length)
+    directions = normalize(_outputs(logged, test_set.name, encoded, progress))[[rows[text] for text in texts]]
+    cosines = (directions[: len(pairs)] * directions[len(pairs) :]).sum(1)
+    # their scales differ
+    nearness = -np.abs(rankdata(cosines) - rankdata([pair.label for pair in pairs])) / len(pairs)
+    return _judge(test_set.name, ("spearman", "pearson"), test_set.texts, cosines, nearness)
+
+
+def _judge(
+    name: str,
+    metrics: Sequence[str],
+    texts: Mapping[int, Texts],
+    given: np.ndarray,
+    correct: np.ndarray,
+    skipped: Sequence[SkippedSample] = (),
+    fields: Sequence[Mapping[str, Any]] | None = None,
+) -> TaskAnswers:
+    """Compute the metrics of answers, the first of which counts; `fields` are further ones of the sample log."""
+    labels = np.array([pair.label for pair in texts.values()])
+    found, first = metrics_of(metrics, labels, given), metrics[0]
+    result = TaskResult.of(name, first, found, questions=len(texts), skipped=tuple(skipped), harness=False)
+    samples = []
+    for (index, pair), answer, more in zip(texts.items(), given.tolist(), fields or [{}] * len(texts), strict=True):
+        samples.append({"doc_id": index, "texts": list(pair.texts), "label": pair.label, "answer": answer, **more})
+    compared = Answers(name, np.array(list(texts)), correct, given, None if first == ACCURACY else labels, first)
+    return TaskAnswers(result, samples, compared)
+
+
+def _outputs(logged: LoggedTarget, title: str, rows: Sequence[Encoded], progress: Progress) -> np.ndarray:
+    """Compute logits or embeddings of tokenized texts in batches: [texts, outputs], float64."""
+    target, outputs = logged.target, dict[int, list[float]]()
     labelled = [{**row, "labels": 0} for row in rows]
     collate = partial(collate_pairs, pad_token_id=target.tokenizer.pad_token_id or 0)
     for indices, arrays in batches(labelled, collate, target.batch_size):
-        progress(f"{target.name}  {title}", len(answers) / len(rows))
-
-        def compute(encoder: Encoder, arrays: Arrays = arrays) -> list[Any]:
-            return run(target.name, encoder, arrays)
-
+        progress(f"{target.name}  {title}", len(outputs) / len(rows))
         requests = [labelled[index] for index in indices]
-        answers |= zip(indices, logged.answers(requests, len(requests), compute), strict=True)
-    return [answer for _, answer in sorted(answers.items())]
+        outputs |= zip(indices, logged.answers(requests, len(requests), partial(_run, target.name, arrays)), strict=True)
+    return np.array([outputs[index] for index in range(len(rows))])
 
 
-def _logits(name: str, encoder: Encoder, arrays: Arrays) -> list[list[float]]:
-    logits = encoder(arrays)
-    if not np.isfinite(logits).all():
-        raise LonasEdgeError(f"{name}: logits are not finite; is the model damaged?")
-    rows: list[list[float]] = logits.astype(float).tolist()
+def _run(name: str, arrays: Arrays, encoder: Encoder) -> list[list[float]]:
+    outputs = encoder(arrays)
+    if not np.isfinite(outputs).all():
+        raise LonasEdgeError(f"{name}: outputs are not finite; is the model damaged?")
+    rows: list[list[float]] = outputs.astype(float).tolist()
     return rows
-
-
-def _embeddings(name: str, encoder: Encoder, arrays: Arrays) -> list[str]:
-    embeddings = encoder(arrays)
-    if not np.isfinite(embeddings).all():
-        raise LonasEdgeError(f"{name}: embeddings are not finite; is the model damaged?")
-    return [base64.b64encode(row.tobytes()).decode() for row in embeddings.astype(_STORED)]
-
-
-def _directions(logged: LoggedTarget, title: str, texts: Sequence[str], progress: Progress) -> np.ndarray:
-    """Compute embeddings scaled to length 1 [texts, hidden], of equal texts once; texts beyond the longest are cut."""
-    target, rows = logged.target, {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    encoded = encode_pairs([(text,) for text in rows], target.tokenizer, target.embedding.max_length)
-    answers = _answers(logged, title, encoded, _embeddings, progress)
-    embeddings = np.array([np.frombuffer(base64.b64decode(answer), _STORED) for answer in answers], float)
-    embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    directions: np.ndarray = embeddings[[rows[text] for text in texts]]
-    return directions

@@ -79,7 +79,11 @@ def ir_outputs(folder: Path, data: Task, properties: Mapping[str, str], progress
         parts.append(encoder(arrays))
     outputs = np.concatenate(parts).astype(np.float64)
     outputs = outputs.reshape(len(rows), -1, outputs.shape[-1])[np.argsort(order)]
-    if data.pooling:
-        outputs /= np.maximum(np.linalg.norm(outputs, axis=-1, keepdims=True), 1e-12)
     shaped: np.ndarray = outputs.reshape(len(data.examples), -1, outputs.shape[-1])
-    return shaped
+    return normalize(shaped) if data.pooling else shaped
+
+
+def normalize(embeddings: np.ndarray) -> np.ndarray:
+    """Scale embeddings [..., hidden] to length 1."""
+    directions: np.ndarray = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
+    return directions

@@ -1,17 +1,14 @@
 """Language models on tasks of lm-evaluation-harness, which runs them, counts and gives standard errors."""
 
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets as hf_datasets
 import numpy as np
 from lm_eval import evaluator
-from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from transformers.utils.logging import disable_progress_bar
 
@@ -20,7 +17,7 @@ from lonas_edge.data.templates import CHAT, Template
 from lonas_edge.data.test_sets import TASKS, resolve, unknown_task
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate import HARNESS_TASKS
-from lonas_edge.evaluate.answers import LoggedTarget
+from lonas_edge.evaluate.answers import BatchedLM, LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.options import EvalSettings
 from lonas_edge.evaluate.protocols import GENERATE, PromptProtocol
@@ -28,15 +25,12 @@ from lonas_edge.evaluate.results import SHARES, Metric, SkippedSample, TaskResul
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.progress import Progress
 
-if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
-
 OURS = "lonas_"  # prefix of our definitions
 HARNESS = "harness:"  # prefix of a harness's task that shares its name with ours
 _BOOTSTRAPS = 1000  # for metrics whose standard error has no formula; accuracies have one
 
 
-class Language:
+class LanguageEvaluation:
     """Evaluates language models."""
 
     def __init__(self, settings: EvalSettings, progress: Progress):
@@ -61,16 +55,16 @@ class Language:
 
     def run(self, logged: LoggedTarget, progress: Progress) -> list[TaskAnswers]:
         """Evaluate a target."""
-        target = logged.target
-        ours = self._load_tasks(target)
+        target, ours = logged.target, self._load_tasks(logged.target)
         tasks = ours | self._harness
         samples = {name: self.settings.choose(self._label(name), len(task.eval_docs)) for name, task in tasks.items()}
-        skipped = self._skip_too_long(target, ours, samples)
+        skipped = {name: self._skip_too_long(target, name, task, samples[name]) for name, task in ours.items()}
+        empty = [f"{self._label(name)}: every chosen prompt is too long" for name in samples if not samples[name]]
+        raise_all(f"{target.name}: no prompt fits the context of {target.max_length} tokens (by config.json):", empty)
         for task in tasks.values():
             task.set_fewshot_seed(seed=self.settings.seed)
-        model = BatchedLM(logged, lambda name, done: progress(f"{target.name}  {self._label(name)}", done))
         output: Any = evaluator.evaluate(
-            lm=model,
+            lm=BatchedLM(logged, lambda name, done: progress(f"{target.name}  {self._label(name)}", done)),
             task_dict={"tasks": tasks, "groups": {}},
             samples=samples,
             log_samples=True,
@@ -138,26 +132,20 @@ class Language:
             task.set_config(key="generation_kwargs", value={"num_beams": self.settings.beams}, update=True)
         return loaded
 
-    def _skip_too_long(
-        self, target: Target, tasks: Mapping[str, Any], samples: Mapping[str, list[int]]
-    ) -> dict[str, list[SkippedSample]]:
-        """Remove samples that exceed the context with their answer; they are reported, never truncated."""
+    def _skip_too_long(self, target: Target, name: str, task: Any, samples: list[int]) -> list[SkippedSample]:
+        """Remove the `samples` that exceed the context with their answer; they are reported, never truncated."""
 
         def count(text: str) -> int:
             return len(target.tokenizer(text)["input_ids"])
 
-        skipped: dict[str, list[SkippedSample]] = {}
-        for name, task in tasks.items():
-            too_long = {}
-            for index in samples[name]:
-                document = task.eval_docs[index]
-                tokens = count(document["prompt"]) + self.protocol.longest_answer(document, count)
-                if tokens > target.max_length:
-                    too_long[index] = SkippedSample(self._label(name), index, tokens, target.max_length)
-            skipped[name] = list(too_long.values())
-            samples[name][:] = [index for index in samples[name] if index not in too_long]
-        empty = [f"{self._label(name)}: every chosen prompt is too long" for name in samples if not samples[name]]
-        raise_all(f"{target.name}: no prompt fits the context of {target.max_length} tokens (by config.json):", empty)
+        skipped = []
+        for index in samples:
+            document = task.eval_docs[index]
+            tokens = count(document["prompt"]) + self.protocol.longest_answer(document, count)
+            if tokens > target.max_length:
+                skipped.append(SkippedSample(self._label(name), index, tokens, target.max_length))
+        too_long = {sample.sample for sample in skipped}
+        samples[:] = [index for index in samples if index not in too_long]
         return skipped
 
     def _label(self, name: str) -> str:
@@ -209,63 +197,3 @@ def _given(metric: str, sample: Mapping[str, Any]) -> str | int:
         lengths = [len(arguments[1].lstrip()) or 1 for arguments in sample["arguments"]]
         scores = [score / length for score, length in zip(scores, lengths, strict=True)]
     return max(range(len(scores)), key=scores.__getitem__)
-
-
-class BatchedLM(LM):  # type: ignore[misc]
-    """A model for the harness: requests reach the target in batches that depend only on the task and the batch size."""
-
-    def __init__(self, logged: LoggedTarget, progress: Any):
-        """Wrap a target; `progress` receives the task's name in the harness, and the share that is done."""
-        super().__init__()
-        self._logged, self._progress = logged, progress
-
-    def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
-        """See `LM`."""
-        return [tuple(answer) for answer in self._answers("loglikelihood", requests)]  # saved ones are lists
-
-    def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
-        """See `LM`."""
-        return self._answers("loglikelihood_rolling", requests)
-
-    def generate_until(self, requests: "list[Instance]") -> list[str]:
-        """See `LM`."""
-        return self._answers("generate_until", requests)
-
-    def _answers(self, kind: str, requests: "list[Instance]") -> list[Any]:
-        answers: dict[int, Any] = {}
-        for batch in _batches(requests, self._logged.target.batch_size):
-            chosen = [requests[index] for index in batch]
-            self._progress(chosen[0].task_name or kind, len(answers) / len(requests))
-            asked, prompts = [kind, *(request.args for request in chosen)], len({request.args[0] for request in chosen})
-            answers |= zip(batch, self._logged.answers(asked, prompts, partial(_run, kind, chosen)), strict=True)
-        return [answers[index] for index in range(len(requests))]
-
-
-def _run(kind: str, requests: "list[Instance]", model: Any) -> list[Any]:
-    answers: list[Any] = getattr(model, kind)(requests, disable_tqdm=True)
-    values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers if not isinstance(answer, str)]
-    if any(math.isnan(value) for value in values):  # the first option would look like the most likely one
-        raise LonasEdgeError(
-            f"{requests[0].task_name}: log-likelihoods are not numbers; is the model damaged, or does fp16 overflow?"
-        )
-    return answers
-
-
-def _batches(requests: "Sequence[Instance]", size: int) -> Iterator[list[int]]:
-    """Yield indices of requests, task by task, the longest prompts first, those of one prompt together."""
-    order = sorted(range(len(requests)), key=lambda index: (*_rank(requests[index]), index))
-    batch: list[int] = []
-    prompts: set[tuple[str | None, str]] = set()
-    for index in order:
-        prompt = (requests[index].task_name, requests[index].args[0])
-        if batch and (requests[batch[0]].task_name != prompt[0] or (len(prompts) == size and prompt not in prompts)):
-            yield batch
-            batch, prompts = [], set()
-        batch.append(index)
-        prompts.add(prompt)
-    if batch:
-        yield batch
-
-
-def _rank(request: "Instance") -> tuple[str, int, str]:
-    return request.task_name or "", -len(request.args[0]), request.args[0]

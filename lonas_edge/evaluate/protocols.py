@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data import glue
 from lonas_edge.data.templates import PROMPTS, REFERENCE, Example, Template, evaluation_template
 from lonas_edge.data.test_sets import COMMONSENSE, EXPECTED, MATH, TASKS, CommonsenseTestSet, TestSet
 from lonas_edge.errors import raise_all
@@ -34,8 +33,8 @@ class Protocol(ABC):
     num_beams: int | None = None  # beams by default; None where nothing is generated
 
     @abstractmethod
-    def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
-        """Describe the protocol in one line, for the evaluated tasks."""
+    def describe(self, num_beams: int | None, tasks: Mapping[str, Iterable[str]]) -> str:
+        """Describe the protocol in one line; `tasks` has the metrics of each evaluated task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class PromptProtocol(Protocol):
         """The metric that is a task's accuracy."""
         return self.tasks[task].metric or self.metric
 
-    def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
+    def describe(self, num_beams: int | None, tasks: Mapping[str, Iterable[str]]) -> str:
         beams = "greedy" if num_beams == 1 else f"{num_beams} beams"
         read: dict[str, list[str]] = {}
         for task in map(self.tasks.__getitem__, tasks):
@@ -66,22 +65,18 @@ class PromptProtocol(Protocol):
 
     def read(self, datasets: Path, task: str) -> list[Sample]:
         """Read a task's test set from a directory with a folder for each task, and check every sample."""
-        known = self.tasks[task]
+        known, errors = self.tasks[task], []
         items = known.items(datasets)
-        problems = [f"sample {index}: {problem}" for index, item in enumerate(items) if (problem := self._problem(known, item))]
-        raise_all(f"{known.path(datasets)}: not a test set of {task} for the protocol {self.name}:", problems, EXPECTED)
+        for index, item in enumerate(items):
+            error = known.error_in(item)
+            try:
+                if error is None:
+                    self.ask(known, item, next(iter(PROMPTS.values())))  # whatever the template
+            except ValueError as reason:
+                error = str(reason)
+            errors += [f"sample {index}: {error}"] if error else []
+        raise_all(f"{known.path(datasets)}: not a test set of {task} for the protocol {self.name}:", errors, EXPECTED)
         return items
-
-    def _problem(self, task: TestSet, item: Any) -> str | None:
-        """Return the reason why a sample cannot be used, whatever the template."""
-        problem = task.error_in(item)
-        if problem:
-            return problem
-        try:
-            self.ask(task, item, next(iter(PROMPTS.values())))
-        except ValueError as error:
-            return str(error)
-        return None
 
     def documents(self, samples: Sequence[Sample], task: str, prompt: str | Template) -> list[Document]:
         """Make documents for the harness of checked samples; a protocol with a prompt of its own ignores `prompt`.
@@ -127,12 +122,10 @@ def _document(prompt: str, answer: str, words: Sequence[str], choices: Sequence[
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderProtocol(Protocol):
-    """How encoders are evaluated: texts without a prompt template, judged by metrics of the task."""
+    """How encoders are evaluated: texts without a prompt template."""
 
-    metrics: Mapping[str, Sequence[str]]  # by task, as reports name it; the first one is its accuracy
-
-    def describe(self, num_beams: int | None, tasks: Iterable[str]) -> str:
-        judged = [f"{name}: {', '.join(_TITLES[metric] for metric in self.metrics[name])}" for name in tasks]
+    def describe(self, num_beams: int | None, tasks: Mapping[str, Iterable[str]]) -> str:
+        judged = [f"{task}: {', '.join(_TITLES[metric] for metric in metrics)}" for task, metrics in tasks.items()]
         return f"{self.name}: {self.reported}; {'; '.join(judged)}"
 
 
@@ -160,16 +153,8 @@ OPTION_TEXT = PromptProtocol(
     ask=_option_text,
     prompt="Question: …, Answer:",
 )
-CLASSIFY = EncoderProtocol(
-    name="classify",
-    reported="GLUE's development sets",
-    metrics={
-        f"{task.name}-mm" if number else task.name: task.metrics
-        for task in glue.TASKS.values()
-        for number, _ in enumerate(task.splits)
-    },
-)
-EMBED = EncoderProtocol(name="embed", reported="cosines of embeddings", metrics={SIMILARITY: ("spearman", "pearson")})
+CLASSIFY = EncoderProtocol(name="classify", reported="GLUE's development sets")
+EMBED = EncoderProtocol(name="embed", reported="cosines of embeddings")
 PROMPT_PROTOCOLS = {protocol.name: protocol for protocol in (GENERATE, ANSWER_WORD, OPTION_TEXT)}
 PROTOCOLS: Mapping[str, Protocol] = {**PROMPT_PROTOCOLS, **{each.name: each for each in (CLASSIFY, EMBED)}}
 

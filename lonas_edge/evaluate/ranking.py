@@ -81,39 +81,26 @@ class Ranker:
         """Compute one pass over the contexts, then one over all continuations without their last token."""
         contexts = [item.context for item in batch]
         ends = [(row, end) for row, item in enumerate(batch) for end in item.continuations]
-        longest = max(map(len, contexts))
+        longest, rows = max(map(len, contexts)), np.arange(len(batch))
         seen = pad([[1] * len(ids) for ids in contexts], longest, left=True)
+        positions = np.maximum(seen.cumsum(1) - 1, 0)
         # [contexts, vocabulary]: what follows each context
-        first = self._infer(
-            pad(contexts, longest, left=True), seen, np.maximum(seen.cumsum(1) - 1, 0), np.arange(len(batch)),
-            np.arange(len(batch)) * longest + longest - 1,
-        )  # fmt: skip
+        first = self._infer(pad(contexts, longest, left=True), seen, positions, rows, (rows + 1) * longest - 1)
         known = [[pair] for pair in _likelihoods(first[[row for row, _ in ends]], [end[0] for _, end in ends])]
-        long = [index for index, (_, end) in enumerate(ends) if len(end) > 1]
-        if long:
-            self._continue(seen, contexts, [ends[index] for index in long], [known[index] for index in long])
+        longer = [index for index, (_, end) in enumerate(ends) if len(end) > 1]
+        if longer:
+            parents, inputs = np.array([ends[index][0] for index in longer]), [ends[index][1][:-1] for index in longer]
+            mask = pad([[1] * len(ids) for ids in inputs], max(map(len, inputs)))
+            starts = np.array([len(contexts[row]) for row in parents])
+            positions = starts[:, None] + np.arange(mask.shape[1])[None]
+            seen = np.concatenate([seen[parents], mask], 1)
+            logits = self._infer(pad(inputs, mask.shape[1]), seen, positions, parents, mask.reshape(-1).nonzero()[0])
+            pairs = iter(_likelihoods(logits, [token for index in longer for token in ends[index][1][1:]]))
+            for index in longer:
+                known[index] += [next(pairs) for _ in ends[index][1][1:]]
         self._request.reset_state()
         sums = iter([(sum(value for value, _ in pairs), all(greedy for _, greedy in pairs)) for pairs in known])
         return [[next(sums) for _ in item.continuations] for item in batch]
-
-    def _continue(
-        self,
-        seen: np.ndarray,
-        contexts: Sequence[Sequence[int]],
-        ends: Sequence[tuple[int, tuple[int, ...]]],
-        known: Sequence[list[Likelihood]],
-    ) -> None:
-        parents = np.array([row for row, _ in ends])
-        inputs = [end[:-1] for _, end in ends]
-        longest = max(map(len, inputs))
-        mask = pad([[1] * len(ids) for ids in inputs], longest)
-        starts = np.array([len(contexts[row]) for row in parents])
-        positions = starts[:, None] + np.arange(longest)[None]
-        rows = mask.reshape(-1).nonzero()[0]
-        logits = self._infer(pad(inputs, longest), np.concatenate([seen[parents], mask], 1), positions, parents, rows)
-        pairs = iter(_likelihoods(logits, [token for _, end in ends for token in end[1:]]))
-        for (_, end), likelihoods in zip(ends, known, strict=True):
-            likelihoods += [next(pairs) for _ in end[1:]]
 
     def _infer(
         self, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, parents: np.ndarray, rows: np.ndarray
@@ -129,8 +116,8 @@ class Ranker:
         return torch.from_numpy(result["logits"]).flatten(0, -2)  # a constant behind the head may add an axis
 
 
-def pad(rows: Sequence[Sequence[int]], length: int, left: bool = False, filler: int = 0) -> np.ndarray:
-    filled = np.full((len(rows), length), filler, np.int64)
+def pad(rows: Sequence[Sequence[int]], length: int, left: bool = False) -> np.ndarray:
+    filled = np.zeros((len(rows), length), np.int64)
     for index, row in enumerate(rows):
         filled[index, length - len(row) if left else 0 :][: len(row)] = row
     return filled

@@ -36,12 +36,11 @@ def explained(record: EvalRecord) -> str:
 def describe(record: EvalRecord) -> str:
     """Describe the protocol in one line."""
     tasks = record.targets[0].tasks
-    own = [task.task for task in tasks if not task.harness]
+    own = {task.task: list(task.metrics) for task in tasks if not task.harness}
     parts = []
     if own:
-        protocol = PROTOCOLS[record.protocol]
         prompts = " or ".join(sorted({target.prompt for target in record.targets} - {""}))
-        parts.append(protocol.describe(record.num_beams, own) + (f"; prompt {prompts}" if prompts else ""))
+        parts.append(PROTOCOLS[record.protocol].describe(record.num_beams, own) + (f"; prompt {prompts}" if prompts else ""))
     parts += [f"{task.task}: {task.metric}, as lm-evaluation-harness defines it" for task in tasks if task.harness]
     parts += [f"{record.limit} samples of each task, seed {record.seed}"] if record.limit is not None else []
     return "; ".join(parts)
@@ -95,14 +94,7 @@ def difference_table(record: EvalRecord, every: bool = False) -> Table:
 
 def markdown(record: EvalRecord) -> str:
     """The complete report as Markdown."""
-    lines = [
-        "# Evaluation",
-        "",
-        f"Protocol: {describe(record)}.",
-        "",
-        *card_table(record).to_markdown(),
-        "",
-    ]
+    lines = ["# Evaluation", "", f"Protocol: {describe(record)}.", "", *card_table(record).to_markdown(), ""]
     if record.differences:
         differences = difference_table(record, every=True)
         lines += [f"{differences.title}:", "", *differences.to_markdown(), ""]
@@ -116,7 +108,7 @@ def _conditions(record: EvalRecord) -> list[str]:
     packages = ", ".join(f"{name} {version}" for name, version in conditions.versions.items())
     lines = [f"{conditions.processor.strip()}; {packages}; {conditions.date}.", ""]
     for target in record.targets:
-        properties = ", ".join(f"{name}={value}" for name, value in target.properties.items())
+        properties = ", ".join(f"{name}={value}" for name, value in target.identity.get("properties", {}).items())
         engine = "OpenVINO" if target.kind == "ir" else f"PyTorch, {target.precision}"
         chosen = f"; properties {properties}" if properties else "; the device's default properties" * (target.kind == "ir")
         where = f"{engine} on {target.identity['device']}{chosen}"

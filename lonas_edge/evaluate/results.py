@@ -8,8 +8,7 @@ from typing import Any, Self
 from lonas_edge.space.subnetwork import Sizes
 
 SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of correct answers; a task's first one counts
-CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's
-_IN_PERCENT = (*SHARES, *CORRELATIONS)
+_IN_PERCENT = (*SHARES, "matthews", "pearson", "spearman")  # the others are GLUE's
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,6 @@ class TaskResult:
         error = None if counted.stderr is None else unit * counted.stderr
         return cls(task, metric, unit * counted.value, error, metrics=dict(metrics), **others)
 
-    @property
-    def is_share(self) -> bool:
-        """Whether its accuracy is in percent, so that it counts in an average."""
-        return self.metric in _IN_PERCENT
-
 
 @dataclass(frozen=True)
 class TargetResult:
@@ -72,15 +66,10 @@ class TargetResult:
     seconds: float
     identity: dict[str, Any]  # what its results depend on: hashes of files, sub-network, properties, versions
 
-    @property
-    def properties(self) -> dict[str, str]:
-        """OpenVINO runtime properties of the run."""
-        return self.identity.get("properties") or {}
-
 
 def averaged(tasks: Sequence[TaskResult]) -> tuple[float | None, float | None]:
     """Return the mean accuracy in percent and its standard error, where tasks have them."""
-    shares = [task for task in tasks if task.is_share]
+    shares = [task for task in tasks if task.metric in _IN_PERCENT]
     known = [task.accuracy_stderr for task in shares if task.accuracy_stderr is not None]
     mean = statistics.mean(task.accuracy for task in shares) if shares else None
     return mean, sum(error**2 for error in known) ** 0.5 / len(known) if known and len(known) == len(shares) else None

@@ -1,15 +1,16 @@
 """An evaluation from its targets to its record."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from lonas_edge.evaluate import protocols
 from lonas_edge.evaluate.answers import FILE, AnswerLog, LoggedTarget
-from lonas_edge.evaluate.compare import Difference, EvalRecord, TaskAnswers, compare
+from lonas_edge.evaluate.compare import EvalRecord, TaskAnswers, compare
 from lonas_edge.evaluate.encoder_sets import EncoderEvaluation
-from lonas_edge.evaluate.language import Language
+from lonas_edge.evaluate.language import LanguageEvaluation
 from lonas_edge.evaluate.options import EvalSettings
-from lonas_edge.evaluate.protocols import EncoderProtocol
 from lonas_edge.evaluate.report import SampleLogs, write
 from lonas_edge.evaluate.results import Conditions, TargetResult, averaged
 from lonas_edge.evaluate.targets import Target
@@ -21,6 +22,25 @@ from lonas_edge.versions import versions
 PACKAGES = ("lonas-edge", "lm-eval", "openvino", "openvino-genai", "torch", "transformers", "peft")
 
 
+class Evaluation(Protocol):
+    """Evaluates targets on test sets; it is made of the settings, and checks the test sets."""
+
+    def check(self, targets: Sequence[Target]) -> None:
+        """Refuse targets that do not fit the tasks, before the first is loaded."""
+
+    def prompt_of(self, target: Target) -> str:
+        """Return the prompt, as reports show it; empty without one."""
+
+    def run(self, logged: LoggedTarget, progress: Progress) -> list[TaskAnswers]:
+        """Evaluate a target: for each task its result, its sample log, and a score of each example to compare targets by."""
+
+
+EVALUATIONS: Mapping[type[protocols.Protocol], Callable[[EvalSettings, Progress], Evaluation]] = {
+    protocols.PromptProtocol: LanguageEvaluation,
+    protocols.EncoderProtocol: EncoderEvaluation,
+}
+
+
 def evaluate_into(
     directory: OutputDirectory | None, targets: Sequence[Target], settings: EvalSettings, progress: Progress = silent
 ) -> EvalRecord:
@@ -30,7 +50,7 @@ def evaluate_into(
     """
     if directory is None:
         return evaluate(targets, settings, progress)[0]
-    identity = {**settings.identity, "targets": {target.name: dict(target.identity) for target in targets}}
+    identity = {**settings.identity, "targets": {target.name: target.identity for target in targets}}
     with directory.resume("eval", identity):
         record, samples = evaluate(targets, settings, progress, directory.partial / FILE)
         with directory.publish() as folder:
@@ -45,8 +65,7 @@ def evaluate(
 
     Finished answers are saved in the file `log`, or only in memory. Returns the record, and the sample logs by target and task.
     """
-    encodes = isinstance(settings.protocol, EncoderProtocol)
-    evaluation = EncoderEvaluation(settings) if encodes else Language(settings, progress)
+    evaluation = EVALUATIONS[type(settings.protocol)](settings, progress)
     evaluation.check(targets)
     saved, results, answers = AnswerLog(log), list[TargetResult](), dict[str, list[TaskAnswers]]()
     for target in targets:
@@ -54,6 +73,9 @@ def evaluate(
         answers[target.name] = evaluation.run(logged, progress)
         results.append(_result(logged, evaluation.prompt_of(target), answers[target.name]))
         target.close()
+    comparable = {name: [task.answers for task in tasks if task.answers] for name, tasks in answers.items()}
+    first, *others = comparable
+    differences = [each for name in others for each in compare(name, comparable[name], first, comparable[first])]
     processor = openvino_core().get_property("CPU", "FULL_DEVICE_NAME").strip()
     record = EvalRecord(
         protocol=settings.protocol.name,
@@ -61,20 +83,10 @@ def evaluate(
         limit=settings.limit,
         seed=settings.seed,
         targets=tuple(results),
-        differences=_differences(answers),
+        differences=tuple(differences),
         conditions=Conditions(processor, versions(PACKAGES), time.strftime("%Y-%m-%d")),
     )
     return record, {name: {task.result.task: task.samples for task in tasks} for name, tasks in answers.items()}
-
-
-def _differences(answers: dict[str, list[TaskAnswers]]) -> tuple[Difference, ...]:
-    """Compare each target with the first."""
-    differences: list[Difference] = []
-    comparable = {name: [task.answers for task in tasks if task.answers] for name, tasks in answers.items()}
-    first, *others = comparable
-    for name in others:
-        differences += compare(name, comparable[name], first, comparable[first])
-    return tuple(differences)
 
 
 def _result(logged: LoggedTarget, prompt: str, tasks: Sequence[TaskAnswers]) -> TargetResult:
@@ -91,5 +103,5 @@ def _result(logged: LoggedTarget, prompt: str, tasks: Sequence[TaskAnswers]) -> 
         tasks=results,
         answered=logged.answered,
         seconds=logged.seconds,
-        identity=dict(target.identity),
+        identity=target.identity,
     )

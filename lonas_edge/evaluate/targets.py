@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,20 +44,22 @@ _LARGE_BYTES = 1_000_000_000  # of weights: batches of larger models are smaller
 _CONTEXT = 2048  # tokens, where config.json states none
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A model to evaluate."""
 
     name: str  # in reports
     kind: str  # `ir` or `torch`
+    model_kind: ModelKind  # by what the model outputs
     precision: str  # weight format of an IR, dtype in PyTorch
     prompt: str  # name of the template that it was trained with, where known; else the default
     max_length: int  # the longest sequence in tokens
     tokenizer: Any
     sizes: Sizes | None
-    identity: Mapping[str, Any]  # what its answers depend on: hashes of files, sub-network, properties, versions
     batch_size: int  # prompts of a batch
-    load: Callable[[], Any]  # loads a model of lm-evaluation-harness, or an encoder
+    conditions: Mapping[str, Any]  # hashes of files, sub-network, device, properties
+    packages: Sequence[str]  # that run it
+    start: Callable[["Target"], Any]  # see `load`
     base: Path | None = None  # the base model's directory, where it is not the target itself
     outputs: tuple[str, ...] = ()  # names of a classifier's outputs
     pooling: Pooling | None = None  # of an embedding model, with the longest text
@@ -64,15 +67,15 @@ class Target:
     close: Callable[[], None] = lambda: None  # releases what it shares with others; call it once, after the last answer
 
     @property
-    def model_kind(self) -> ModelKind:
-        """What the model outputs."""
-        return EMBEDDING if self.pooling else CLASSIFICATION if self.outputs else CAUSAL_LM
+    def identity(self) -> dict[str, Any]:
+        """Everything that its answers depend on."""
+        stated = {"pooling": asdict(self.pooling)} if self.pooling else {}  # its files may be in another directory
+        used = versions((*_PACKAGES, *self.packages))
+        return {**self.conditions, **stated, "batch_size": self.batch_size, "versions": used}
 
-    @property
-    def embedding(self) -> Pooling:
-        """The pooling of an embedding model."""
-        assert self.pooling
-        return self.pooling
+    def load(self) -> Any:
+        """Load a model of lm-evaluation-harness, or an encoder."""
+        return self.start(self)
 
 
 def open_targets(
@@ -94,9 +97,10 @@ def open_targets(
     opened, elastic = list[Target](), False
     for reference in references:
         folder = Path(reference)
-        if (folder / MANIFEST).exists() and Manifest.read(folder / MANIFEST).stage == "checkpoint":
-            opened.append(_checkpoint(folder, run))
-        elif (folder / MODEL).exists() or (folder / MANIFEST).exists():
+        manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).exists() else None
+        if manifest and manifest.stage == "checkpoint":
+            opened.append(_checkpoint(folder, manifest, run))
+        elif manifest or (folder / MODEL).exists():
             opened.append(_exported(folder, run))
         else:
             source = open_source(reference, model if reference != model else None, nncf_config)
@@ -121,45 +125,38 @@ def kind_of_targets(targets: Sequence[Target]) -> ModelKind:
 
 
 def _exported(folder: Path, run: RunOptions) -> Target:
-    """An IR."""
+    """Open an IR."""
     if run.openvino_device.startswith("NPU"):
         raise LonasEdgeError(f"{folder}: an NPU computes one prompt at a time. Pass --device CPU or GPU.")
     exported, properties = open_exported(folder, ours=(folder / MANIFEST).exists()), dict(run.properties)
-    tokenizer, max_length = _tokenizer(folder), exported.context or _CONTEXT
-    classifies, pooling = exported.kind == CLASSIFICATION, _limit(exported.pooling, tokenizer, max_length)
+    manifest, device = exported.manifest, run.openvino_device
 
-    def load() -> Any:
-        if pooling or classifies:
-            return ir_encoder(folder, run.openvino_device, properties, pooling)
+    def start(target: Target) -> Any:
+        if not target.model_kind.generates:
+            return ir_encoder(folder, device, properties, target.pooling)
         from lonas_edge.evaluate.backends import OpenVinoLM
 
-        return OpenVinoLM(folder, tokenizer, max_length, run.openvino_device, properties)
+        return OpenVinoLM(folder, target.tokenizer, target.max_length, device, properties)
 
-    batch_size = _batch_size((folder / WEIGHTS).stat().st_size, run)
-    packages = (*_PACKAGES, "openvino", "openvino-genai", "optimum-intel", "torch")
-    conditions = {"device": run.openvino_device, "properties": properties, "batch_size": batch_size}
     return Target(
+        **_common(folder, exported.config, exported.kind, exported.pooling),
         name=folder.resolve().name,
         kind="ir",
         precision=exported.weight_format,
-        prompt=_prompt_in(exported.manifest) if exported.manifest else choose_prompt(),
-        max_length=max_length,
-        tokenizer=tokenizer,
-        sizes=exported.manifest.sizes.subnetwork if exported.manifest else None,
-        identity={"files": _hash_files(folder), **_stated(pooling), **conditions, "versions": versions(packages)},
-        batch_size=batch_size,
-        load=load,
-        outputs=output_names(parse_config(exported.config, "config.json")) if classifies else (),
-        pooling=pooling,
+        prompt=_prompt_in(manifest) if manifest else choose_prompt(),
+        sizes=manifest.sizes.subnetwork if manifest else None,
+        batch_size=_batch_size((folder / WEIGHTS).stat().st_size, run),
+        conditions={"files": _hash_files(folder), "device": device, "properties": properties},
+        packages=("openvino", "openvino-genai", "optimum-intel", "torch"),
+        start=start,
     )
 
 
-def _checkpoint(folder: Path, run: RunOptions) -> Target:
-    """A checkpoint of `export --stage checkpoint`."""
+def _checkpoint(folder: Path, manifest: Manifest, run: RunOptions) -> Target:
+    """Open a checkpoint of `export --stage checkpoint`."""
     from lonas_edge.network.modeling import load_checkpoint
 
     check_model_folder(folder)
-    manifest = Manifest.read(folder / MANIFEST)
     raise_all(f"{folder}: the exported checkpoint is damaged:", changed_files(folder, manifest), "Export it again.")
 
     def load() -> Any:
@@ -171,58 +168,41 @@ def _checkpoint(folder: Path, run: RunOptions) -> Target:
 
 
 def _subnetworks(source: Source, subnets: Sequence[str | None], run: RunOptions) -> list[Target]:
-    """Sub-networks of one SOURCE, which share its network."""
-    network, elastic = _SharedNetwork(source, run, len(subnets)), bool(source.space.groups)
+    """Open sub-networks of one SOURCE, which share its network: loaded for the first, released after the last."""
+    elastic, base = bool(source.space.groups), source.base.folder
     source_name = (source.adapter or source.base).name.rsplit("/", 1)[-1]
-    files: dict[str, Any] = {"base": _hash_files(source.base.folder)}
+    files: dict[str, Any] = {"base": _hash_files(base)}
     files |= {"search_space": source.space.hash} if elastic else {}
     files |= {"adapter": _hash_files(source.adapter.folder)} if source.adapter else {}
     trained = source.training.prompt if source.training else None
     recorded = trained.name if trained else None
     prompt = choose_prompt(recorded=recorded, search_space=source.space.hash if source.adapter else None)
-    config = {**read_config(source.base.folder), **(source.head or {})}
+    config = {**read_config(base), **(source.head or {})}
+
+    @cache
+    def network() -> "SuperNetwork":
+        from lonas_edge.network.super_network import load_super_network
+
+        return load_super_network(source, DTYPES[run.torch_dtype].torch)
+
+    def activate(widths: Sequence[int]) -> Any:
+        network().activate(widths)
+        return network().base
+
     targets = []
     for subnet in subnets:
         chosen = source.select(subnet)
-        name = f"{source_name}:{chosen.name}" if elastic else source_name
-
-        def load(widths: Sequence[int] = chosen.widths) -> Any:
-            return network.activate(widths)
-
-        own = {**files, "widths": list(chosen.widths)}
-        target = _in_torch(name, source.base.folder, load, own, source.sizes(chosen), prompt, config, source.pooling, run)
-        template = trained if recorded == CHAT else None
-        targets.append(replace(target, base=source.base.folder, template=template, close=network.close))
-    return targets
-
-
-class _SharedNetwork:
-    """A super-network for all its sub-networks: loaded for the first, released after the last."""
-
-    def __init__(self, source: Source, run: RunOptions, users: int):
-        self._source, self._run, self._users = source, run, users
-        self._network: SuperNetwork | None = None
-
-    def activate(self, widths: Sequence[int]) -> Any:
-        """The model with a sub-network activated."""
-        from lonas_edge.network.super_network import load_super_network
-
-        if self._network is None:
-            self._network = load_super_network(self._source, DTYPES[self._run.torch_dtype].torch)
-        self._network.activate(widths)
-        return self._network.base
-
-    def close(self) -> None:
-        """Count one user less."""
-        self._users -= 1
-        if not self._users:
-            self._network = None
+        name, own = f"{source_name}:{chosen.name}" if elastic else source_name, {**files, "widths": list(chosen.widths)}
+        load = partial(activate, chosen.widths)
+        target = _in_torch(name, base, load, own, source.sizes(chosen), prompt, config, source.pooling, run)
+        targets.append(replace(target, base=base, template=trained if recorded == CHAT else None))
+    return [*targets[:-1], replace(targets[-1], close=network.cache_clear)]
 
 
 def _in_torch(
     name: str,
     folder: Path,
-    load_model: Callable[[], Any],
+    load: Callable[[], Any],
     files: Mapping[str, Any],
     sizes: Sizes,
     prompt: str,
@@ -230,62 +210,55 @@ def _in_torch(
     pooling: Pooling | None,
     run: RunOptions,
 ) -> Target:
-    family = family_of_config(config)
-    classifies = family is not None and family.kind == CLASSIFICATION
-    if run.torch_device == "cuda" and not torch.cuda.is_available():
+    """Open a model in PyTorch."""
+    device, family = run.torch_device, family_of_config(config)
+    if device == "cuda" and not torch.cuda.is_available():
         raise LonasEdgeError(f"{name}: --device cuda: PyTorch finds no CUDA device here")
-    tokenizer = _tokenizer(folder)
-    batch_size, max_length = _batch_size(sizes.bytes["fp16"], run), context_of(config) or _CONTEXT
-    pooling = _limit(pooling, tokenizer, max_length)
 
-    def load() -> Any:
-        model = load_model().to(run.torch_device)
-        if pooling or classifies:
-            return torch_encoder(model, pooling)
+    def start(target: Target) -> Any:
+        model = load().to(device)
+        if not target.model_kind.generates:
+            return torch_encoder(model, target.pooling)
         from lonas_edge.evaluate.backends import TorchLM
 
-        return TorchLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+        return TorchLM(pretrained=model, tokenizer=target.tokenizer, batch_size=target.batch_size, backend="causal")
 
-    conditions = {"device": run.torch_device, "dtype": run.torch_dtype, "batch_size": batch_size}
+    classifies = family is not None and family.kind == CLASSIFICATION
     return Target(
+        **_common(folder, config, EMBEDDING if pooling else CLASSIFICATION if classifies else CAUSAL_LM, pooling),
         name=name,
         kind="torch",
         precision=run.torch_dtype,
         prompt=prompt,
-        max_length=max_length,
-        tokenizer=tokenizer,
         sizes=sizes,
-        identity={"files": files, **_stated(pooling), **conditions, "versions": versions((*_PACKAGES, "torch", "peft"))},
-        batch_size=batch_size,
-        load=load,
-        outputs=output_names(parse_config(config, "config.json")) if classifies else (),
-        pooling=pooling,
+        batch_size=_batch_size(sizes.bytes["fp16"], run),
+        conditions={"files": files, "device": device, "dtype": run.torch_dtype},
+        packages=("torch", "peft"),
+        start=start,
     )
+
+
+def _common(folder: Path, config: Mapping[str, Any], kind: ModelKind, pooling: Pooling | None) -> dict[str, Any]:
+    """Read the fields that IRs and models in PyTorch have in common; `folder` has the tokenizer."""
+    tokenizer, max_length = require_tokenizer(folder, "an evaluation"), context_of(config) or _CONTEXT
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return {
+        "model_kind": kind,
+        "tokenizer": tokenizer,
+        "max_length": max_length,
+        "outputs": output_names(parse_config(config, "config.json")) if kind == CLASSIFICATION else (),
+        "pooling": pooling.limit(tokenizer.model_max_length, max_length) if pooling else None,
+    }
+
+
+def _batch_size(weight_bytes: int, run: RunOptions) -> int:
+    return run.batch_size or (64 if weight_bytes < _LARGE_BYTES else 16)
 
 
 def _hash_files(folder: Path) -> dict[str, str]:
     kept = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES and path.name not in _RECORDS]
     return {path.name: sha256(path) for path in kept}
-
-
-def _limit(pooling: Pooling | None, tokenizer: Any, context: int) -> Pooling | None:
-    return pooling.limit(tokenizer.model_max_length, context) if pooling else None
-
-
-def _stated(pooling: Pooling | None) -> dict[str, Any]:
-    """Pooling in a target's identity: its files are hashed in the directory itself only."""
-    return {"pooling": asdict(pooling)} if pooling else {}
-
-
-def _tokenizer(folder: Path) -> Any:
-    tokenizer = require_tokenizer(folder, "an evaluation")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _batch_size(weight_bytes: int, run: RunOptions) -> int:
-    return run.batch_size or (64 if weight_bytes < _LARGE_BYTES else 16)
 
 
 def _prompt_in(manifest: Manifest) -> str:

@@ -25,7 +25,7 @@ from lonas_edge.data.templates import Example
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.encoders import ir_outputs
-from lonas_edge.evaluate.metrics import METRICS as CORRELATIONS
+from lonas_edge.evaluate.metrics import compute
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.core import inputs_of, openvino_core
@@ -126,7 +126,7 @@ def _add_correlations(measured: Qualities, answers: Mapping[str, np.ndarray], la
 
 def correlation(labels: np.ndarray, answers: np.ndarray) -> float:
     """Spearman's rank correlation, in percent; 0 for equal labels, which a resampling of few positive pairs can have."""
-    return 100 * CORRELATIONS["spearman"](labels, answers)
+    return 100 * compute("spearman", labels, answers)
 
 
 def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:

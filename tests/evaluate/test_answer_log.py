@@ -8,8 +8,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from lonas_edge.evaluate.answers import AnswerLog, LoggedTarget
-from lonas_edge.evaluate.language import BatchedLM
+from lonas_edge.evaluate.answers import AnswerLog, BatchedLM, LoggedTarget
 
 
 class Recorder(LM):

@@ -185,4 +185,4 @@ def test_a_damaged_model_is_refused(
     write_similarity(tmp_path)
     monkeypatch.setattr(targets, "torch_encoder", lambda *_: lambda batch: np.full((len(batch["input_ids"]), 4), np.nan))
     ran = run_cli("eval", tiny_bert.body(), "--datasets", tmp_path)
-    assert ran.code == 1 and "embeddings are not finite; is the model damaged?" in ran.err, ran.err
+    assert ran.code == 1 and "outputs are not finite; is the model damaged?" in ran.err, ran.err

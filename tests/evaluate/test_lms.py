@@ -18,8 +18,9 @@ from tiny_models import TinyModels, TinySource, families
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate import backends
+from lonas_edge.evaluate.answers import run
 from lonas_edge.evaluate.backends import OpenVinoLM, TorchLM
-from lonas_edge.evaluate.language import _run
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
@@ -95,13 +96,12 @@ def test_openvino_generates_what_transformers_does(
     folder = exported(case)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ours = OpenVinoLM(folder, tokenizer, 128, properties=F32)
-    found, tokens = ours.generate_until(generations(num_beams)), ours.generate_ids(generations(num_beams))
+    found = ours.generate_until(generations(num_beams))
     model = AutoModelForCausalLM.from_pretrained(tiny_models.base(case), dtype=torch.float32)
-    for request, text, new in zip(generations(num_beams), found, tokens, strict=True):
+    for request, text in zip(generations(num_beams), found, strict=True):
         ids = tokenizer(request.args[0], return_tensors="pt")
         whole = model.generate(**ids, max_new_tokens=12, num_beams=num_beams, do_sample=False, pad_token_id=1)
-        assert new == whole[0, ids["input_ids"].shape[1] :].tolist()
-        assert text == tokenizer.decode(new, skip_special_tokens=True)
+        assert text == tokenizer.decode(whole[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 OPTIONS: list[dict[str, float]] = [
@@ -114,45 +114,40 @@ OPTIONS: list[dict[str, float]] = [
 def test_generations_end_where_those_of_transformers_do(
     exported: Callable[[str], Path], tiny_models: TinyModels, tmp_path: Path
 ):
-    """Several tokens that stop, so that beams end at every length: which one wins depends on when the search ends.
-
-    All options in one call, in turn, as no task of ours has them.
-    """
+    """Several tokens that stop, so that beams end at every length: which one wins depends on when the search ends."""
     folder = Path(shutil.copytree(exported("llama"), tmp_path / "copy"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(tiny_models.base("llama"), dtype=torch.float32)
     stops = list(range(0, model.config.vocab_size, 6))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
     prompts = [request.args[0] for request in generations(1, 20)]
-    asked = [
-        Instance("generate_until", {}, (prompt, {"until": [], "max_gen_toks": 12, **options}), 0, ("task", 0, 1))
-        for prompt in prompts
-        for options in OPTIONS
-    ]
-    found = OpenVinoLM(folder, tokenizer, 128, properties=F32).generate_ids(asked)
-    expected = []
-    for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt")
-        for options in OPTIONS:
-            given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": stops, "pad_token_id": 1, **options}
-            expected.append(model.generate(**ids, **given)[0, ids["input_ids"].shape[1] :].tolist())
-    for index in range(len(OPTIONS)):
-        ours, theirs = found[index :: len(OPTIONS)], expected[index :: len(OPTIONS)]
-        assert ours == theirs, OPTIONS[index]
-        others = [expected[other :: len(OPTIONS)] for other in range(len(OPTIONS)) if other != index]
-        assert theirs not in others and len({len(new) for new in theirs}) > 3
+    ours, known = OpenVinoLM(folder, tokenizer, 128, properties=F32), list[list[str]]()
+    for options in OPTIONS:
+        given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": stops, "pad_token_id": 1, **options}
+        expected, lengths = [], set()
+        for prompt in prompts:
+            ids = tokenizer(prompt, return_tensors="pt")
+            new = model.generate(**ids, **given)[0, ids["input_ids"].shape[1] :]
+            expected.append(tokenizer.decode(new, skip_special_tokens=True))
+            lengths.add(len(new))
+        asked = {"until": [], "max_gen_toks": 12, **options}
+        requests = [Instance("generate_until", {}, (prompt, asked), 0, ("task", 0, 1)) for prompt in prompts]
+        assert ours.generate_until(requests) == expected, options
+        assert expected not in known and len(lengths) > 3
+        known.append(expected)
 
 
-def test_greedy_generation_ends_at_a_stop_text(exported: Callable[[str], Path]):
+def test_greedy_generation_ends_at_a_stop_text(exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch):
     folder = exported("llama")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = OpenVinoLM(folder, tokenizer, 128, properties=F32)
     (request,) = generations(1, 1)
-    (whole,) = model.generate_ids([request])
-    request.args[1]["until"] = [tokenizer.decode(whole[:2])]
-    (ids,), (text,) = model.generate_ids([request]), model.generate_until([request])
-    assert len(ids) <= 4 < len(whole)
-    assert text == ""  # what stops is cut off, and it came first
+    (whole,) = model.generate_until([request])
+    request.args[1]["until"] = [whole[:2]]
+    assert model.generate_until([request]) == [""]  # what stops is cut off, and it came first
+    monkeypatch.setattr(backends, "postprocess_generated_text", lambda text, *_: text)
+    (stopped,) = model.generate_until([request])
+    assert whole.startswith(stopped) and len(tokenizer(stopped)["input_ids"]) <= 4 < len(tokenizer(whole)["input_ids"])
 
 
 def test_beams_end_at_a_stop_text_as_in_transformers(exported: Callable[[str], Path], tiny_models: TinyModels):
@@ -160,7 +155,7 @@ def test_beams_end_at_a_stop_text_as_in_transformers(exported: Callable[[str], P
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = OpenVinoLM(folder, tokenizer, 128, properties=F32)
     asked = generations(4, 20)
-    letters = Counter(letter for ids in model.generate_ids(asked) for letter in set(tokenizer.decode(ids)))
+    letters = Counter(letter for text in model.generate_until(asked) for letter in set(text))
     prompts = "".join(request.args[0] for request in asked)
     stop = next(letter for letter, _ in letters.most_common() if letter not in prompts)
     for request in asked:
@@ -170,11 +165,10 @@ def test_beams_end_at_a_stop_text_as_in_transformers(exported: Callable[[str], P
     expected = []
     for request in asked:
         ids = tokenizer(request.args[0], return_tensors="pt")
-        expected.append(reference.generate(**ids, **options, pad_token_id=1)[0, ids["input_ids"].shape[1] :].tolist())
-    assert sum(len(ids) < 12 for ids in expected) > 3
-    together = model.generate_ids(asked)
-    for found, ids in zip(together, expected, strict=True):
-        assert found[: len(ids)] == ids and len(found) <= len(ids) + 1  # filled up behind, as its neighbours go on
+        expected.append(reference.generate(**ids, **options, pad_token_id=1)[0, ids["input_ids"].shape[1] :])
+    assert sum(len(new) < 12 for new in expected) > 3
+    texts = [tokenizer.decode(new, skip_special_tokens=True).split(stop)[0] for new in expected]
+    assert model.generate_until(asked) == texts
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
@@ -205,6 +199,6 @@ def test_log_likelihoods_that_are_not_numbers(kind: str, answer: object):
     """Of a damaged model: the first option would look like the most likely one. A probability of 0 is a number."""
     requests = [Instance(kind, {}, ("a", " b"), 0, ("boolq", 0, 1))]
     right = (-math.inf, False) if kind == "loglikelihood" else -math.inf
-    assert _run(kind, requests, SimpleNamespace(**{kind: lambda *_, **__: [right]})) == [right]
+    assert run(kind, requests, SimpleNamespace(**{kind: lambda *_, **__: [right]})) == [right]
     with pytest.raises(LonasEdgeError, match="boolq: log-likelihoods are not numbers"):
-        _run(kind, requests, SimpleNamespace(**{kind: lambda *_, **__: [answer]}))
+        run(kind, requests, SimpleNamespace(**{kind: lambda *_, **__: [answer]}))

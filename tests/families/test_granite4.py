@@ -9,6 +9,7 @@ import openvino as ov
 import openvino_genai
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from openvino_models import ir_logits
 from oracle import oracle_logits
 from tiny_models import CASES, TinyModels
@@ -134,7 +135,9 @@ def test_an_unpruned_model_in_stock_clients(tiny_models: TinyModels, tmp_path: P
     found = pipeline.generate(openvino_genai.TokenizedInputs(*map(_tensor, (ids["input_ids"], ids["attention_mask"]))), config)
     assert list(found.tokens) == expected[:, ids["input_ids"].shape[1] :].tolist()
     with pytest.raises(LonasEdgeError, match=r"optimum-intel mixes up the beams of this model type; pass --num-beams 1"):
-        OpenVinoLM(tmp_path / "out", tokenizer, 128)._search([[5, 6]], {"num_beams": 2, "max_gen_toks": 2, "until": ()})
+        options = {"num_beams": 2, "max_gen_toks": 2, "until": []}
+        request = Instance("generate_until", {}, ("there is", options), 0, ("task", 0, 1))
+        OpenVinoLM(tmp_path / "out", tokenizer, 128).generate_until([request])
 
 
 def _tensor(values: torch.Tensor) -> Any:

@@ -26,25 +26,25 @@ FILE = "answers.jsonl"
 
 
 class AnswerLog:
-    """A file of answered batches, one a line: {"batch": hash of target and requests, "answers": […]}."""
+    """A file of answered batches, one a line: {"batch": hash of target and requests, "answers": […]}.
+
+    Attributes:
+        answers: Answers by the hash.
+    """
 
     def __init__(self, path: Path | None = None):
         """Read the file if it exists; without a path the answers stay in memory."""
-        self._path, self._answers = path, dict[str, list[Any]]()
+        self._path, self.answers = path, dict[str, list[Any]]()
         for line in path.read_bytes().splitlines() if path and path.exists() else ():
             try:
                 entry = json.loads(line)
             except ValueError:  # a kill cut it
                 continue
-            self._answers[entry["batch"]] = entry["answers"]
-
-    def get(self, batch: str) -> list[Any] | None:
-        """Look up the answers of a batch; None where there are none."""
-        return self._answers.get(batch)
+            self.answers[entry["batch"]] = entry["answers"]
 
     def add(self, batch: str, answers: list[Any]) -> None:
         """Save the answers of a batch."""
-        self._answers[batch] = answers
+        self.answers[batch] = answers
         if self._path is None:
             return
         try:
@@ -78,9 +78,8 @@ class LoggedTarget:
             run: Computes the answers with the loaded model.
         """
         batch = json_sha256([self.target.name, requests])
-        saved = self._log.get(batch)
-        if saved is not None:
-            return saved
+        if batch in self._log.answers:
+            return self._log.answers[batch]
         self._model = self._model or self.target.load()
         start = time.perf_counter()
         answers = run(self._model)

@@ -23,7 +23,7 @@ Properties = tuple[Annotated[tuple[str, str], from_text(_parse_property)], ...] 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """Devices, precision and batch size."""
+    """Devices and batch size."""
 
     device: str = option(
         "CPU",
@@ -33,7 +33,6 @@ class RunOptions(Options):
     properties: Properties = option(
         (), panel="Device", flag="property", metavar="NAME=VALUE", repeat=True, help="OpenVINO runtime property."
     )
-    torch_dtype: str = "fp32"  # of models in PyTorch
     batch_size: int | None = option(
         None,
         panel="Device",

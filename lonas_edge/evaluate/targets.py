@@ -25,7 +25,6 @@ from lonas_edge.families import (
     output_names,
 )
 from lonas_edge.files import check_model_folder, sha256
-from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, WEIGHTS
 from lonas_edge.network.configuration import parse_config, read_config
 from lonas_edge.network.location import TRAINING
@@ -51,7 +50,7 @@ class Target:
     name: str  # in reports
     kind: str  # `ir` or `torch`
     model_kind: ModelKind  # by what the model outputs
-    precision: str  # weight format of an IR, dtype in PyTorch
+    precision: str  # weight format of an IR; fp32 in PyTorch
     prompt: str  # name of the template that it was trained with, where known; else the default
     max_length: int  # the longest sequence in tokens
     tokenizer: Any
@@ -90,7 +89,7 @@ def open_targets(
     Args:
         references: Exported directories, super-adapters, PEFT adapters, base models.
         subnets: Sub-networks of each super-adapter; they share the network, which is loaded once.
-        run: Devices, precision, batch size.
+        run: Devices, runtime properties, batch size.
         model: The base model of adapters.
         nncf_config: The search space of adapters.
     """
@@ -159,9 +158,7 @@ def _checkpoint(folder: Path, manifest: Manifest, run: RunOptions) -> Target:
     check_model_folder(folder)
     raise_all(f"{folder}: the exported checkpoint is damaged:", changed_files(folder, manifest), "Export it again.")
 
-    def load() -> Any:
-        return load_checkpoint(folder, DTYPES[run.torch_dtype].torch)
-
+    load = partial(load_checkpoint, folder, torch.float32)
     name, files = folder.resolve().name, {"checkpoint": _hash_files(folder)}
     prompt, sizes = _prompt_in(manifest), manifest.sizes.subnetwork
     return _in_torch(name, folder, load, files, sizes, prompt, read_config(folder), manifest.pooling, run)
@@ -183,7 +180,7 @@ def _subnetworks(source: Source, subnets: Sequence[str | None], run: RunOptions)
     def network() -> "SuperNetwork":
         from lonas_edge.network.super_network import load_super_network
 
-        return load_super_network(source, DTYPES[run.torch_dtype].torch)
+        return load_super_network(source)
 
     def activate(widths: Sequence[int]) -> Any:
         network().activate(widths)
@@ -228,11 +225,11 @@ def _in_torch(
         **_common(folder, config, EMBEDDING if pooling else CLASSIFICATION if classifies else CAUSAL_LM, pooling),
         name=name,
         kind="torch",
-        precision=run.torch_dtype,
+        precision="fp32",
         prompt=prompt,
         sizes=sizes,
         batch_size=_batch_size(sizes.bytes["fp16"], run),
-        conditions={"files": files, "device": device, "dtype": run.torch_dtype},
+        conditions={"files": files, "device": device, "dtype": "fp32"},
         packages=("torch", "peft"),
         start=start,
     )

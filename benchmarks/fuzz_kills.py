@@ -5,6 +5,9 @@
 
 Each command runs on a tiny model in a forked child of this process. SIGKILL goes to the child, SIGINT to its group, as Ctrl-C
 does. Publishing an output is too short to be hit by chance: `tests/test_output_stopped.py` stops it at each system call.
+
+`compress` runs with timed training steps, latencies and `optimum-cli` replaced as in its tests: they would take most of its
+time. Running it again must not repeat a finished step.
 """
 
 import argparse
@@ -28,34 +31,27 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/pipeline")]
 
 from runner import Ran, import_all, main_in, redirect, run_command, run_forked, run_in_jobs  # noqa: E402 - numpy counts threads
 
-PACKAGES = (
-    "lonas-edge",
-    "torch",
-    "transformers",
-    "peft",
-    "safetensors",
-    "openvino",
-    "openvino-genai",
-    "optimum-intel",
-    "lm-eval",
-)
+PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "safetensors")
+PACKAGES += ("openvino", "openvino-genai", "optimum-intel", "lm-eval")
 
 TIME_LIMIT = 600  # seconds of one run
 ORPHAN_LIMIT = 20  # seconds in which child processes must end after the command
-_FIGURES = re.compile(
-    r'("(?:seconds|peak_rss_bytes|graph_process_peak_rss_bytes|date|answered|resumed_from_step)": )[^,\n]+'  # differ each time
-)
-_DATE = re.compile(r"\b20\d\d-\d\d-\d\d\b")
+_VARYING = {"seconds", "peak_rss_bytes", "graph_process_peak_rss_bytes", "date", "answered", "resumed_from_step"}  # in JSON
+_TIME = re.compile(r"\b20\d\d-\d\d-\d\d\b|\b(\d+ h )?\d+(\.\d+)? (s|min)\b")  # dates and durations in texts
+_NUMBERED = re.compile(r"(_|Model)\d+")  # nodes of an IR, such as Constant_15790: counted over a process
 _EXPORT = "export adapter --model base --nncf-config space.json --output out"
+_IR = "export adapter --model base --nncf-config space.json --weight-format fp32 --output ir"
 _CHECKPOINT = f"{_EXPORT} --stage checkpoint"
 _TRAIN = "train --model base --nncf-config space.json --data data.json --output out --rank 8 --alpha 16 --steps 8 "
 _TRAIN += "--batch-size 2 --lr 0.01 --prompt question --device cpu --max-length 64"
 _EVAL = "eval ir --datasets datasets --tasks boolq --protocol option-text --batch-size 1 --output out"
 _SPACE = "space --model base --output out.json"
+_COMPRESS = "compress base --data sums.json --output out --target weights<=0.95x --weight-format int8_sym --prompt question "
+_COMPRESS += "--recovery-steps 4 --prompt-len 8 --new-tokens 4"
 
 
 @dataclass(frozen=True)
@@ -78,8 +74,9 @@ class Scenario:
 
     @property
     def again(self) -> list[str]:
-        """The command line that repeats it over any output."""
-        return self.arguments if "--overwrite" in self.arguments else [*self.arguments, "--overwrite"]
+        """The command line that repeats it over any output; `compress` continues."""
+        overwrites = "--overwrite" in self.arguments or self.arguments[0] == "compress"
+        return self.arguments if overwrites else [*self.arguments, "--overwrite"]
 
 
 def _pair(line: str, weights: tuple[int, int], more: str, **options: Any) -> tuple[Scenario, Scenario]:
@@ -94,8 +91,9 @@ _SCENARIOS = (
     *_pair(_TRAIN, (8, 4), "--seed 7 --steps 1", reads=("base", "space.json", "data.json")),
     *_pair(_EVAL, (6, 3), "--limit 1", reads=("ir", "datasets")),
     *_pair(_SPACE, (4, 4), "--ranks 8", output="out.json", reads=("base",)),
+    Scenario(_COMPRESS.split(), 12, reads=("base", "sums.json")),
 )
-_SHOWN = ("export", "eval", "train", "space", "--stage", "checkpoint", "--overwrite")
+_SHOWN = ("compress", "export", "eval", "train", "space", "--stage", "checkpoint", "--overwrite")
 SCENARIOS = {" ".join(part for part in each.arguments if part in _SHOWN): each for each in _SCENARIOS}
 
 
@@ -202,14 +200,17 @@ class Kills:
 
     def _run_again(self, kill: Kill, case: Path, scenario: Scenario, reference: Reference) -> None:
         """Run the command again, with --resume if it is a training."""
-        arguments = scenario.again
+        arguments, finished = scenario.again, _finished_steps(case / "in" / f"{scenario.output}.partial")
         if arguments[0] == "train" and kill.state != "new":
             ran = run_command([*arguments, "--resume"], case, TIME_LIMIT)
             kill.resumed = ran.code == 0
-            if not kill.resumed and "rror: " not in ran.err:
+            if not kill.resumed and "no unfinished run to resume" not in ran.err:
                 kill.failures.append(f"--resume: {ran.err[-300:]}")
         if not kill.resumed:
             ran = run_command(arguments, case, TIME_LIMIT)
+        if finished:
+            kill.resumed, seconds = True, finished | _finished_steps(case / "in" / scenario.output)
+            kill.failures += [f"{name}: was repeated" for name in finished if seconds[name] != finished[name]]
         state = state_of(case / "in" / scenario.output)
         if ran.code or _traceback(case):
             kill.failures.append(f"again: exit code {ran.code}: {ran.err[-500:]}")
@@ -236,19 +237,37 @@ def _difference(first: str, second: str) -> str:
     return "; ".join(sorted({*first.splitlines()} ^ {*second.splitlines()}))[:400]
 
 
+def _finished_steps(folder: Path) -> dict[str, float]:
+    """The seconds of the steps of `compress` that are finished for certain: of all that were started but the last."""
+    record = folder / "steps/steps.json"
+    states = json.loads(record.read_text())["states"] if record.exists() else {}
+    return {name: states[name]["seconds"] for name in list(states)[:-1]}
+
+
 def state_of(output: Path) -> str:
     """Describe an output for comparison: one line with the hash of each file, without figures that differ each time."""
     if not os.path.lexists(output):
         return "absent"
     paths = sorted(output.rglob("*")) if output.is_dir() else [output]
-    return "\n".join(f"{path.relative_to(output.parent)} {_hash(path)}" for path in paths if path.is_file())
+    return "\n".join(f"{path.relative_to(output.parent)} {_hash(path, output.parent)}" for path in paths if path.is_file())
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path, folder: Path) -> str:
+    """Hash a file of an output in a folder, whose own path does not count."""
     content = path.read_bytes()
-    if path.suffix in (".json", ".md", ".csv"):
-        content = _DATE.sub("a day", _FIGURES.sub(r"\g<1>1", content.decode())).encode()  # a run may pass midnight
+    if path.suffix in (".json", ".md", ".csv", ".html", ".xml"):
+        text = content.decode().replace(str(folder), "")
+        if path.suffix == ".json":
+            text = json.dumps(_without_varying(json.loads(text)))
+        content = (_NUMBERED.sub(r"\1", text) if path.suffix == ".xml" else _TIME.sub("a time", text)).encode()
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _without_varying(value: Any) -> Any:
+    """A JSON value without what differs each time."""
+    if isinstance(value, dict):
+        return {name: _without_varying(each) for name, each in value.items() if name not in _VARYING}
+    return [_without_varying(each) for each in value] if isinstance(value, list) else value
 
 
 def killed(arguments: list[str], case: Path, moment: float, how: signal.Signals) -> tuple[int, list[str]]:
@@ -350,6 +369,7 @@ def summary(kills: list[Kill], seed: int, seconds: float) -> dict[str, Any]:
 
 def make_inputs(home: Path) -> None:
     """Write the inputs of all commands: a tiny model, its adapter, search space, data, an export and a task."""
+    from pipeline_runs import write_data
     from tiny_models import TinyModels
 
     models = TinyModels(home.parent / "tiny")
@@ -362,7 +382,22 @@ def make_inputs(home: Path) -> None:
     sums = [(a, b) for a in range(2) for b in range(4)]
     examples = [{"instruction": f"What is {a} plus {b}?", "input": "", "output": str(a + b)} for a, b in sums]
     (home / "data.json").write_text(json.dumps(examples))
+    write_data(home / "sums.json")
     shutil.copytree(ROOT / "tests/evaluate/data/boolq", home / "datasets/boolq")
+
+
+def shorten_compress() -> None:
+    """Replace what takes most of the time of `compress`; import what draws its charts, which looks for fonts once."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_svg  # noqa: F401
+    import pytest
+    from pipeline_runs import equal_latencies, make_quick
+
+    from lonas_edge.pipeline import measure
+
+    patch = pytest.MonkeyPatch()
+    make_quick(patch, whole=True)
+    patch.setattr(measure, "latencies", equal_latencies)
 
 
 def prepared(work: Path) -> Path:
@@ -372,18 +407,7 @@ def prepared(work: Path) -> Path:
         (home / "in").mkdir(parents=True)
         (home / "logs").mkdir()
         _check(run_forked(lambda: make_inputs(home / "in"), home, home / "logs", TIME_LIMIT), ["inputs"])
-        export = [
-            "export",
-            "adapter",
-            "--model",
-            "base",
-            "--nncf-config",
-            "space.json",
-            "--weight-format",
-            "fp32",
-            "--output",
-            "ir",
-        ]
+        export = _IR.split()
         _check(run_command(export, home, TIME_LIMIT), export)
     return home / "in"
 
@@ -402,6 +426,7 @@ def main() -> None:
     start = time.monotonic()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells without job control let background jobs ignore it
     import_all()
+    shorten_compress()
     work = Path(options.work or tempfile.mkdtemp(prefix="fuzz-kills-")).resolve()
     originals = prepared(work)
     names = options.only.split(",") if options.only else list(SCENARIOS)

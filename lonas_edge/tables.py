@@ -1,4 +1,4 @@
-"""Tables for the terminal, for Markdown and as CSV; text that Markdown shows as it is."""
+"""Tables for the terminal, for Markdown and as CSV; text that Markdown shows as it is; sizes and durations in words."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+MISSING = "–"
 _SPECIAL = re.compile(r"^[#>+=-]|[\\`*|~]|(?<!\w)_|_(?!\w)|!(?=\[)|\](?=[(\[:])|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
 _LONG_NAME = 28  # longer names in the first column are folded on the terminal
 
@@ -67,3 +68,20 @@ class Table:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def megabytes(size: int) -> str:
+    """Format a size in MB, without the unit."""
+    return f"{size / 1e6:,.0f}" if size >= 100e6 else f"{size / 1e6:.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Format a duration."""
+    if seconds is None:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -12,7 +12,7 @@ from lonas_edge.cli.command import command
 from lonas_edge.cli.groups import JsonOptions
 from lonas_edge.cli.terminal import console, importing, progress
 from lonas_edge.pipeline.options import CompressOptions
-from lonas_edge.tables import Table
+from lonas_edge.tables import Table, duration
 
 if TYPE_CHECKING:
     from lonas_edge.pipeline.record import CompressRecord
@@ -60,8 +60,6 @@ def _announce(steps: "Sequence[Step]", estimated: "Estimate", as_json: bool) -> 
         total = {"memory_bytes": estimated.memory_bytes, "disk_bytes": estimated.disk_bytes}
         print(json.dumps({"seconds": estimated.seconds, **total, "commands": commands}, indent=1))
         return
-    from lonas_edge.pipeline.display import duration
-
     terminal = console(stderr=True)
     rows = [(name, duration(seconds)) for name, seconds in estimated.seconds.items()]
     Table(("step", "estimated time"), rows).print(terminal)

@@ -12,12 +12,8 @@ from lonas_edge.search.cost import COSTS
 # after Okabe and Ito, darkened to a contrast of 3 or more on white
 COLORS = ("#0072b2", "#c84e00", "#007a5a", "#a8468a", "#6b6b6b", "#8a6a00", "#4b4bc3", "#8c2045")
 MARKERS = "osD^vPX"
-_SETTINGS = {
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lonas-edge",
-    "font.size": 8.5,
-}  # a `$` starts no formula
+# a `$` starts no formula
+_SETTINGS = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "lonas-edge", "font.size": 8.5}
 
 
 def as_png(figure: Any) -> bytes:

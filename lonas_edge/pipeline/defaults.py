@@ -33,9 +33,7 @@ class Defaults:
     recovery_tokens: int
     prompts: tuple[int, int]  # of the search, at least and at most
     search_tokens: int  # of these prompts
-    library: str | None  # of `optimum-cli`, where it does not infer it
     baselines: tuple[str, ...]  # formats in which `optimum-cli` stores the unpruned model
-    same_losses: bool  # whether the held-out loss of a recovery is the distance that it learns
 
 
 LANGUAGE_MODEL = Defaults(
@@ -53,9 +51,7 @@ LANGUAGE_MODEL = Defaults(
     recovery_tokens=100_000,  # as in docs/benchmarks/recovery.md
     prompts=(16, 64),
     search_tokens=3_000,  # an evaluation takes some five seconds on two cores at 135M
-    library=None,
     baselines=("int8", "int4"),
-    same_losses=False,
 )
 EMBEDDING_MODEL = Defaults(
     name=EMBEDDING.name,
@@ -72,9 +68,7 @@ EMBEDDING_MODEL = Defaults(
     recovery_tokens=1_000_000,  # as in docs/benchmarks/embeddings.md
     prompts=(64, 256),
     search_tokens=10_000,
-    library="transformers",
     baselines=("int8", "int4", "fp32"),
-    same_losses=True,
 )
 # a sixth of the layers (docs/benchmarks/embeddings.md): distances of two classifiers or rerankers have no common scale
 CLASSIFIER = replace(EMBEDDING_MODEL, name=CLASSIFICATION.name, kind=CLASSIFICATION, target="macs<=0.84x")

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
-
-MISSING = "–"
+from lonas_edge.tables import MISSING
 
 
 class Column(NamedTuple):
@@ -81,20 +80,3 @@ def interval(value: Interval | None, digits: int, sign: str = "", unit: str = ""
         return MISSING
     middle, low, high = (f"{number:{sign}z.{digits}f}" for number in (value.value, value.low, value.high))
     return f"{middle}{unit} [{low}, {high}]"
-
-
-def megabytes(size: int) -> str:
-    """Format a size in MB, without the unit."""
-    return f"{size / 1e6:,.0f}" if size >= 100e6 else f"{size / 1e6:.1f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Format a duration."""
-    if seconds is None:
-        return MISSING
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,6 +1,6 @@
-"""Measure exported networks on held-out examples: quality, latency and answers. The first network is the baseline."""
+"""Measure exported networks on held-out examples: qualities, latency and answers. The first network is the baseline."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ ROUNDS = 18  # in six process starts, over which `bench` computes intervals
 ANSWERS, ANSWER_TOKENS = 4, 96
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
-Qualities = dict[str, dict[str, Quality]]  # of networks, by name
+Qualities = dict[str, dict[str, Quality]]  # by the name of the quality and that of the network
 
 
 def losses(folders: Mapping[str, Path], data: LanguageTask, source: Path, progress: Progress) -> Qualities:
@@ -51,18 +51,29 @@ def losses(folders: Mapping[str, Path], data: LanguageTask, source: Path, progre
     common = np.all([each[:, 2] > 0 for each in scores.values()], axis=0)
     scores = {name: each * common[:, None] for name, each in scores.items()}
     _check_finite(scores)
-    (loss, correct, tokens), *_ = (each.T for each in scores.values())
-    measured: Qualities = {}
-    for name, each in scores.items():
-        own_loss, own_correct, own_tokens = each.T
-        # nats per token of the baseline: a trimmed vocabulary has other tokens for the same text
-        value, change, shift = float(own_loss.sum() / tokens.sum()), None, None
-        if measured:
-            change = difference_of_means(loss, own_loss, tokens)
-            shift = difference_of_shares(correct, own_correct, tokens, own_tokens)
-        share = 100 * float(own_correct.sum() / own_tokens.sum())
-        measured[name] = {"loss": Quality(value, change), "accuracy": Quality(share, shift)}
-    return measured
+    # nats per token of the baseline: a trimmed vocabulary has other tokens for the same text
+    tokens = next(iter(scores.values()))[:, 2]
+    loss = _compare(
+        scores,
+        lambda each: float(each[:, 0].sum() / tokens.sum()),
+        lambda first, each: difference_of_means(first[:, 0], each[:, 0], tokens),
+    )
+    accuracy = _compare(
+        scores,
+        lambda each: 100 * float(each[:, 1].sum() / each[:, 2].sum()),
+        lambda first, each: difference_of_shares(first[:, 1], each[:, 1], first[:, 2], each[:, 2]),
+    )
+    return {"loss": loss, "accuracy": accuracy}
+
+
+def _compare(
+    figures: Mapping[str, np.ndarray],
+    value: Callable[[np.ndarray], float],
+    difference: Callable[[np.ndarray, np.ndarray], Interval],
+) -> dict[str, Quality]:
+    """Compute a quality of each network from its figures of the examples, and its difference from the first network."""
+    first = next(iter(figures.values()))
+    return {name: Quality(value(each), None if each is first else difference(first, each)) for name, each in figures.items()}
 
 
 def score(folder: Path, data: LanguageTask, source: Path, progress: Progress) -> np.ndarray:
@@ -92,36 +103,23 @@ def distances(folders: Mapping[str, Path], data: Task, reference: Path, progress
     outputs = {name: ir_outputs(folder, data, {}, progress) for name, folder in folders.items()}
     _check_finite(outputs)
     figures = {name: data.distances(expected, each) for name, each in outputs.items()}
-    first = next(iter(folders))
-    measured: Qualities = {}
-    for name, each in figures.items():
-        change = difference_of_means(figures[first], each) if measured else None
-        measured[name] = {"distance": Quality(float(each.mean()), change)}
+    qualities = {"distance": _compare(figures, lambda each: float(each.mean()), difference_of_means)}
     labels = np.array([example.label for example in data.examples if example.label is not None])
     if len(labels) and not data.pooling and expected.shape[-1] > 1:
-        _add_accuracies(measured, {name: each[:, 0].argmax(-1) == labels for name, each in outputs.items()})
+        correct, ones = {name: each[:, 0].argmax(-1) == labels for name, each in outputs.items()}, np.ones(len(labels))
+        qualities["accuracy"] = _compare(
+            correct,
+            lambda each: 100 * float(each.mean()),
+            lambda first, each: difference_of_shares(first, each, ones, ones),
+        )
     elif len(set(labels.tolist())) > 1:
-        answers = {name: (each[:, 0] * each[:, 1]).sum(-1) if data.pooling else each[:, 0, 0] for name, each in outputs.items()}
-        _add_correlations(measured, answers, labels, progress)
-    return measured
-
-
-def _add_accuracies(measured: Qualities, correct: Mapping[str, np.ndarray]) -> None:
-    """Add the accuracy of each network, by whether it is correct [records]."""
-    first = next(iter(correct.values()))
-    ones = np.ones(len(first))
-    for name, each in correct.items():
-        change = None if each is first else difference_of_shares(first, each, ones, ones)
-        measured[name]["accuracy"] = Quality(100 * float(each.mean()), change)
-
-
-def _add_correlations(measured: Qualities, answers: Mapping[str, np.ndarray], labels: np.ndarray, progress: Progress) -> None:
-    """Add Spearman's correlation of each network's answers [records] with the labels [records], in percent."""
-    first = next(iter(answers.values()))
-    for name, each in answers.items():
-        progress(f"correlations of {name}", None)
-        change = None if each is first else difference_of_statistics(correlation, first, each, labels)
-        measured[name]["spearman"] = Quality(correlation(labels, each), change)
+        progress("correlations with the labels", None)
+        qualities["spearman"] = _compare(
+            {name: (each[:, 0] * each[:, 1]).sum(-1) if data.pooling else each[:, 0, 0] for name, each in outputs.items()},
+            lambda each: correlation(labels, each),
+            lambda first, each: difference_of_statistics(correlation, first, each, labels),
+        )
+    return qualities
 
 
 def correlation(labels: np.ndarray, answers: np.ndarray) -> float:

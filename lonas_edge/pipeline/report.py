@@ -5,10 +5,10 @@ from typing import Any
 
 from lonas_edge.files import replace_text
 from lonas_edge.pipeline import charts
-from lonas_edge.pipeline.display import DISPLAYS, Column, duration, interval, megabytes
+from lonas_edge.pipeline.display import DISPLAYS, Column, interval
 from lonas_edge.pipeline.record import CompressRecord, Network
 from lonas_edge.search.cost import COSTS
-from lonas_edge.tables import Table, in_markdown
+from lonas_edge.tables import Table, duration, in_markdown, megabytes
 
 MARKDOWN, PLOT, HTML = "report.md", "report.png", "report.html"
 

@@ -8,12 +8,14 @@ from lonas_edge.data.language import LanguageTask
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.ir import WEIGHTS
 from lonas_edge.network.location import TRAINING
+from lonas_edge.network.source import Source
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
 from lonas_edge.pipeline.defaults import cost_settings
-from lonas_edge.pipeline.plan import COMPARED, LORA, RECOVER, Plan, trained_for
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Network
+from lonas_edge.pipeline.plan import LORA, RECOVER, Plan, trained_for
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network, Quality
+from lonas_edge.pipeline.stages import COMPARED
 from lonas_edge.progress import Progress
 from lonas_edge.search import SEARCH
 from lonas_edge.search.record import SearchRecord
@@ -21,52 +23,38 @@ from lonas_edge.search.record import SearchRecord
 _CURVE_POINTS = 200
 
 
-def make_record(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], progress: Progress) -> CompressRecord:
+def make_record(plan: Plan, folders: Mapping[str, str], here: Mapping[str, Any], progress: Progress) -> CompressRecord:
     """Measure baselines and compressed networks.
 
     Args:
         plan: The run, whose other steps are done.
-        names: The directory in the output of each target.
+        folders: The directory in the output of each target.
         here: The machine.
         progress: Reports what is being done.
     """
-    paths, source, options = plan.paths, plan.stages.unpruned, plan.options
-    case = cost_settings(options).case
+    paths, options, case = plan.paths, plan.options, cost_settings(plan.options).case
     ours = "compressed INT4" if trained_for(options) else "compressed INT8"
-    folders = {name: paths.baseline(stored) for name, stored in COMPARED.items()}
-    targets: dict[str, str] = {}
-    for target, pick in plan.picks.items():
-        name = f"{ours} ({target})" if len(plan.picks) > 1 else ours
-        folders[name], targets[name] = paths.model(pick), target
+    measured = {name: paths.baseline(stored) for name, stored in COMPARED.items()}
+    targets = {f"{ours} ({target})" if len(plan.picks) > 1 else ours: target for target in plan.picks}
+    measured |= {name: paths.model(plan.picks[target]) for name, target in targets.items()}
     trimmed = vocabulary_of(Path(paths.student)) if paths.trims else None
     tokens = trimmed.tokens_per_text if trimmed else 1.0
-    times, bench = measure.latencies(folders, case, dict.fromkeys(targets, tokens), progress)
+    latencies, bench = measure.latencies(measured, case, dict.fromkeys(targets, tokens), progress)
+    source = plan.unpruned
     data = source.open_data(paths.held_out, options.prompt, labels=True)
     if isinstance(data, LanguageTask):
-        qualities = measure.losses(folders, data, source.base.folder, progress)
-        samples = measure.answers(folders, data, source.base.folder, progress)
+        qualities = measure.losses(measured, data, source.base.folder, progress)
+        samples = measure.answers(measured, data, source.base.folder, progress)
     else:
-        qualities, samples = measure.distances(folders, data, paths.baseline("fp32"), progress), []
+        qualities, samples = measure.distances(measured, data, paths.baseline("fp32"), progress), []
     networks = []
-    for name, folder in folders.items():
-        manifest = Manifest.read(folder / MANIFEST) if name in targets else None
-        networks.append(
-            Network(
-                name=name,
-                folder=names[targets[name]] if manifest else None,
-                weight_format=manifest.weight_format if manifest else COMPARED[name],
-                file_bytes=(folder / WEIGHTS).stat().st_size,
-                parameters=(manifest.sizes.subnetwork if manifest else source.sizes(source.unpruned)).parameters,
-                quality=qualities[name],
-                latency=times[name],
-                removed=manifest.layers if manifest else (),
-                target=targets.get(name),
-            )
-        )
+    for name, exported in measured.items():
+        quality = {each: values[name] for each, values in qualities.items()}
+        networks.append(_network(source, name, exported, targets.get(name), folders, quality, latencies[name]))
     search = SearchRecord.read(paths.work / "search" / SEARCH)
     return CompressRecord(
         task=plan.defaults.name,
-        source=(plan.stages.source.adapter or source.base).name,
+        source=(plan.source.adapter or plan.source.base).name,
         base=source.base.name,
         data=options.data.name,
         examples=dict(plan.counts),
@@ -75,7 +63,7 @@ def make_record(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], p
             "target": list(plan.picks),
             "precision": plan.probe.precision,
             "evals": plan.search_options.evals,
-            "folders": {plan.picks[target].file: name for target, name in names.items()},
+            "folders": {plan.picks[target].file: name for target, name in folders.items()},
         },
         sha256=dict(plan.hashes),
         machine=dict(here),
@@ -93,6 +81,31 @@ def make_record(plan: Plan, names: Mapping[str, str], here: Mapping[str, Any], p
     )
 
 
+def _network(
+    source: Source,
+    name: str,
+    exported: Path,
+    target: str | None,
+    folders: Mapping[str, str],
+    quality: dict[str, Quality],
+    latency: dict[str, Latency],
+) -> Network:
+    """Describe a measured network: that of a target, or the unpruned one of `source` in a format."""
+    manifest = Manifest.read(exported / MANIFEST) if target else None
+    sizes = manifest.sizes.subnetwork if manifest else source.sizes(source.unpruned)
+    return Network(
+        name=name,
+        folder=folders[target] if target else None,
+        weight_format=manifest.weight_format if manifest else COMPARED[name],
+        file_bytes=(exported / WEIGHTS).stat().st_size,
+        parameters=sizes.parameters,
+        quality=quality,
+        latency=latency,
+        removed=manifest.layers if manifest else (),
+        target=target,
+    )
+
+
 def _curves(plan: Plan) -> tuple[Curve, ...]:
     """The losses of the trainings; the adapter of an unpruned network was not trained further."""
     folders = {LORA: Path(plan.paths.unpruned)} if plan.paths.trains_lora else {}
@@ -103,7 +116,7 @@ def _curves(plan: Plan) -> tuple[Curve, ...]:
         if record and (name == LORA or record.recovered):
             losses = [(entry.step, entry.loss) for entry in record.losses if entry.loss is not None]
             held_out = [(entry.step, entry.loss) for entry in record.eval_data.losses] if record.eval_data else []
-            distilled = record.teacher is not None and not plan.defaults.same_losses
+            distilled = record.teacher is not None and plan.defaults.kind.generates  # encoders learn their held-out loss
             curves.append(Curve(name, tuple(losses[:: max(1, len(losses) // _CURVE_POINTS)]), tuple(held_out), distilled))
     return tuple(curves)
 

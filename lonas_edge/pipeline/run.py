@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,12 +32,12 @@ from lonas_edge.pipeline.defaults import (
     resolve_options,
 )
 from lonas_edge.pipeline.options import EPOCHS, KEEP, CompressOptions
-from lonas_edge.pipeline.plan import Plan, disk_bytes, source_hashes, trained_for
+from lonas_edge.pipeline.plan import Paths, Plan, disk_bytes, source_hashes, trained_for
 from lonas_edge.pipeline.probe import PROBE, Probe, time_steps
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
 from lonas_edge.pipeline.results import make_record
-from lonas_edge.pipeline.stages import Paths, Stages
+from lonas_edge.pipeline.stages import check_steps, make_steps, merge
 from lonas_edge.pipeline.steps import Step, Steps
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.picks import Pick
@@ -111,12 +110,6 @@ class _Run:
     hashes: Mapping[str, str]  # of the source's files
     progress: Progress
 
-    @cached_property
-    def inputs(self) -> dict[str, str]:
-        """Hashes of all inputs; the files that options name are valid."""
-        files = {"data": self.options.data, "eval_data": self.options.eval_data}
-        return {**self.hashes, **{name: sha256(path) for name, path in files.items() if path and path.is_file()}}
-
     @property
     def folders(self) -> dict[str, str]:
         """The directory in the output of each target."""
@@ -154,24 +147,23 @@ class _Run:
         """Split the data, time training steps if no earlier run did, and plan the steps."""
         options, defaults, trims = self.options, self.defaults, self.options.vocabulary != KEEP
         paths = Paths(folder, self.source, options.source if self.source.adapter else None, defaults.adapts, trims)
-        stages = Stages(paths, defaults, self.source, tuple(self.picks.values()))
         counts, fitting = self._split(paths)
-        stages.check(cost_settings(options))
+        check_steps(self.source, defaults, paths, self.picks, cost_settings(options))
         size = choose_size(paths.base, paths.train, options.vocabulary, options.prompt) if trims else None
-        probe = self._probe(stages)
+        probe = self._probe(paths)
         steps_of_tokens = math.ceil(defaults.recovery_tokens / defaults.batch / probe.tokens)
         options = replace(
             options,
             epochs=(options.epochs or EPOCHS) if paths.trains_lora else None,
             recovery_steps=options.recovery_steps or steps_of_tokens,
         )
-        plan = Plan(stages, options, self.picks, self.hashes, self.inputs, counts, fitting, probe, size)
+        plan = Plan(self.source, defaults, options, self.picks, paths, self.hashes, counts, fitting, probe, size)
         here = machine.describe("CPU")
 
-        def measure(_step: Step, progress: Progress) -> None:
+        def measure(progress: Progress) -> None:
             make_record(plan, self.folders, here, progress).write(folder / COMPRESS)
 
-        steps = Steps(folder, plan.steps(measure, f"{here['processor']}, {here['processors']} processors"))
+        steps = Steps(folder, make_steps(plan, measure, f"{here['processor']}, {here['processors']} processors"))
         steps.prepare(options.overwrite)
         probe.write(folder / PROBE)
         pending, seconds = steps.pending(), plan.estimate()
@@ -204,9 +196,9 @@ class _Run:
             )
         return {"train": len(train.examples), "held_out": len(held_out.examples)}, fitting
 
-    def _probe(self, stages: Stages) -> Probe:
+    def _probe(self, paths: Paths) -> Probe:
         """Time training steps, or read what an earlier run with the same data timed; its choice of the precision stays."""
-        paths, options, defaults = stages.paths, self.options, self.defaults
+        options, defaults = self.options, self.defaults
         qat = trained_for(options)
         inputs = {"train": sha256(paths.train), "prompt": str(options.prompt), "qat": str(qat)}
         earlier = Probe.read(paths.work / PROBE) if (paths.work / PROBE).exists() else None
@@ -219,7 +211,7 @@ class _Run:
             base = paths.base
             if self.source.adapter and not defaults.adapts:  # an encoder's base may have another task, or lack the head
                 base = str(Path(folder) / "merged")
-                stages.merge(Path(base), self.progress)
+                merge(open_source(paths.unpruned, paths.unpruned_base, elastic=False), Path(base), self.progress)
             timed = time_steps(defaults, base, paths.train, options.prompt, qat, precision, self.progress)
         return replace(timed, inputs=inputs)
 

@@ -1,32 +1,30 @@
-"""The steps of `compress`, each by the code of the command that does the same."""
+"""The steps of `compress`: for each one the command that does the same, and the work, by the code of that command."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.commands import Command
 from lonas_edge.exporting.export import export
+from lonas_edge.exporting.optimum import optimum_options, run_optimum
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import replace_text
 from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.defaults import Defaults
-from lonas_edge.pipeline.steps import Command, Step, to_argv
+from lonas_edge.pipeline.measure import ROUNDS
+from lonas_edge.pipeline.plan import LORA, NEW_RANK, RECOVER, SEARCH, SPACE, Paths, Plan
+from lonas_edge.pipeline.steps import Step
 from lonas_edge.progress import Progress
-from lonas_edge.search.cost import COUNTED, CostSettings, counted_cost
+from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, counted_cost
 from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.picks import Pick, check_picks
 from lonas_edge.search.plan import make_plan
 from lonas_edge.search.run import search
-from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space, removable_blocks
 from lonas_edge.space.search_space import parse_search_space
@@ -37,180 +35,203 @@ from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.train import train
 from lonas_edge.vocabulary.model_vocabulary import trim
 
-NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
-SPACE = "space.json"
-_GROUP_SIZES = (128, 64, 32)  # of optimum-cli's INT4: the first that divides all widths
+TRIM, WRITE_SPACE, EXPORT, BASELINES, MEASURE = "trim", "space", "export ", "baselines", "measure"
+COMPARED = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}  # formats by name in reports
 
 
-class Paths:
-    """Where the steps find and keep their files. A model is a directory or a hub id."""
-
-    def __init__(self, work: Path, source: Source, adapter: str | None, adapts: bool, trims: bool):
-        """Place the files of a run that compresses `adapter`, or without one the base of `source`."""
-        self.work, self.trims, self.trains_lora = work, trims, adapts and adapter is None
-        self.train, self.held_out = work / "data" / "train.jsonl", work / "data" / "held_out.jsonl"
-        located, lora = source.base, str(work / "lora") if self.trains_lora else adapter
-        self.base = f"{located.name}@{located.revision}" if located.revision else str(located.folder)
-        self.student = str(work / "base") if trims else self.base  # the base of the compressed networks
-        # the finished model and, of an adapter, its base: the baseline, and the teacher
-        self.unpruned, self.unpruned_base = lora or self.base, self.base if lora else None
-        # the model that is searched and recovered: the finished one, with the tokens that are kept
-        self.start, self.start_base = lora or self.student, self.student if lora else None
-        self.writes_space = not source.space.groups
-        self.space = work / SPACE if self.writes_space else None  # None for the one in the adapter's directory
-
-    def baseline(self, name: str) -> Path:
-        """The unpruned network in a format, or `merged` as a checkpoint."""
-        return self.work / "baselines" / name
-
-    def subnetwork(self, pick: Pick) -> Path:
-        """The sub-network of a target."""
-        return self.work / "search" / "subnetworks" / f"{pick.file}.json"
-
-    def recovered(self, pick: Pick) -> Path:
-        """The recovered adapter of a target."""
-        return self.work / "recovered" / pick.file
-
-    def model(self, pick: Pick) -> Path:
-        """The exported network of a target."""
-        return self.work / "models" / pick.file
+def make_steps(plan: Plan, measure: Callable[[Progress], None], processor: str) -> list[Step]:
+    """List all steps in order; the last calls `measure`. `processor` is the one whose latency is measured."""
+    steps = [fine_tune(plan)] if plan.paths.trains_lora else []
+    steps += [trim_vocabulary(plan)] if plan.paths.trims else []
+    steps += [write_space(plan)] if plan.paths.space else []
+    steps.append(search_networks(plan, tuple(step.name for step in steps)))
+    for target in plan.picks:
+        steps += [recover(plan, target), export_network(plan, target)]
+    return [*steps, export_baselines(plan), measure_networks(plan, measure, processor)]
 
 
-def optimum_options(architecture: Architecture, library: str | None, weight_format: str) -> dict[str, Any]:
-    """Options of `optimum-cli` that store a model; INT4 in the largest groups that divide all widths of such layers."""
-    options = {"task": architecture.family.kind.conversion, "library": library, "weight-format": weight_format}
-    if weight_format != "int4":
-        return options
-    linears = architecture.linears.values()
-    widths = {linear.in_features for linear in linears if linear.four_bits}
-    group = next((size for size in _GROUP_SIZES if not any(width % size for width in widths)), None)
-    others = any(linear.in_features % group for linear in linears if not linear.four_bits) if group else False
-    return {**options, "group-size": group, "group-size-fallback": "ignore" if others else None}
+def fine_tune(plan: Plan) -> Step:
+    """Train a plain LoRA adapter, or continue its training."""
+    paths, options = plan.paths, plan.lora_options
+
+    def work(progress: Progress) -> None:
+        inputs = open_inputs(paths.base, paths.train, None, elastic=False)
+        _train(with_eval_data(inputs, paths.held_out), Path(paths.unpruned), options, progress)
+
+    files = {"model": paths.base, "data": paths.train, "eval-data": paths.held_out, "output": paths.unpruned}
+    command = Command("lonas-edge train --no-elastic", options, files)
+    return Step(LORA, [command], work, ("lora",), inputs=plan.inputs)
 
 
-@dataclass(frozen=True)
-class Stages:
-    """The functions of the steps, and their models, each opened once."""
+def trim_vocabulary(plan: Plan) -> Step:
+    """Write the base model with a smaller vocabulary."""
+    paths, size, prompt = plan.paths, plan.vocabulary, plan.options.prompt
 
-    paths: Paths
-    defaults: Defaults
-    source: Source  # what is compressed, as it was given
-    picks: Sequence[Pick]  # of all targets, in order
+    def work(progress: Progress) -> None:
+        trim(paths.base, paths.train, size, prompt, Path(paths.student), progress)
 
-    @cached_property
-    def unpruned(self) -> Source:
-        """The finished model."""
-        return open_source(self.paths.unpruned, self.paths.unpruned_base, elastic=False)
+    files = {"": paths.base, "data": paths.train, "output": paths.student}
+    command = Command("lonas-edge trim", None, files, {"size": size, "prompt": prompt})
+    return Step(TRIM, [command], work, ("base",), inputs=plan.inputs)
 
-    @cached_property
-    def start(self) -> Source:
-        """The model that is searched, with the search space."""
-        return open_source(self.paths.start, self.paths.start_base, self.paths.space)
 
-    def fine_tune(self, step: Step, progress: Progress) -> None:
-        """Train a plain LoRA adapter, or continue its training."""
-        [command] = step.commands
-        inputs = open_inputs(self.paths.base, self.paths.train, None, elastic=False)
-        _train(with_eval_data(inputs, self.paths.held_out), command, progress)
+def write_space(plan: Plan) -> Step:
+    """Write the search space of a model without one: blocks that can be removed."""
+    paths = plan.paths
 
-    def trim(self, step: Step, progress: Progress) -> None:
-        """Write the base model with a smaller vocabulary."""
-        paths, values = self.paths, step.commands[0].values
-        trim(paths.base, paths.train, values["size"], values["prompt"], Path(paths.student), progress)
+    def work(_progress: Progress) -> None:
+        replace_text(Path(str(paths.space)), json.dumps(_make_space(plan.unpruned, plan.defaults), indent=2) + "\n")
 
-    def write_space(self, step: Step, progress: Progress) -> None:
-        """Write the search space of a model without one: blocks that can be removed."""
-        content = self._generate_space(self.unpruned)
-        replace_text(Path(str(self.paths.space)), json.dumps(content, indent=2) + "\n")
+    files: dict[str, Any] = {"model": paths.base, "output": paths.space}
+    files |= {"adapter": paths.unpruned} if paths.unpruned_base else {"ranks": NEW_RANK}
+    if not (paths.unpruned_base and plan.defaults.adapts):
+        files |= {"depth": plan.defaults.block, "ratios": 1}
+    command = Command("lonas-edge space", None, files)
+    return Step(WRITE_SPACE, [command], work, (SPACE,), (LORA,) if paths.trains_lora else (), plan.inputs)
 
-    def _generate_space(self, source: Source) -> dict[str, Any]:
-        """As `space --depth KIND --ratios 1` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
-        architecture = source.architecture
-        blocks, ranks = removable_blocks(architecture, (self.defaults.block,), str(source.base.folder)), source.ranks()
-        return generate_space(architecture, (1.0,), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None)
 
-    def search(self, step: Step, progress: Progress) -> None:
-        """Search the networks of the targets, or continue a search with other targets."""
-        [command] = step.commands
-        search(make_plan(self.start, replace(command.options, picks=tuple(command.paths["pick"]))), progress)
+def _make_space(source: Source, defaults: Defaults) -> dict[str, Any]:
+    """As `space --depth KIND --ratios 1` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
+    architecture, ranks = source.architecture, source.ranks()
+    blocks = removable_blocks(architecture, (defaults.block,), str(source.base.folder))
+    return generate_space(architecture, (1.0,), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None)
 
-    def recover(self, step: Step, progress: Progress) -> None:
-        """Train the network of a target with the unpruned model as its teacher.
 
-        The network of an earlier target is trained already. An unpruned one in INT8 needs no training: its directory is empty.
-        """
-        [command] = step.commands
-        paths, source, output, network = self.paths, self.start, command.paths["output"], command.paths["subnet"]
-        chosen = select(source.elasticity, str(network))
-        for pick in self.picks:
-            if paths.recovered(pick) == output:
-                break
-            if select(source.elasticity, str(paths.subnetwork(pick))).canonical == chosen.canonical:
-                with OutputDirectory(output).open() as folder:
-                    shutil.copytree(paths.recovered(pick), folder, dirs_exist_ok=True)
-                return
-        unpruned = source.sizes(chosen).parameters == source.sizes(source.unpruned).parameters
-        if unpruned and not command.options.weight_format and not paths.trims:
+def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
+    """Search the networks of the targets, or continue a search with other targets."""
+    paths, options = plan.paths, plan.search_options
+    picks = [pick.expression for pick in plan.picks.values()]
+
+    def work(progress: Progress) -> None:
+        search(make_plan(plan.start, replace(options, picks=tuple(picks))), progress)
+
+    values: dict[str, Any] = {"weight-format": plan.options.weight_format}
+    if COSTS[str(options.cost)].timed:
+        values |= {"prompt-len": plan.options.prompt_len, "new-tokens": plan.options.new_tokens}
+    files = {"": paths.start, "model": paths.start_base, "nncf-config": paths.space, "pick": picks}
+    command = Command("lonas-edge search", options, files, values)
+    outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in plan.picks.values())
+    return Step(SEARCH, [command], work, outputs, needs, plan.inputs, folder="search")
+
+
+def recover(plan: Plan, target: str) -> Step:
+    """Train the network of a target with the unpruned model as its teacher.
+
+    The network of an earlier target is trained already. An unpruned one in INT8 needs no training: its directory is empty.
+    """
+    paths, options, pick = plan.paths, plan.recovery_options, plan.picks[target]
+    output, network = paths.recovered(pick), paths.subnetwork(pick)
+
+    def work(progress: Progress) -> None:
+        if trained := _trained_before(plan, pick):
+            with OutputDirectory(output).open() as folder:
+                shutil.copytree(trained, folder, dirs_exist_ok=True)
+            return
+        source = plan.start
+        unpruned = source.sizes(select(source.elasticity, str(network))).parameters == source.sizes(source.unpruned).parameters
+        if unpruned and not options.weight_format and not paths.trims:
             with OutputDirectory(output).open():
                 return
         inputs = open_recovery(paths.start, paths.train, str(network), paths.start_base, paths.space)
         inputs = with_teacher(with_eval_data(inputs, paths.held_out), paths.unpruned, paths.unpruned_base)
-        _train(inputs, command, progress)
+        _train(inputs, output, options, progress)
 
-    def export(self, step: Step, progress: Progress) -> None:
-        """Export and verify the network of a target."""
-        [command] = step.commands
-        recovered = command.paths[""]
-        source = open_source(str(recovered), self.paths.student) if (recovered / CONFIG).exists() else self.unpruned
-        export(source, source.select(None), command.paths["output"], command.options, progress)
+    files = {"from": paths.start, "model": paths.start_base, "nncf-config": paths.space, "subnet": network}
+    files |= {"teacher": paths.unpruned, "data": paths.train, "eval-data": paths.held_out, "output": output}
+    command = Command("lonas-edge train", options, files)
+    return Step(RECOVER + target, [command], work, (f"recovered/{pick.file}",), (SEARCH,))
 
-    def export_baselines(self, step: Step, progress: Progress) -> None:
-        """Store the unpruned model with `optimum-cli`, an adapter merged, once for each weight format."""
-        merging, *commands = step.commands
-        merged = merging.paths["output"]
+
+def _trained_before(plan: Plan, pick: Pick) -> Path | None:
+    """The recovered adapter of an earlier target with the same network, if any."""
+    paths, elasticity = plan.paths, plan.start.elasticity
+    widths = select(elasticity, str(paths.subnetwork(pick))).canonical
+    for earlier in plan.picks.values():
+        if earlier == pick:
+            break
+        if select(elasticity, str(paths.subnetwork(earlier))).canonical == widths:
+            return paths.recovered(earlier)
+    return None
+
+
+def export_network(plan: Plan, target: str) -> Step:
+    """Export and verify the network of a target."""
+    pick, student = plan.picks[target], plan.paths.student
+    recovered, output = plan.paths.recovered(pick), plan.paths.model(pick)
+    options = ExportOptions(weight_format=str(plan.options.weight_format))
+
+    def work(progress: Progress) -> None:
+        source = open_source(str(recovered), student) if (recovered / CONFIG).exists() else plan.unpruned
+        export(source, source.select(None), output, options, progress)
+
+    command = Command("lonas-edge export", options, {"": recovered, "model": student, "output": output})
+    return Step(EXPORT + target, [command], work, (f"models/{pick.file}",), (RECOVER + target,))
+
+
+def export_baselines(plan: Plan) -> Step:
+    """Store the unpruned model with `optimum-cli`, an adapter merged, once for each weight format."""
+    paths, defaults, architecture = plan.paths, plan.defaults, plan.source.architecture
+    merged = paths.baseline("merged")
+    files = {"": paths.unpruned, "model": paths.unpruned_base, "subnet": "maximal", "output": merged}
+    merging = Command("lonas-edge export", ExportOptions(stage="checkpoint", verify=False), files)
+    storing = []
+    for name in defaults.baselines:
+        values = optimum_options(architecture, name)
+        storing.append(Command("optimum-cli export openvino", None, {"model": merged, "": paths.baseline(name)}, values))
+
+    def work(progress: Progress) -> None:
         if not merged.exists():
-            self.merge(merged, progress)
-        for command in commands:
+            merge(plan.unpruned, merged, progress)
+        for command in storing:
             output = command.paths[""]
             if not output.exists():
                 progress(f"optimum-cli, {output.name}", None)
-                run_optimum(command, self.source.architecture.family.raised_guards)
+                run_optimum(command, architecture.family.raised_guards)
         shutil.rmtree(merged)
 
-    def merge(self, output: Path, progress: Progress) -> None:
-        """Write the unpruned model as a checkpoint, an adapter merged."""
-        options = ExportOptions(stage="checkpoint", verify=False)
-        export(self.unpruned, self.unpruned.select("maximal"), output, options, progress)
-
-    def check(self, settings: CostSettings) -> None:
-        """Refuse, before the first step, an adapter that `recover` would refuse, and sizes that no network has."""
-        paths = self.paths
-        if self.source.adapter:
-            with_teacher(open_recovery(paths.unpruned, paths.train, None, paths.base), paths.unpruned, paths.base)
-        if not paths.trims:  # a smaller vocabulary changes the sizes
-            self._check_sizes(settings)
-
-    def _check_sizes(self, settings: CostSettings) -> None:
-        """Refuse bounds on sizes that not even the smallest network meets; latencies are measured later, by the search.
-
-        A base model gets the adapter that `fine_tune` will train: sizes count it.
-        """
-        source = self.source
-        if self.paths.trains_lora:
-            options = with_targets(TrainOptions(), source.architecture)
-            config = AdapterConfig(Path("--target-modules"), lora_config(options, source.architecture))
-            source = replace(source, adapter_config=config)
-        if self.paths.writes_space:
-            space = parse_search_space(self._generate_space(source), SPACE)
-            source = replace(source, elasticity=bind(source.architecture, space, SPACE))
-        networks = find_dimensions(source).named()
-        costs = {name: counted_cost(name, source, settings.weight_format) for name in COUNTED}
-        check_picks(self.picks, networks["minimal"], networks["maximal"], costs)
+    outputs, needs = tuple(f"baselines/{name}" for name in defaults.baselines), (LORA,) if paths.trains_lora else ()
+    return Step(BASELINES, [merging, *storing], work, outputs, needs, plan.inputs, folder="baselines")
 
 
-def _train(inputs: Inputs, command: Command, progress: Progress) -> None:
-    """Train with the options of a command, or continue; held-out losses stay on the terminal."""
-    output, shown = Path(command.paths["output"]), set[int]()
+def merge(unpruned: Source, output: Path, progress: Progress) -> None:
+    """Write the unpruned model as a checkpoint, an adapter merged."""
+    export(unpruned, unpruned.select("maximal"), output, ExportOptions(stage="checkpoint", verify=False), progress)
+
+
+def measure_networks(plan: Plan, measure: Callable[[Progress], None], processor: str) -> Step:
+    """Measure the exported networks and the baselines, and write the record."""
+    first, *others = [plan.paths.model(pick) for pick in plan.picks.values()]
+    arms = ("subnet", *(plan.paths.baseline(name) for name in COMPARED.values()), *others)
+    values = {"prompt-len": plan.options.prompt_len, "new-tokens": plan.options.new_tokens, "rounds": ROUNDS}
+    command = Command("lonas-edge bench", None, {"": first, "arms": ",".join(map(str, arms))}, values)
+    needs = (*(EXPORT + target for target in plan.picks), BASELINES)
+    return Step(MEASURE, [command], measure, ("compress.json",), needs, {"processor": processor}, quick=True)
+
+
+def check_steps(source: Source, defaults: Defaults, paths: Paths, picks: Mapping[str, Pick], settings: CostSettings) -> None:
+    """Refuse, before the first step, an adapter that `recover` would refuse, and bounds on sizes that no network meets.
+
+    Latencies are measured later, by the search. A base model gets the adapter that `fine_tune` will train: sizes count it.
+    """
+    if source.adapter:
+        with_teacher(open_recovery(paths.unpruned, paths.train, None, paths.base), paths.unpruned, paths.base)
+    if paths.trims:  # a smaller vocabulary changes the sizes
+        return
+    if paths.trains_lora:
+        options = with_targets(TrainOptions(), source.architecture)
+        config = AdapterConfig(Path("--target-modules"), lora_config(options, source.architecture))
+        source = replace(source, adapter_config=config)
+    if paths.space:
+        space = parse_search_space(_make_space(source, defaults), SPACE)
+        source = replace(source, elasticity=bind(source.architecture, space, SPACE))
+    networks = find_dimensions(source).named()
+    costs = {name: counted_cost(name, source, settings.weight_format) for name in COUNTED}
+    check_picks(list(picks.values()), networks["minimal"], networks["maximal"], costs)
+
+
+def _train(inputs: Inputs, output: Path, options: TrainOptions, progress: Progress) -> None:
+    """Train, or continue; held-out losses stay on the terminal."""
+    shown = set[int]()
 
     def report(step: int, steps: int, log: Mapping[str, float]) -> None:
         line = f"step {step}/{steps}"
@@ -220,34 +241,4 @@ def _train(inputs: Inputs, command: Command, progress: Progress) -> None:
         progress(line, step / steps)
 
     resume = OutputDirectory(output).partial.exists()
-    train(inputs, output, command.options, resume, False, report, lambda line: progress(f"{line}\nLoading", None))
-
-
-_UNGUARDED = """
-import sys
-from lonas_edge.processes import end_with_parent
-parent = int(sys.argv.pop(1))
-if sys.platform == "linux":
-    end_with_parent(parent)
-from optimum.exporters.openvino import model_configs
-for guarded in sys.argv.pop(1).split():
-    getattr(model_configs, guarded).MAX_TRANSFORMERS_VERSION = "5.99"
-from optimum.commands.optimum_cli import main
-main()
-"""  # optimum-cli, which ends with this process, without its checks of transformers' version for models that it converts right
-
-
-def run_optimum(command: Command, guards: tuple[str, ...]) -> None:
-    """Run `optimum-cli` in a process that ends with this one; `guards` names configurations whose checks are skipped."""
-    with OutputDirectory(command.paths[""]).open() as folder:
-        _, *argv = to_argv(replace(command, paths={**command.paths, "": folder}))
-        done = subprocess.run(
-            [sys.executable, "-c", _UNGUARDED, str(os.getpid()), " ".join(guards), *argv],
-            check=False,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            raise LonasEdgeError(f"optimum-cli export of the unpruned model failed: {last}")
+    train(inputs, output, options, resume, False, report, lambda line: progress(f"{line}\nLoading", None))

@@ -1,7 +1,7 @@
 """Steps as data: what each one runs with, what it needs, and which of them are finished.
 
-A step holds the options of the command that does the same. `to_argv` writes that command from them, and the step's key is a
-hash of them. A changed option therefore repeats exactly the steps that it affects.
+A step holds the commands that do the same. Its key is a hash of their options: a changed option repeats exactly the steps that
+it affects.
 """
 
 import json
@@ -13,53 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lonas_edge.commands import Command, to_argv
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import json_sha256
-from lonas_edge.options import Option, declared
-from lonas_edge.pipeline.display import duration
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record, differences
+from lonas_edge.tables import duration
 
 STEPS = "steps.json"
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command line as data."""
-
-    words: str  # the program and its command
-    options: Any = None  # the `Options` that decide the result
-    paths: Mapping[str, Any] = field(default_factory=dict)  # files, and what only selects from a result; "" is positional
-    values: Mapping[str, Any] = field(default_factory=dict)  # options that decide the result and are not in `options`
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the result, by the name on the command line: all options but paths."""
-        options = {option.shown: value for option, value in _declared(self.options) if option.kind is not Path}
-        return options | {f"--{name}": value for name, value in self.values.items()}
-
-
-def to_argv(command: Command) -> list[str]:
-    """Write a command line."""
-    argv = command.words.split()
-    named = {f"--{name}" if name else "": value for name, value in (*command.paths.items(), *command.values.items())}
-    named |= {option.shown: value for option, value in _declared(command.options) if value != option.default}
-    for name, value in named.items():
-        if value is False:
-            argv.append(f"--no-{name.removeprefix('--')}")
-        elif value is True:
-            argv.append(name)
-        elif value is not None:
-            for each in value if isinstance(value, list) else [value]:
-                written = ",".join(map(str, each)) if isinstance(each, tuple) else str(each)
-                argv += [name, written] if name else [written]
-    return argv
-
-
-def _declared(options: Any) -> list[tuple[Option, Any]]:
-    """The options of an options object with their values."""
-    known = declared(type(options)) if options else {}
-    return [(option, getattr(options, name)) for name, option in known.items()]
 
 
 @dataclass(frozen=True)
@@ -68,7 +29,7 @@ class Step:
 
     name: str
     commands: Sequence[Command]  # that do the same
-    function: Callable[["Step", Progress], None]  # does the work from these commands; called again after an interruption
+    function: Callable[[Progress], None]  # does the work; called again after an interruption
     outputs: tuple[str, ...]  # files and directories that it writes in the working directory; they appear whole
     needs: tuple[str, ...] = ()  # names of the steps whose results it uses
     inputs: Mapping[str, str] = field(default_factory=dict)  # hashes of its other inputs, by name
@@ -186,7 +147,7 @@ class Steps:
             before = self.states[name].seconds if name in self.states else 0.0
             self._store(step, before)
             try:
-                step.function(step, _with_name(progress, name, f"{number}/{len(pending)} "))
+                step.function(_with_name(progress, name, f"{number}/{len(pending)} "))
             except LonasEdgeError as error:
                 if isinstance(error.__cause__, KeyboardInterrupt):
                     raise KeyboardInterrupt from error

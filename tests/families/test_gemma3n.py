@@ -21,17 +21,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Gemma3nCon
 from transformers.models.gemma3n import modeling_gemma3n
 
 from lonas_edge import load_checkpoint
+from lonas_edge.commands import Command
 from lonas_edge.data.encoding import compared_inputs
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.optimum import optimum_options, run_optimum
 from lonas_edge.families import tokens_of
 from lonas_edge.network.modeling import repair
 from lonas_edge.network.rounding import rounding_costs
 from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.pipeline.stages import optimum_options, run_optimum
-from lonas_edge.pipeline.steps import Command
 from lonas_edge.search.latency_table import find_kinds, uniform_networks
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import removable_blocks
@@ -227,7 +227,7 @@ def test_baselines_of_compress(case: str, ignores: bool, ids: torch.Tensor, tiny
     """optimum-cli 2.2 refuses Gemma with transformers 5.5, and INT4 where a group size does not divide AltUp's matrices."""
     base = tiny_models.base(case)
     source = open_source(str(base))
-    options = {name: optimum_options(source.architecture, None, name) for name in ("int8", "int4")}
+    options = {name: optimum_options(source.architecture, name) for name in ("int8", "int4")}
     assert (options["int4"]["group-size-fallback"] == "ignore") == ignores and options["int4"]["group-size"] in (32, 64)
     for name in ("int8", "int4") if ignores else ("int8",):
         command = Command("optimum-cli export openvino", None, {"model": base, "": tmp_path / name}, options[name])

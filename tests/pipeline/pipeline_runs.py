@@ -13,12 +13,13 @@ from tiny_models import TinySource
 
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.bench.variants import Case
+from lonas_edge.commands import Command
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import measure, run, stages
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.probe import Probe
 from lonas_edge.pipeline.record import CompressRecord, Latency
-from lonas_edge.pipeline.steps import Command, Step
+from lonas_edge.pipeline.steps import Step
 
 PROBE = Probe("fp32", 0.1, 0.2, 0.01, 12.0, 10**9)
 QUICK: dict[str, Any] = {

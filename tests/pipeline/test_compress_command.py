@@ -22,7 +22,6 @@ from lonas_edge.exporting.exported import open_exported
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.record import CompressRecord
-from lonas_edge.pipeline.stages import Stages
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 RECOVER = "recover weights<=0.95x"
@@ -123,7 +122,7 @@ def test_another_target_uses_the_finished_steps(
     (out / "bench").mkdir()
     (out / "bench" / "bench.json").write_text("{}")
     (out / "notes.txt").write_text("mine")
-    monkeypatch.setattr(Stages, "fine_tune", forbidden)
+    monkeypatch.setattr(stages, "open_inputs", forbidden)
     targets = ["weights <= 0.950X", "kl<=100"]
     record = compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": targets})
     assert [network.target for network in record.networks] == [None, None, "weights<=0.95x", "kl<=100"]
@@ -154,7 +153,7 @@ def test_the_precision_of_an_earlier_run_stays(
     finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was fp32; other steps are timed for INT4, and would now choose bf16. The fine-tuning is not repeated."""
-    out, ran = finished.copied(tmp_path / "copy"), list[str]()
+    out = finished.copied(tmp_path / "copy")
     options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym"}
     timed = lambda *given: replace(PROBE, precision=given[5] or "bf16")  # noqa: E731
     monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", timed)
@@ -165,11 +164,10 @@ def test_the_precision_of_an_earlier_run_stays(
     def stop(*_given: object) -> None:
         raise LonasEdgeError("stopped")
 
-    monkeypatch.setattr(Stages, "fine_tune", lambda *_given: ran.append("fine-tune"))
-    monkeypatch.setattr(Stages, "search", stop)
+    monkeypatch.setattr(stages, "open_inputs", forbidden)
+    monkeypatch.setattr(stages, "make_plan", stop)
     with pytest.raises(LonasEdgeError, match="search: stopped"):
         compress(finished.source.base, **options, overwrite=True)
-    assert not ran
     probed = json.loads((out.with_name("out.partial") / "steps" / "probe.json").read_text())
     assert probed["precision"] == "fp32"
 
@@ -228,7 +226,7 @@ def test_continues_after_an_interruption(
             compress(finished.source.base, **options)
     assert "--resume" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(Stages, "fine_tune", forbidden)
+    monkeypatch.setattr(stages, "open_inputs", forbidden)
     record = compress(finished.source.base, **options)
     assert record.curves == finished.record.curves
     made, expected = (

@@ -74,10 +74,11 @@ def test_examples_that_one_tokenizer_cannot_take(monkeypatch: pytest.MonkeyPatch
     """The second example is too long with the second vocabulary: it counts for no network."""
     scores: dict[str, Any] = {"whole": [[2, 1, 2], [4, 2, 3]], "trimmed": [[3, 1, 3], [0, 0, 0]]}  # loss, correct, learned
     monkeypatch.setattr(measure, "score", lambda folder, *_given: np.array(scores[folder.name], float))
-    first, second = measure.losses({name: Path(name) for name in scores}, LanguageTask(), Path(), silent).values()
-    assert first["loss"].value == 1 and second["loss"].value == 1.5  # per token of the whole vocabulary
-    assert second["loss"].difference and second["loss"].difference.value == pytest.approx(0.5)
-    assert (first["accuracy"].value, second["accuracy"].value) == (50, pytest.approx(100 / 3))
+    qualities = measure.losses({name: Path(name) for name in scores}, LanguageTask(), Path(), silent)
+    loss, accuracy = (qualities[name] for name in ("loss", "accuracy"))
+    assert loss["whole"].value == 1 and loss["trimmed"].value == 1.5  # per token of the whole vocabulary
+    assert loss["trimmed"].difference and loss["trimmed"].difference.value == pytest.approx(0.5)
+    assert (accuracy["whole"].value, accuracy["trimmed"].value) == (50, pytest.approx(100 / 3))
 
 
 def test_correlations() -> None:

@@ -15,15 +15,15 @@ import pytest
 from pipeline_runs import QUICK, Finished, forbidden, plan_steps
 from tiny_models import TinyModels, TinySource
 
+from lonas_edge.commands import Command
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.optimum import run_optimum
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.defaults import LANGUAGE_MODEL
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.plan import disk_bytes
-from lonas_edge.pipeline.stages import Stages
-from lonas_edge.pipeline.steps import Command
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.plan import make_plan
 
@@ -116,7 +116,7 @@ def test_sizes_are_those_of_the_search(
             make_plan(lora, SearchOptions(**search, picks=(target,)))
         assert str(before.value) == str(searched.value)
     figure = float(re.search(r"0\.\d+(?=x\. Relax)", str(searched.value))[0])
-    monkeypatch.setattr(Stages, "fine_tune", forbidden)
+    monkeypatch.setattr(stages, "open_inputs", forbidden)
     with pytest.raises(AssertionError):  # accepted: the first step starts
         compress(base, data=data, output=tmp_path / "out", **{**QUICK, "target": f"{measure}<={figure + 0.001}x"})
 
@@ -147,7 +147,7 @@ def test_optimum_cli_ends_with_a_killed_run(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, packages)))
     monkeypatch.setenv("STARTED", str(tmp_path / "started"))
     command = Command("optimum-cli export openvino", paths={"model": tmp_path / "merged", "": tmp_path / "int8"})
-    run = multiprocessing.get_context("fork").Process(target=stages.run_optimum, args=(command, ()))
+    run = multiprocessing.get_context("fork").Process(target=run_optimum, args=(command, ()))
     run.start()
     while not (tmp_path / "started").exists():  # pytest's own time limit ends a wait in vain
         assert run.is_alive()

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from lonas_edge.commands import Command, to_argv
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.pipeline.steps import Command, Step, Steps, to_argv
+from lonas_edge.pipeline.steps import Step, Steps
 from lonas_edge.progress import silent
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.training.options import TrainOptions
@@ -46,7 +47,7 @@ class Work:
         self.fails: type[BaseException] | None = None
 
     def step(self, name: str, *needs: str, size: int = 1) -> Step:
-        def run(_step: Step, _progress: Any) -> None:
+        def run(_progress: Any) -> None:
             self.ran.append(name)
             if self.fails and name == "b":
                 raise self.fails
@@ -91,7 +92,7 @@ def test_continues_with_the_step_that_failed_and_adds_its_seconds(work: Work) ->
 
 
 def test_interrupted_inside_a_step_that_reports_an_error_of_its_own(work: Work) -> None:
-    def run(_step: Step, _progress: Any) -> None:
+    def run(_progress: Any) -> None:
         raise LonasEdgeError("interrupted. Run it with --resume") from KeyboardInterrupt()
 
     with pytest.raises(KeyboardInterrupt):
@@ -146,7 +147,7 @@ def test_the_folder_of_a_step_is_deleted_with_its_outputs(work: Work) -> None:
 def test_killed_after_the_output_appeared(work: Work) -> None:
     """The output is whole, so the step is done: running it again would find its output in the way."""
 
-    def killed(_step: Step, _progress: Any) -> None:
+    def killed(_progress: Any) -> None:
         (work.folder / "b").mkdir()
         raise KeyboardInterrupt
 
@@ -160,7 +161,7 @@ def test_an_error_names_the_step_and_its_command(work: Work) -> None:
     """The command only where the message has an option, which `compress` may lack."""
 
     def failed(message: str) -> str:
-        def run(_step: Step, _progress: Any) -> None:
+        def run(_progress: Any) -> None:
             raise LonasEdgeError(message)
 
         with pytest.raises(LonasEdgeError) as caught:

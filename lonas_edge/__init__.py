@@ -11,7 +11,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from lonas_edge.network.modeling import load_checkpoint
-    from lonas_edge.pipeline.api import compress
+    from lonas_edge.pipeline.run import compress
 
 
 def __getattr__(name: str) -> Any:
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return load_checkpoint
     if name == "compress":
-        from lonas_edge.pipeline.api import compress
+        from lonas_edge.pipeline.run import compress
 
         return compress
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from tiny_models import TinyModels, TinySource
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.pipeline import run
-from lonas_edge.pipeline.api import compress
+from lonas_edge.pipeline.run import compress
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from lonas_edge.bench import machine
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.pipeline import stages
-from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.record import CompressRecord
+from lonas_edge.pipeline.run import compress
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 RECOVER = "recover weights<=0.95x"

@@ -20,10 +20,10 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.optimum import run_optimum
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import stages
-from lonas_edge.pipeline.api import compress
 from lonas_edge.pipeline.defaults import LANGUAGE_MODEL
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.plan import disk_bytes
+from lonas_edge.pipeline.run import compress
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.plan import make_plan
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from lonas_edge.tables import Table, duration
 
 if TYPE_CHECKING:
     from lonas_edge.pipeline.record import CompressRecord
-    from lonas_edge.pipeline.run import Estimate
     from lonas_edge.pipeline.steps import Step
 
 
@@ -43,9 +42,9 @@ def run(options: CompressCommand) -> None:
             from lonas_edge.pipeline.run import compress_model
         disable_progress_bar()
 
-        def announce(steps: "Sequence[Step]", estimated: "Estimate") -> None:
+        def announce(steps: "Sequence[Step]", needed: Mapping[str, int]) -> None:
             if steps and (options.dry_run or not options.json):
-                _announce(steps, estimated, options.json)
+                _announce(steps, needed, options.json)
 
         record = compress_model(options.part(CompressOptions), report, announce)
     if record and options.json:
@@ -54,16 +53,15 @@ def run(options: CompressCommand) -> None:
         _print(record, options.output)
 
 
-def _announce(steps: "Sequence[Step]", estimated: "Estimate", as_json: bool) -> None:
+def _announce(steps: "Sequence[Step]", needed: Mapping[str, int], as_json: bool) -> None:
     if as_json:
+        seconds = {step.name: step.estimate for step in steps}
         commands = {step.name: step.command.splitlines() for step in steps}
-        total = {"memory_bytes": estimated.memory_bytes, "disk_bytes": estimated.disk_bytes}
-        print(json.dumps({"seconds": estimated.seconds, **total, "commands": commands}, indent=1))
+        print(json.dumps({"seconds": seconds, **needed, "commands": commands}, indent=1))
         return
     terminal = console(stderr=True)
-    rows = [(name, duration(seconds)) for name, seconds in estimated.seconds.items()]
-    Table(("step", "estimated time"), rows).print(terminal)
-    terminal.print(f"memory {estimated.memory_bytes / 1e9:.1f} GB, disk {estimated.disk_bytes / 1e9:.1f} GB")
+    Table(("step", "estimated time"), [(step.name, duration(step.estimate)) for step in steps]).print(terminal)
+    terminal.print(f"memory {needed['memory_bytes'] / 1e9:.1f} GB, disk {needed['disk_bytes'] / 1e9:.1f} GB")
 
 
 def _print(record: "CompressRecord", output: Path) -> None:

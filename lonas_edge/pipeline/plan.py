@@ -19,7 +19,6 @@ from lonas_edge.training.options import TrainOptions
 
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
 SPACE = "space.json"
-LORA, SEARCH, RECOVER = "fine-tune", "search", "recover "  # names of steps; a recovery's ends with the target
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
@@ -139,19 +138,16 @@ class Plan:
             cost_settings=cost_settings(self.options),
         )
 
-    def estimate(self) -> dict[str, float]:
-        """Estimate the seconds of trainings and search; exports and measurements take minutes."""
-        search, evaluation = self.search_options, self.probe.evaluation
-        seconds = {LORA: self._training_seconds(self.lora_options, self.probe.lora_step)}
-        for target in self.picks:
-            seconds[RECOVER + target] = self._training_seconds(self.recovery_options, self.probe.recovery_step)
-        seconds[SEARCH] = round(search.evals * search.num_prompts * evaluation, 1)
-        return seconds
-
-    def _training_seconds(self, options: TrainOptions, step: float) -> float:
+    def training_seconds(self, options: TrainOptions, step: float) -> float:
+        """Estimate the seconds of a training with its evaluations; `step` has those of one step."""
         assert options.steps and options.eval_steps
         evaluations = 1 + math.ceil(options.steps / options.eval_steps)  # also before the first step
         return round(options.steps * step + evaluations * self.counts["held_out"] * self.probe.evaluation, 1)
+
+    @property
+    def search_seconds(self) -> float:
+        """Estimate the seconds of the search."""
+        return round(self.search_options.evals * self.search_options.num_prompts * self.probe.evaluation, 1)
 
 
 def trained_for(options: CompressOptions) -> str | None:

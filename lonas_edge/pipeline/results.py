@@ -13,9 +13,9 @@ from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
 from lonas_edge.pipeline.defaults import cost_settings
-from lonas_edge.pipeline.plan import LORA, RECOVER, Plan, trained_for
+from lonas_edge.pipeline.plan import Plan, trained_for
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network, Quality
-from lonas_edge.pipeline.stages import COMPARED
+from lonas_edge.pipeline.stages import COMPARED, LORA, RECOVER
 from lonas_edge.progress import Progress
 from lonas_edge.search import SEARCH
 from lonas_edge.search.record import SearchRecord

@@ -49,16 +49,7 @@ STEPS = "steps"
 LEAST_FITTING = 8  # held-out examples
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Seconds of the pending steps (None for those that take minutes), and bytes of memory and disk."""
-
-    seconds: dict[str, float | None]
-    memory_bytes: int
-    disk_bytes: int
-
-
-Announce = Callable[[list[Step], Estimate], None]
+Announce = Callable[[list[Step], dict[str, int]], None]
 
 
 def compress(source: str | Path, *, progress: Progress = silent, **options: Any) -> CompressRecord:
@@ -88,14 +79,14 @@ def compress(source: str | Path, *, progress: Progress = silent, **options: Any)
 def compress_model(
     options: CompressOptions,
     progress: Progress = silent,
-    announce: Announce = lambda _steps, _estimate: None,
+    announce: Announce = lambda _steps, _needed: None,
 ) -> CompressRecord | None:
     """Compress a model and write the output directory; an earlier run there continues.
 
     Args:
         options: The options.
         progress: Reports what is being done.
-        announce: Called with the pending steps and the estimate before the first step.
+        announce: Called before the first step with the pending ones and the estimated bytes of memory and disk.
 
     Returns:
         The record, or None for --dry-run.
@@ -191,11 +182,9 @@ class _Run:
         steps = Steps(folder, make_steps(plan, measure, f"{here['processor']}, {here['processors']} processors"))
         steps.prepare(options.overwrite)
         probe.write(folder / PROBE)
-        pending, seconds = steps.pending(), plan.estimate()
-        steps.expect({name: seconds[name] for name in pending if name in seconds})
+        pending = [steps.planned[name] for name in steps.pending()]
         needed = disk_bytes(self.source, defaults, options, len(self.picks))
-        estimate = Estimate({name: seconds.get(name) for name in pending}, probe.peak_bytes, needed)
-        announce([steps.planned[name] for name in pending], estimate)
+        announce(pending, {"memory_bytes": probe.peak_bytes, "disk_bytes": needed})
         return steps
 
     def _split(self, paths: Paths) -> tuple[dict[str, int], int]:
@@ -287,7 +276,8 @@ class _Run:
                 command = step.command
                 for before in sorted(moved, key=len, reverse=True):  # kl-0.15 before kl-0.1
                     command = command.replace(before, str(moved[before]))
-                times.append(StepTime(name, command, steps.states[name].seconds, steps.estimates.get(name)))
+                state = steps.states[name]
+                times.append(StepTime(name, command, state.seconds, state.estimate))
         return tuple(times)
 
 

@@ -17,7 +17,7 @@ from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.defaults import Defaults
 from lonas_edge.pipeline.measure import ROUNDS
-from lonas_edge.pipeline.plan import LORA, NEW_RANK, RECOVER, SEARCH, SPACE, Paths, Plan
+from lonas_edge.pipeline.plan import NEW_RANK, SPACE, Paths, Plan
 from lonas_edge.pipeline.steps import Step
 from lonas_edge.progress import Progress
 from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, counted_cost
@@ -35,7 +35,8 @@ from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.train import train
 from lonas_edge.vocabulary.model_vocabulary import trim
 
-TRIM, WRITE_SPACE, EXPORT, BASELINES, MEASURE = "trim", "space", "export ", "baselines", "measure"
+LORA, TRIM, WRITE_SPACE, SEARCH, BASELINES, MEASURE = "fine-tune", "trim", "space", "search", "baselines", "measure"
+RECOVER, EXPORT = "recover ", "export "  # and the target
 COMPARED = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}  # formats by name in reports
 
 
@@ -60,7 +61,8 @@ def fine_tune(plan: Plan) -> Step:
 
     files = {"model": paths.base, "data": paths.train, "eval-data": paths.held_out, "output": paths.unpruned}
     command = Command("lonas-edge train --no-elastic", options, files)
-    return Step(LORA, [command], work, ("lora",), inputs=plan.inputs)
+    seconds = plan.training_seconds(options, plan.probe.lora_step)
+    return Step(LORA, [command], work, ("lora",), inputs=plan.inputs, estimate=seconds)
 
 
 def trim_vocabulary(plan: Plan) -> Step:
@@ -111,7 +113,7 @@ def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
     files = {"": paths.start, "model": paths.start_base, "nncf-config": paths.space, "pick": picks}
     command = Command("lonas-edge search", options, files, values)
     outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in plan.picks.values())
-    return Step(SEARCH, [command], work, outputs, needs, plan.inputs, folder="search")
+    return Step(SEARCH, [command], work, outputs, needs, plan.inputs, folder="search", estimate=plan.search_seconds)
 
 
 def recover(plan: Plan, target: str) -> Step:
@@ -139,7 +141,8 @@ def recover(plan: Plan, target: str) -> Step:
     files = {"from": paths.start, "model": paths.start_base, "nncf-config": paths.space, "subnet": network}
     files |= {"teacher": paths.unpruned, "data": paths.train, "eval-data": paths.held_out, "output": output}
     command = Command("lonas-edge train", options, files)
-    return Step(RECOVER + target, [command], work, (f"recovered/{pick.file}",), (SEARCH,))
+    seconds = plan.training_seconds(options, plan.probe.recovery_step)
+    return Step(RECOVER + target, [command], work, (f"recovered/{pick.file}",), (SEARCH,), estimate=seconds)
 
 
 def _trained_before(plan: Plan, pick: Pick) -> Path | None:

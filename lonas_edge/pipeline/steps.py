@@ -35,6 +35,7 @@ class Step:
     inputs: Mapping[str, str] = field(default_factory=dict)  # hashes of its other inputs, by name
     folder: str = ""  # a directory that holds more than the outputs and is deleted with them, if any
     quick: bool = False  # whether it is repeated without asking
+    estimate: float | None = None  # seconds; None for steps that take minutes
 
     @property
     def command(self) -> str:
@@ -58,18 +59,18 @@ class StepState:
     settings: dict[str, Any]  # what its result depends on
     key: str  # a hash of them and of those of the steps that it needs
     seconds: float  # so far, over interruptions
+    estimate: float | None = None  # when it was started first
 
 
 @dataclass(frozen=True)
 class StepsRecord(Record):
-    """The states of steps, and their estimated seconds before the start, by name."""
+    """The states of steps by name."""
 
     NAME: ClassVar = "compress-steps"
     VERSION: ClassVar = 1
     AGAIN: ClassVar = "Delete the working directory to start again."
 
     states: dict[str, StepState] = field(default_factory=dict)
-    estimates: dict[str, float] = field(default_factory=dict)
 
 
 class Steps:
@@ -78,13 +79,7 @@ class Steps:
     def __init__(self, folder: Path, steps: Sequence[Step], clock: Callable[[], float] = time.monotonic):
         """Read the states of an earlier run."""
         self.folder, self.planned, self._clock = folder, {step.name: step for step in steps}, clock
-        record = StepsRecord.read(folder / STEPS) if (folder / STEPS).exists() else StepsRecord()
-        self.states, self.estimates = dict(record.states), dict(record.estimates)
-
-    def expect(self, seconds: Mapping[str, float]) -> None:
-        """Keep the first estimate of each step."""
-        self.estimates = {**seconds, **self.estimates}
-        self._write()
+        self.states = dict(StepsRecord.read(folder / STEPS).states) if (folder / STEPS).exists() else {}
 
     def key(self, name: str) -> str:
         """A hash of a step's settings and of those of all steps that it needs."""
@@ -121,7 +116,6 @@ class Steps:
 
     def _discard(self, step: Step) -> None:
         del self.states[step.name]
-        self.estimates.pop(step.name, None)
         for output in filter(None, (*step.outputs, step.folder)):
             for path in (self.folder / output, self.folder / f"{output}.partial"):
                 if path.is_dir():
@@ -160,11 +154,13 @@ class Steps:
             progress(f"{number}/{len(pending)} {name}: {duration(self.states[name].seconds)}\n{name}", None)
 
     def _store(self, step: Step, seconds: float) -> None:
-        self.states[step.name] = StepState(step.settings, self.key(step.name), round(seconds, 2))
+        known = self.states.get(step.name)
+        estimate = known.estimate if known else step.estimate
+        self.states[step.name] = StepState(step.settings, self.key(step.name), round(seconds, 2), estimate)
         self._write()
 
     def _write(self) -> None:
-        StepsRecord(self.states, self.estimates).write(self.folder / STEPS)
+        StepsRecord(self.states).write(self.folder / STEPS)
 
 
 def _with_name(progress: Progress, name: str, number: str) -> Progress:

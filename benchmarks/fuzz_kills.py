@@ -6,8 +6,8 @@
 Each command runs on a tiny model in a forked child of this process. SIGKILL goes to the child, SIGINT to its group, as Ctrl-C
 does. Publishing an output is too short to be hit by chance: `tests/test_output_stopped.py` stops it at each system call.
 
-`compress` runs with timed training steps, latencies and `optimum-cli` replaced as in its tests: they would take most of its
-time. Running it again must not repeat a finished step.
+`compress` runs without timed training steps, latencies and `optimum-cli`, which would take most of its time. Running it again
+must not repeat a finished step.
 """
 
 import argparse
@@ -41,6 +41,7 @@ PACKAGES += ("openvino", "openvino-genai", "optimum-intel", "lm-eval")
 TIME_LIMIT = 600  # seconds of one run
 ORPHAN_LIMIT = 20  # seconds in which child processes must end after the command
 _VARYING = {"seconds", "peak_rss_bytes", "graph_process_peak_rss_bytes", "date", "answered", "resumed_from_step"}  # in JSON
+_TIMED = ("study.log", "search_progression.csv")  # have the time of each evaluation; search.json has the same without it
 _TIME = re.compile(r"\b20\d\d-\d\d-\d\d\b|\b(\d+ h )?\d+(\.\d+)? (s|min)\b")  # dates and durations in texts
 _NUMBERED = re.compile(r"(_|Model)\d+")  # nodes of an IR, such as Constant_15790: counted over a process
 _EXPORT = "export adapter --model base --nncf-config space.json --output out"
@@ -174,9 +175,8 @@ class Kills:
         kill.code, orphans = killed(scenario.arguments, case, kill.moment, how)
         self._check_state(kill, case, scenario, reference, orphans)
         self._run_again(kill, case, scenario, reference)
-        names_left = {path.name for path in (case / "in").iterdir()}
-        if names_left != expected:
-            kill.failures.append(f"left behind or removed: {sorted(names_left ^ expected)}")
+        if others := {path.name for path in (case / "in").iterdir()} ^ expected:
+            kill.failures.append(f"left behind or removed: {sorted(others)}")
         if not keep and not kill.failures:
             shutil.rmtree(case)
         return kill
@@ -249,7 +249,8 @@ def state_of(output: Path) -> str:
     if not os.path.lexists(output):
         return "absent"
     paths = sorted(output.rglob("*")) if output.is_dir() else [output]
-    return "\n".join(f"{path.relative_to(output.parent)} {_hash(path, output.parent)}" for path in paths if path.is_file())
+    files = [path for path in paths if path.is_file() and path.name not in _TIMED]
+    return "\n".join(f"{path.relative_to(output.parent)} {_hash(path, output.parent)}" for path in files)
 
 
 def _hash(path: Path, folder: Path) -> str:
@@ -386,18 +387,23 @@ def make_inputs(home: Path) -> None:
     shutil.copytree(ROOT / "tests/evaluate/data/boolq", home / "datasets/boolq")
 
 
-def shorten_compress() -> None:
+def shorten_compress(home: Path) -> None:
     """Replace what takes most of the time of `compress`; import what draws its charts, which looks for fonts once."""
-    import matplotlib.backends.backend_agg
-    import matplotlib.backends.backend_svg  # noqa: F401
+    import matplotlib.font_manager  # noqa: F401
     import pytest
-    from pipeline_runs import equal_latencies, make_quick
+    from pipeline_runs import make_quick
 
-    from lonas_edge.pipeline import measure
+    from lonas_edge.output import OutputDirectory
+    from lonas_edge.pipeline import run, stages
 
-    patch = pytest.MonkeyPatch()
-    make_quick(patch, whole=True)
-    patch.setattr(measure, "latencies", equal_latencies)
+    def copy_baseline(command: Any, _guards: Any) -> None:
+        with OutputDirectory(command.paths[""]).open() as folder:
+            shutil.copytree(home / "ir", folder, dirs_exist_ok=True)
+
+    patch, write_report = pytest.MonkeyPatch(), run.write_report
+    make_quick(patch)
+    patch.setattr(run, "write_report", write_report)
+    patch.setattr(stages, "run_optimum", copy_baseline)
 
 
 def prepared(work: Path) -> Path:
@@ -426,9 +432,9 @@ def main() -> None:
     start = time.monotonic()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells without job control let background jobs ignore it
     import_all()
-    shorten_compress()
     work = Path(options.work or tempfile.mkdtemp(prefix="fuzz-kills-")).resolve()
     originals = prepared(work)
+    shorten_compress(originals)
     names = options.only.split(",") if options.only else list(SCENARIOS)
     numbers = (
         range(options.first, options.first + options.kills) if options.kill is None else range(options.kill, options.kill + 1)

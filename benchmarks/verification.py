@@ -33,10 +33,10 @@ from runner import run_in_jobs  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lonas_edge.bench.machine import describe  # noqa: E402
-from lonas_edge.data.parity import compare  # noqa: E402
 from lonas_edge.errors import LonasEdgeError  # noqa: E402
 from lonas_edge.exporting import verify  # noqa: E402
 from lonas_edge.exporting.export import ExportOptions, export  # noqa: E402
+from lonas_edge.exporting.parity import compare  # noqa: E402
 from lonas_edge.network.materialize import MaterializedModel, write_weights  # noqa: E402
 from lonas_edge.network.source import Source, open_source  # noqa: E402
 from lonas_edge.space.subnetwork import Subnetwork  # noqa: E402

@@ -18,7 +18,6 @@ ROLES = ("system", "user", "assistant")
 _UNREAD = ("tool_calls", "reasoning_content", "thinking")  # of an answer; templates render them, but they are not read here
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 _ASKED, _ANSWERED = "QzAskedzQ", "QzAnsweredzQ"  # not part of any template
-_CONTEXT = "\n\n"  # between an instruction and its input, in one message
 
 
 @dataclass(frozen=True)
@@ -88,19 +87,6 @@ def encode_conversation(conversation: Conversation, chat: str, tokenizer: Any) -
     An answer at the end is followed by EOS. The template of a base model may end a turn with another token, after which no
     client stops (Qwen2.5: <|im_end|> and <|endoftext|>).
     """
-    ids, learned = _turns(conversation, chat, tokenizer)
-    if conversation.messages[-1][0] == "assistant" and any(learned):
-        last = max(index for index, learn in enumerate(learned) if learn)
-        if tokenizer.eos_token_id not in ids[last:]:
-            return [*ids, tokenizer.eos_token_id], [*learned, True]
-    return ids, learned
-
-
-def _turns(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    if not getattr(tokenizer, "is_fast", False):
-        raise LonasEdgeError(
-            f"{conversation.place}: 'messages' need a fast tokenizer, which gives the position of a token in the text"
-        )
     text = conversation.render(tokenizer, chat)
     if _MARKS.search(chat):
         marked = tokenizer.apply_chat_template(
@@ -110,11 +96,17 @@ def _turns(conversation: Conversation, chat: str, tokenizer: Any) -> tuple[list[
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
-        return list(marked["input_ids"]), list(map(bool, marked["assistant_masks"]))
-    spans = _spans(conversation, chat, tokenizer, text)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    learned = [any(start < to and end > of for of, to in spans) for start, end in encoded["offset_mapping"]]
-    return list(encoded["input_ids"]), learned
+        ids, learned = list(marked["input_ids"]), list(map(bool, marked["assistant_masks"]))
+    else:
+        spans = _spans(conversation, chat, tokenizer, text)
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        learned = [any(start < to and end > of for of, to in spans) for start, end in encoded["offset_mapping"]]
+        ids = list(encoded["input_ids"])
+    if conversation.messages[-1][0] == "assistant" and any(learned):
+        last = max(index for index, learn in enumerate(learned) if learn)
+        if tokenizer.eos_token_id not in ids[last:]:
+            return [*ids, tokenizer.eos_token_id], [*learned, True]
+    return ids, learned
 
 
 def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> list[tuple[int, int]]:
@@ -143,8 +135,7 @@ def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:
     if prompt.count(_ASKED) != 1 or not whole.startswith(prompt) or whole.count(_ANSWERED) != 1:
         raise LonasEdgeError(
             f"{folder}: its chat template (chat_template.jinja or tokenizer_config.json) does not render a question and its "
-            "answer one after the other, so instruction data "
-            "does not fit. Use 'messages', or another --prompt."
+            "answer one after the other, so instruction data does not fit. Use 'messages', or another --prompt."
         )
     lead, _, end = whole[len(prompt) :].partition(_ANSWERED)
     end = end.rstrip().removesuffix(tokenizer.eos_token or "\0")  # which ends every example
@@ -155,7 +146,7 @@ def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:
     return Template(
         CHAT,
         escaped.replace(_ASKED, "{instruction}"),
-        escaped.replace(_ASKED, f"{{instruction}}{_CONTEXT}{{input}}"),
+        escaped.replace(_ASKED, "{instruction}\n\n{input}"),
         response=f"{_escaped(lead)}{{output}}{_escaped(end)}",
     )
 

@@ -1,29 +1,18 @@
-"""Examples as token batches, with the positions whose logits are needed; and fixed inputs to compare networks on."""
+"""Examples as token batches, with the positions whose logits are needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from lonas_edge.data.conversations import Conversation, chat_as_template, chat_template_of, encode_conversation
-from lonas_edge.data.templates import CHAT, TEMPLATES, Example, PromptRecord, Template
+from lonas_edge.data.conversations import Conversation, encode_conversation
+from lonas_edge.data.templates import Example, Template
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CAUSAL_LM, ModelKind, tokens_of
 
 Learned = Example | Conversation | Texts  # a text is learned as a whole
 IGNORED = -100  # a label that is not learned
-
-TEXTS = (  # that networks are compared on
-    "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma.",
-    "Question: Which of these is a renewable resource?\nAnswer: Wind, because it is not used up when it turns a turbine.",
-    "def mean(values):\n    total = sum(values)\n    return total / len(values)\n\nprint(mean([1, 2, 3, 4, 5, 6]))",
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
-)
-_PROMPT_TOKENS, _FEWEST_TOKENS = 16, 4  # with fewer, rotary tables and attention are not tested
-_PAIR_TOKENS = 24  # of a pair, padding included
 
 
 @dataclass(frozen=True)
@@ -32,18 +21,6 @@ class Prompting:
 
     template: Template
     chat: str | None = None
-
-    @classmethod
-    def of(cls, name: str, tokenizer: Any, record: PromptRecord) -> "Prompting":
-        """Make the template of a name; the template of the adapter's training wins where it has that name."""
-        same = record.template if record.template and record.template.name == name else None
-        if name != CHAT:
-            return cls(same or TEMPLATES[name])
-        if same and record.chat:
-            return cls(same, record.chat)
-        folder = Path(tokenizer.name_or_path)
-        chat = record.chat or chat_template_of(tokenizer, folder)
-        return cls(same or chat_as_template(chat, tokenizer, folder), chat)
 
 
 def encode(examples: Sequence[Learned], prompting: Prompting, tokenizer: Any, max_length: int) -> list[dict[str, list[int]]]:
@@ -188,36 +165,3 @@ def collate_pairs(examples: Sequence[dict[str, Any]], pad_token_id: int, regress
         "attention_mask": pad([[1] * len(row) for row in ids], 0),
         "labels": torch.tensor(labels, dtype=torch.float32 if regression else torch.long),
     }
-
-
-def compared_inputs(kind: ModelKind, tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
-    """Make inputs to compare networks of a kind on, by name, each [prompts, tokens]; random without a usable tokenizer."""
-    if kind is not CAUSAL_LM:
-        return _compared_pairs(tokenizer, config)
-    size = tokens_of(config.to_dict())
-    if tokenizer is not None:
-        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
-        length = min(_PROMPT_TOKENS, *map(len, encoded))
-        ids = torch.tensor([row[:length] for row in encoded])
-        if length >= _FEWEST_TOKENS and int(ids.max()) < size and len(set(ids.flatten().tolist())) > len(TEXTS):
-            return {"input_ids": ids}
-    draw = torch.Generator().manual_seed(0)
-    return {"input_ids": torch.randint(0, size, (len(TEXTS), _PROMPT_TOKENS), generator=draw)}
-
-
-def _compared_pairs(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
-    """Make pairs of texts of unequal lengths, so that mask and segments matter."""
-    rows, last = [], getattr(config, "type_vocab_size", 1) - 1
-    for number, text in enumerate(TEXTS):
-        length = min(_PAIR_TOKENS, config.max_position_embeddings) - number
-        row = encode_pairs([(text, TEXTS[number - 1])], tokenizer, length)[0] if tokenizer is not None else {"input_ids": []}
-        ids, segments = row["input_ids"], row.get("token_type_ids", [])
-        if len(set(ids)) <= _FEWEST_TOKENS or max(ids) >= config.vocab_size:
-            draw = torch.Generator().manual_seed(number)
-            ids = torch.randint(0, config.vocab_size, (max(1, length),), generator=draw).tolist()
-            segments = [int(position > length // 2) for position in range(len(ids))]
-        segments = [min(segment, last) for segment in segments]
-        rows.append({"input_ids": ids, "token_type_ids": segments, "labels": 0})
-    batch = collate_pairs(rows, config.pad_token_id or 0)
-    del batch["labels"]
-    return batch

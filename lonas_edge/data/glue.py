@@ -5,7 +5,7 @@ only (texts contain other line separators). Classes are numbered as in the GLUE 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lonas_edge.data.texts import Texts
@@ -13,7 +13,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import casefold
 from lonas_edge.files import read_text
 
-_DEV = "dev"
+LARGEST_SCORE = 5.0  # of STS-B; the smallest is 0
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,12 @@ class GlueTask:
     name: str  # its name, and its folder's
     texts: tuple[str, ...]  # the columns of the one text or the two
     label: str = "label"
-    classes: tuple[str, ...] = ()  # names of the classes in order; empty for a regression, with labels from `least` to `most`
+    classes: tuple[str, ...] = ()  # names of the classes in order; empty for a regression
     values: tuple[str, ...] | None = None  # the file's label of each class; the class names when None
     metrics: tuple[str, ...] = ("acc",)  # GLUE's own; searches and averages use the first
     columns: tuple[str, ...] = ()  # the columns in order, for a file without a header
-    splits: tuple[str, ...] = (_DEV,)  # the development sets; MNLI has two
+    splits: tuple[str, ...] = ("dev",)  # the development sets; MNLI has two
     torn: bool = False  # whether the published file has incomplete lines and empty texts, which are skipped
-    least: float = field(default=0.0, kw_only=True)
-    most: float = field(default=5.0, kw_only=True)
 
     @property
     def regression(self) -> bool:
@@ -42,7 +40,7 @@ class GlueTask:
         """Names of the classifier's outputs."""
         return self.classes or ("score",)
 
-    def path(self, datasets: Path, split: str = _DEV) -> Path:
+    def path(self, datasets: Path, split: str = "dev") -> Path:
         """Return a split's file in a directory with a folder for each task."""
         return datasets / self.name / f"{split}.tsv"
 
@@ -57,19 +55,18 @@ class GlueTask:
                 f"{path}: not data of {self.name}: {', '.join(missing)} missing; expected the columns {', '.join(wanted)}, "
                 f"found {', '.join(columns)[:300] or 'nothing'}{unlabelled}"
             )
-        indices = [columns.index(name) for name in wanted]
         read, errors = [], []
         for line, row in enumerate(rows, 1 if self.columns else 2):
             if row == [""]:
                 continue
-            texts = [row[index].strip() for index in indices if index < len(row)]
-            if len(texts) < len(indices) or not all(texts):
+            fields = dict(zip(columns, row, strict=False))
+            *texts, stated = (fields.get(name, "") for name in wanted)
+            if not all(text.strip() for text in (*texts, stated)):
                 errors += [] if self.torn else [f"line {line}: {len(row)} columns, expected {len(columns)} with text"]
                 continue
-            *texts, stated = (row[index] for index in indices)
             label = self._label(stated)
             if label is None:
-                expected = " or ".join(self.values or self.classes) or f"a number from {self.least:g} to {self.most:g}"
+                expected = " or ".join(self.values or self.classes) or f"a number from 0 to {LARGEST_SCORE:g}"
                 errors.append(f"line {line}: {self.label} {stated[:50]!r}: expected {expected}")
             else:
                 read.append(Texts(tuple(texts), label))
@@ -86,7 +83,7 @@ class GlueTask:
             figure = float(stated)
         except ValueError:
             return None
-        return figure if self.least <= figure <= self.most else None
+        return figure if 0 <= figure <= LARGEST_SCORE else None
 
     def numbers_in(self, outputs: Sequence[str]) -> list[int]:
         """Number of each class among a head's outputs: by name in any case, or else in the task's order."""
@@ -118,11 +115,10 @@ TASKS: Mapping[str, GlueTask] = {
         GlueTask(
             "CoLA",
             ("sentence",),
-            "label",
-            ("unacceptable", "acceptable"),
-            _BINARY,
-            ("matthews",),
-            ("source", "label", "", "sentence"),
+            classes=("unacceptable", "acceptable"),
+            values=_BINARY,
+            metrics=("matthews",),
+            columns=("source", "label", "", "sentence"),
         ),
         GlueTask("SST-2", ("sentence",), "label", ("negative", "positive"), _BINARY),
         GlueTask("MRPC", ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), _BINARY, ("acc", "f1")),

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lonas_edge.data.conversations import Conversation, check_conversation
+from lonas_edge.data.conversations import Conversation, chat_as_template, chat_template_of, check_conversation
 from lonas_edge.data.encoding import IGNORED, Learned, Prompting, collate_tokens, encode, encode_prompt
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task
-from lonas_edge.data.templates import Example, choose_prompt
+from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task, widen
+from lonas_edge.data.templates import CHAT, TEMPLATES, Example, choose_prompt
 from lonas_edge.data.texts import TEXT, Texts, describe, read_records
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CAUSAL_LM, ModelKind
@@ -90,7 +90,14 @@ class LanguageTask(Task):
         return task
 
     def prompting(self, tokenizer: Any) -> Prompting:
-        return Prompting.of(self.description, tokenizer, self.options.record)
+        """The template of the prompt's name; that of the adapter's training wins where it has this name."""
+        name, record = self.description, self.options.record
+        same = record.template if record.template and record.template.name == name else None
+        if name != CHAT:
+            return Prompting(same or TEMPLATES[name])
+        folder = Path(tokenizer.name_or_path)
+        chat = record.chat or chat_template_of(tokenizer, folder)
+        return Prompting(same or chat_as_template(chat, tokenizer, folder), chat)
 
     @property
     def description(self) -> str:
@@ -136,17 +143,15 @@ class LanguageTask(Task):
     @staticmethod
     def score(logits: np.ndarray, labels: Sequence[int]) -> tuple[float, int, int]:
         """Loss in nats, correct and learned tokens of a sequence with these logits [tokens, vocabulary] and labels [tokens]."""
-        following = np.array(labels[1:])
+        following = torch.tensor(labels[1:])
         learned = following != IGNORED
-        chosen, targets = logits[:-1][learned].astype(np.float64), following[learned]
-        peak = chosen.max(-1)
-        likelihood = chosen[np.arange(len(targets)), targets] - peak - np.log(np.exp(chosen - peak[:, None]).sum(-1))
-        return -float(likelihood.sum()), int((chosen.argmax(-1) == targets).sum()), len(targets)
+        chosen, targets = torch.from_numpy(logits[:-1])[learned].double(), following[learned]
+        return F.cross_entropy(chosen, targets, reduction="sum").item(), int((chosen.argmax(-1) == targets).sum()), len(targets)
 
 
 def kl_divergence(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """KL(reference || logits) of distributions over tokens or classes [positions, classes], summed over positions, in nats."""
-    p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+    p, q = widen(reference).log_softmax(-1), widen(logits).log_softmax(-1)
     return F.kl_div(q, p, reduction="sum", log_target=True)
 
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from lonas_edge.data.encoding import collate_pairs, encode_pairs
 from lonas_edge.data.language import kl_divergence, sample_classes
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.data.task import MAX_LENGTH, DataOptions, Encoded, Task
+from lonas_edge.data.task import MAX_LENGTH, DataOptions, Encoded, Task, widen
 from lonas_edge.data.texts import Texts, labels_of, read_texts
 from lonas_edge.families import CLASSIFICATION, ModelKind, output_names
 from lonas_edge.space.architecture import Architecture
@@ -91,22 +90,10 @@ class PairTask(Task):
 
     def distance(self, reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         if self.regression:
-            return F.mse_loss(logits.float(), reference.float(), reduction="sum")
+            return F.mse_loss(widen(logits), widen(reference), reduction="sum")
         return kl_divergence(reference, logits)
 
     def sample(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if self.regression:
             return logits[:, 0].float() + torch.randn(len(logits), generator=generator).to(logits.device)
         return sample_classes(logits, generator)
-
-    def distances(self, reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
-        """Distances of logits [examples, pairs of an example, outputs] from a reference's, means over pairs: [examples]."""
-        from scipy.special import log_softmax
-
-        if self.regression:
-            each = (logits - reference)[..., 0] ** 2
-        else:
-            p, q = log_softmax(reference, axis=-1), log_softmax(logits, axis=-1)
-            each = (np.exp(p) * (p - q)).sum(-1)
-        means: np.ndarray = each.mean(-1)
-        return means

@@ -82,14 +82,6 @@ class Pooling:
             pooled = hidden.gather(1, last)[:, 0]
         return pooled / pooled.norm(dim=-1, keepdim=True).clamp(min=1e-12) if self.normalize else pooled
 
-    def add_prompt(self, text: str, name: str | None = None) -> str:
-        """Put the prompt of a name, or the default one, before a text."""
-        name = self.default_prompt if name is None else name
-        if name is not None and name not in self.prompts:
-            known = ", ".join(sorted(self.prompts)) or "none"
-            raise LonasEdgeError(f"prompt {name!r}: the model has no such prompt; expected one of: {known}")
-        return text if name is None else self.prompts[name] + text
-
     def prompt(self, *names: str) -> str:
         """The prompt of the first of these names that the model has, else the default one; empty without either."""
         return next(
@@ -168,20 +160,14 @@ def read_pooling(folder: Path, base: Path | None = None) -> Pooling | None:
     if length.get("do_lower_case") and _keeps_case(base or folder):
         errors.append(f"{length_file}: do_lower_case true is not supported; expected a tokenizer that does it")
     prompts = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
-    default = settings.get("default_prompt_name")
-    if default is not None and default not in prompts:
-        errors.append(
-            f"{SETTINGS}: default_prompt_name {default!r}: expected one of {', '.join(sorted(prompts)) or 'no prompts'}"
-        )
-    if settings.get("model_type") not in (None, "SentenceTransformer"):
-        errors.append(f"{SETTINGS}: model_type {settings['model_type']!r}: expected 'SentenceTransformer'")
     raise_all(
         f"{folder}: this embedding model is not supported:",
         errors,
         "Use the files that came with the model, or a model with mean, cls or lasttoken pooling.",
     )
     mode = next(mode for mode in MODES if mode == modes[0])
-    return Pooling(mode, "Normalize" in kinds, most, prompts, default, settings.get("similarity_fn_name"), stated=True)
+    default, similarity = settings.get("default_prompt_name"), settings.get("similarity_fn_name")
+    return Pooling(mode, "Normalize" in kinds, most, prompts, default, similarity, stated=True)
 
 
 def _read_modules(file: Path) -> tuple[list[str], str]:

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from lonas_edge.data.encoding import collate_pairs, encode_pairs
-from lonas_edge.data.glue import task_of
+from lonas_edge.data.glue import LARGEST_SCORE, task_of
 from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
-from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task
+from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task, widen
 from lonas_edge.data.texts import COSINES, PAIR, SCORED, TEXT, TRIPLET, Texts, read_texts
 from lonas_edge.errors import raise_all
 from lonas_edge.families import EMBEDDING, ModelKind
@@ -39,8 +38,13 @@ class SentenceTask(Task):
         return cls(min(pooling.max_length or context, context), options, pooling=pooling)
 
     def _read(self, path: Path) -> tuple[str, Sequence[Any]]:
+        """Read sentences; GLUE's STS-B as scored pairs, and of its other tasks the texts."""
         if path.suffix.lower() == ".tsv":
-            return self._read_table(path)
+            task = task_of(path)
+            rows = task.read(path)
+            if task.regression:
+                return SCORED, [Texts(row.texts, (row.label or 0.0) / LARGEST_SCORE) for row in rows]
+            return TEXT, [Texts((text,)) for row in rows for text in row.texts]
         kind, texts = read_texts(path, COSINES)
         unknown = {text.prompt for text in texts if text.prompt} - self.pooling.prompts.keys()
         raise_all(
@@ -49,14 +53,6 @@ class SentenceTask(Task):
             f"It has {', '.join(sorted(self.pooling.prompts)) or 'none'} (config_sentence_transformers.json).",
         )
         return kind, texts
-
-    def _read_table(self, path: Path) -> tuple[str, Sequence[Texts]]:
-        """Read GLUE's STS-B as scored pairs, and of its other tasks the texts."""
-        task = task_of(path)
-        rows = task.read(path)
-        if task.regression:
-            return SCORED, [Texts(row.texts, (row.label or 0.0) / task.most) for row in rows]
-        return TEXT, [Texts((text,)) for row in rows for text in row.texts]
 
     def _learned(self, example: Any) -> set[str]:
         return set(example.texts)
@@ -92,7 +88,8 @@ class SentenceTask(Task):
     def _prompts(self, example: Texts) -> list[str]:
         if len(example.texts) > 1 and example.label is None:
             return [self.pooling.prompt(*QUERY), *(self.pooling.prompt(*PASSAGE) for _ in example.texts[1:])]
-        return [self.pooling.add_prompt("", example.prompt) for _ in example.texts]
+        prompt = self.pooling.prompt(example.prompt) if example.prompt else self.pooling.prompt()
+        return [prompt] * len(example.texts)
 
     def collate(self, encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
         """Make a batch of texts; those of a record stay together, in order, with its label."""
@@ -129,11 +126,6 @@ class SentenceTask(Task):
         directions = _directions(logits)
         return directions + torch.randn(directions.shape, generator=generator).to(logits.device)
 
-    def distances(self, reference: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-        """Cosine distances of embeddings of length 1 [examples, texts of an example, hidden], means over texts: [examples]."""
-        means: np.ndarray = (reference - embeddings).__pow__(2).sum(-1).mean(-1) / 2
-        return means
-
 
 def _ranking_loss(directions: torch.Tensor, texts: int) -> torch.Tensor:
     """InfoNCE of records of `texts` texts each, which follow each other: find the second text among those of the batch.
@@ -148,4 +140,4 @@ def _ranking_loss(directions: torch.Tensor, texts: int) -> torch.Tensor:
 
 
 def _directions(embeddings: torch.Tensor) -> torch.Tensor:
-    return F.normalize(embeddings.float(), dim=-1)
+    return F.normalize(widen(embeddings), dim=-1)

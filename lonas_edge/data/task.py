@@ -6,7 +6,7 @@
 - Search takes a seeded choice of held-out examples (`batches`) and scores sub-networks by `distance` from the unpruned
   network, or by `loss`. INT4 calibration takes the same batches.
 - `compress` splits the examples into training and held-out ones (`split`), trains on the former, searches on the latter, and
-  measures exported networks on them by the figures of each example that the subclasses compute from logits or embeddings.
+  measures exported networks on them by the figures of each example (`distances`, `LanguageTask.score`).
 - `eval` reads test sets (`test_sets`, `glue`) and encodes them by the same functions.
 
 A task without data, `registry.task_of`, still has the loss and the distance: exports are verified with it. All losses and
@@ -302,11 +302,15 @@ class Task(ABC):
     def sample(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draw labels [answers] from the distribution that logits [answers, outputs] give; `generator` is on the CPU."""
 
-    # --- figures of finished outputs
-
     def distances(self, reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """Distances of a network's outputs [examples, texts, outputs] from a reference's, means over texts: [examples]."""
-        raise NotImplementedError
+        """Distances of a network's outputs [examples, answers, outputs] from a reference's, means over answers: [examples]."""
+        pairs = zip(map(torch.from_numpy, reference), map(torch.from_numpy, outputs), strict=True)
+        return np.array([self.distance(expected, actual).item() / len(expected) for expected, actual in pairs])
+
+
+def widen(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in fp32, or as they are in float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _pack(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:

@@ -100,45 +100,28 @@ class CommonsenseTestSet(WordTestSet):
     """A question with options, answered by a word."""
 
     def question(self, sample: dict[str, str]) -> Question:
-        """Parse the question of a sample.
+        """Parse `…: QUESTION`, the options `Answer1: TEXT Answer2: TEXT …`, and `Answer format: answer1/answer2/…`.
+
+        Without spelled-out options (BoolQ) the answer words are the options.
 
         Raises:
             ValueError: If the instruction has another form, or other options.
         """
-        question = parse(sample["instruction"])
-        unknown = [word for word in question.options if word not in self.words]
+        match = _INSTRUCTION.fullmatch(sample["instruction"])
+        if not match:
+            raise ValueError("the instruction does not end with 'Answer format: WORD/WORD/…'")
+        words = match["words"].split("/")
+        labels = [f"{word.capitalize()}:" for word in words]
+        question, *parts = re.split(f"({'|'.join(map(re.escape, labels))})", match["body"])
+        texts = [text.strip() for text in parts[1::2]] or words
+        if (parts and parts[::2] != labels) or not all(texts):
+            raise ValueError(f"expected the options {' … '.join(labels)} … in this order, each with a text")
+        unknown = [word for word in words if word not in self.words]
         if unknown:
             raise ValueError(f"answer format {unknown[0]!r} is not one of {', '.join(self.words)}")
-        if sample["answer"] not in question.options:
+        if sample["answer"] not in words:
             raise ValueError(f"answer {sample['answer']!r} is not among its options")
-        return question
-
-
-def parse(instruction: str) -> Question:
-    """Parse `…: QUESTION`, the options `Answer1: TEXT Answer2: TEXT …`, and `Answer format: answer1/answer2/…`.
-
-    Without spelled-out options (BoolQ) the answer words are the options.
-
-    Raises:
-        ValueError: If it has another form.
-    """
-    match = _INSTRUCTION.fullmatch(instruction)
-    if not match:
-        raise ValueError("the instruction does not end with 'Answer format: WORD/WORD/…'")
-    words = match["words"].split("/")
-    labels = [f"{word.capitalize()}:" for word in words]
-    question, spelled_out, rest = match["body"].partition(labels[0])
-    if not spelled_out:
-        return Question(question.strip(), {word: word for word in words})
-    options = {}
-    for word, label in zip(words, [*labels[1:], ""], strict=True):
-        option, found, rest = rest.partition(label) if label else (rest, "end", "")
-        if not found:
-            raise ValueError(f"the instruction has no option {label!r}, which its answer format names")
-        if not option.strip():
-            raise ValueError(f"option '{word.capitalize()}:' has no text")
-        options[word] = option.strip()
-    return Question(question.strip(), options)
+        return Question(question.strip(), dict(zip(words, texts, strict=True)))
 
 
 @dataclass(frozen=True)

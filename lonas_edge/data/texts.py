@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import read_text
+from lonas_edge.files import read_by, read_text
 
 TEXT, PAIR, TRIPLET, SCORED = "text", "pair", "triplet", "scored pair"  # kinds of records
 _KINDS = {1: TEXT, 2: PAIR, 3: TRIPLET}  # by the number of texts
@@ -20,13 +20,11 @@ _ROLES = (  # names of the first, second and third text
     ("positive", "passage", "answer", "sentence2"),
     ("negative",),
 )
-_PROMPT = "prompt"
 _LARGEST = 1e30  # absolute value of a reranker's score
 _EXPECTED = (
     'Expected {"text": "…"}, {"query": "…", "positive": "…"}, the same with "negative", or {"sentence1": "…", '
     '"sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them. GLUE tasks are TSV files.'
 )
-_HINT = "Expected one JSON object a line, a JSON list of them, or Parquet."
 
 
 def read_records(path: Path) -> list[tuple[str, Any]]:
@@ -56,22 +54,16 @@ def _json(path: Path) -> list[tuple[str, Any]]:
                 records.append((f"line {number}", json.loads(line)))
             except ValueError as error:
                 problems.append(f"line {number}: not JSON: {error}")
-    raise_all(f"{path}: cannot be read:", problems, _HINT)
+    raise_all(f"{path}: cannot be read:", problems, "Expected one JSON object a line, a JSON list of them, or Parquet.")
     return records
 
 
 def _parquet(path: Path) -> list[tuple[str, Any]]:
-    """Read the rows of a Parquet file, as the `datasets` library writes it; pyarrow is imported only for one."""
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import read_table
-    except ImportError as error:
-        raise LonasEdgeError(f"{path}: Parquet needs pyarrow: pip install 'lonas-edge[parquet]'") from error
-    try:
+    """Read the rows of a Parquet file, as the `datasets` library writes it."""
+    from pyarrow.parquet import read_table  # takes a while
+
+    with read_by("pyarrow", path):
         rows = read_table(path).to_pylist()
-    except (ArrowException, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise LonasEdgeError(f"{path}: the data cannot be read: not a whole Parquet file: {reason}") from error
     return [(f"row {index}", row) for index, row in enumerate(rows)]
 
 
@@ -86,7 +78,7 @@ class Texts:
     def record(self) -> dict[str, Any]:
         """As a record of a data file."""
         if len(self.texts) == 1:
-            record: dict[str, Any] = {TEXT: self.texts[0], **({_PROMPT: self.prompt} if self.prompt else {})}
+            record: dict[str, Any] = {TEXT: self.texts[0], **({"prompt": self.prompt} if self.prompt else {})}
         else:
             names = ("query", "positive", "negative") if self.label is None else ("sentence1", "sentence2")
             record = dict(zip(names, self.texts, strict=False))
@@ -171,7 +163,7 @@ def _texts(record: dict[str, Any], names: tuple[str, ...], label: str | None, la
     number = labels.number(record[label]) if labels and label else None
     if labels and label and number is None:
         raise ValueError(f"{label} {str(record[label])[:50]}: expected {labels.expected}")
-    prompt = record.get(_PROMPT) if names == (TEXT,) else None
+    prompt = record.get("prompt") if names == (TEXT,) else None
     if not isinstance(prompt, str | None):
         raise ValueError("'prompt' is no name")
     return Texts(tuple(record[name] for name in names), number, prompt)

@@ -104,7 +104,7 @@ def _bytes_needed(source: Source, subnetwork: Subnetwork, stored: str) -> int:
 def _open_tokenizer(source: Source, options: ExportOptions) -> Any:
     """Open the tokenizer, and refuse options that do not fit it or the model."""
     folder, architecture = source.base.folder, source.architecture
-    tokenizer = load_tokenizer(folder, source.chat_template)
+    tokenizer = load_tokenizer(folder, source.prompt_record.chat)
     if tokenizer is not None:
         check_vocabulary(tokenizer, architecture.config.vocab_size, folder)
     of_language_models = {

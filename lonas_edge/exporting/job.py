@@ -10,15 +10,20 @@ from typing import Any
 
 import torch
 
-from lonas_edge.data.encoding import compared_inputs
-from lonas_edge.data.parity import Parity, compare, compare_embeddings
+from lonas_edge.data.encoding import collate_pairs, encode_pairs
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.manifest import Calibrated, Compression, FileHash, Step, hash_files
 from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.exporting.parity import Parity, compare, compare_embeddings
+from lonas_edge.families import CAUSAL_LM, ModelKind, tokens_of
 from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.tokenizer import TEXTS
 from lonas_edge.processes import peak_memory
 from lonas_edge.progress import Progress
+
+_PROMPT_TOKENS, _FEWEST_TOKENS = 16, 4  # with fewer, rotary tables and attention are not tested
+_PAIR_TOKENS = 24  # of a pair, padding included
 
 
 @dataclass
@@ -98,3 +103,36 @@ class Outcome:
     head: Compression | None = None
     fused: int = 0
     calibrated: Calibrated | None = None
+
+
+def compared_inputs(kind: ModelKind, tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
+    """Make inputs to compare networks of a kind on, by name, each [prompts, tokens]; random without a usable tokenizer."""
+    if kind is not CAUSAL_LM:
+        return _compared_pairs(tokenizer, config)
+    size = tokens_of(config.to_dict())
+    if tokenizer is not None:
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+        length = min(_PROMPT_TOKENS, *map(len, encoded))
+        ids = torch.tensor([row[:length] for row in encoded])
+        if length >= _FEWEST_TOKENS and int(ids.max()) < size and len(set(ids.flatten().tolist())) > len(TEXTS):
+            return {"input_ids": ids}
+    draw = torch.Generator().manual_seed(0)
+    return {"input_ids": torch.randint(0, size, (len(TEXTS), _PROMPT_TOKENS), generator=draw)}
+
+
+def _compared_pairs(tokenizer: Any, config: Any) -> dict[str, torch.Tensor]:
+    """Make pairs of texts of unequal lengths, so that mask and segments matter."""
+    rows, last = [], getattr(config, "type_vocab_size", 1) - 1
+    for number, text in enumerate(TEXTS):
+        length = min(_PAIR_TOKENS, config.max_position_embeddings) - number
+        row = encode_pairs([(text, TEXTS[number - 1])], tokenizer, length)[0] if tokenizer is not None else {"input_ids": []}
+        ids, segments = row["input_ids"], row.get("token_type_ids", [])
+        if len(set(ids)) <= _FEWEST_TOKENS or max(ids) >= config.vocab_size:
+            draw = torch.Generator().manual_seed(number)
+            ids = torch.randint(0, config.vocab_size, (max(1, length),), generator=draw).tolist()
+            segments = [int(position > length // 2) for position in range(len(ids))]
+        segments = [min(segment, last) for segment in segments]
+        rows.append({"input_ids": ids, "token_type_ids": segments, "labels": 0})
+    batch = collate_pairs(rows, config.pad_token_id or 0)
+    del batch["labels"]
+    return batch

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lonas_edge.data.parity import Parity
 from lonas_edge.data.pooling import Pooling
+from lonas_edge.exporting.parity import Parity
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
 from lonas_edge.schema import Record

@@ -1,8 +1,8 @@
 """Export the sliced and merged Hugging Face checkpoint (`--stage checkpoint`)."""
 
-from lonas_edge.data.parity import Parity
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.job import Job, Outcome
+from lonas_edge.exporting.parity import Parity
 from lonas_edge.formats import DTYPES
 from lonas_edge.network.materialize import write_weights
 

@@ -11,12 +11,12 @@ import openvino as ov
 import torch
 from safetensors.torch import save_file
 
-from lonas_edge.data.parity import Parity
 from lonas_edge.errors import LonasEdgeError, one_line, raise_all
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import Calibration, read_calibration
 from lonas_edge.exporting.job import Job, Outcome
 from lonas_edge.exporting.manifest import Compression, shares
+from lonas_edge.exporting.parity import Parity
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.compress import Compressed, compress_matrices
@@ -94,7 +94,7 @@ def _conversion(job: Job, folder: Path) -> Conversion:
         graph,
         source.base.folder if job.tokenizer is not None else None,
         job.folder,
-        source.chat_template,
+        source.prompt_record.chat,
         job.pooling.max_length if job.pooling else None,
     )
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import openvino as ov
 import torch
 
-from lonas_edge.data.parity import Parity
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.float64 import float64_logits, model_outputs, stream_weights, without_padding
+from lonas_edge.exporting.parity import Parity
 from lonas_edge.files import read_json
 from lonas_edge.ir.compress import Compressed
 from lonas_edge.ir.core import inputs_of, open_model

@@ -5,13 +5,18 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lonas_edge.data.encoding import TEXTS
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_by
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _ROLES = ("bos", "eos", "pad", "unk")
 _SHOWN = 5  # tokens that two tokenizers disagree on
+TEXTS = (  # that tokenizers and networks are compared on
+    "The sun is the star at the center of the Solar System. It is a massive, nearly perfect sphere of hot plasma.",
+    "Question: Which of these is a renewable resource?\nAnswer: Wind, because it is not used up when it turns a turbine.",
+    "def mean(values):\n    total = sum(values)\n    return total / len(values)\n\nprint(mean([1, 2, 3, 4, 5, 6]))",
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+)
 
 
 def require_tokenizer(folder: Path, purpose: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lonas_edge.data.test_sets import COMMONSENSE as TASKS
-from lonas_edge.data.test_sets import Question, parse, present_tasks, resolve, unknown_task
+from lonas_edge.data.test_sets import Question, present_tasks, resolve, unknown_task
 from lonas_edge.errors import LonasEdgeError
 
 DATA = Path(__file__).parents[1] / "evaluate/data"
@@ -33,20 +33,22 @@ def test_question_and_options_of_an_instruction(task: str, question: str, option
 
 
 def test_colons_in_question_and_options_stay():
-    assert parse(INSTRUCTION) == Question("What is 1 : 2?", {"answer1": "a half", "answer2": "two: three"})
+    sample = {"instruction": INSTRUCTION, "answer": "answer1"}
+    assert TASKS["ARC-Easy"].question(sample) == Question("What is 1 : 2?", {"answer1": "a half", "answer2": "two: three"})
 
 
 @pytest.mark.parametrize(
     ("instruction", "fault"),
     [
         ("Say something: hello", "does not end with"),
-        (INSTRUCTION.replace("Answer2:", "Answer3:"), "no option 'Answer2:'"),
-        (INSTRUCTION.replace("two: three", ""), "'Answer2:' has no text"),
+        (INSTRUCTION.replace("Answer2:", "Answer3:"), "expected the options Answer1: … Answer2: … in this order"),
+        (INSTRUCTION.replace("Answer1", "x").replace("Answer2", "Answer1").replace("x:", "Answer2:"), "in this order"),
+        (INSTRUCTION.replace("two: three", ""), "each with a text"),
     ],
 )
 def test_other_instructions_are_faults(instruction: str, fault: str):
     with pytest.raises(ValueError, match=fault):
-        parse(instruction)
+        TASKS["ARC-Easy"].question({"instruction": instruction, "answer": "answer1"})
 
 
 @pytest.mark.parametrize(

@@ -92,11 +92,7 @@ def test_all_files(tmp_path: Path) -> None:
     read = read_pooling(folder)
     assert read == Pooling("cls", True, 24, {"query": "query: ", "document": ""}, "query", "dot", True)
     assert embeds(folder)
-    assert read.add_prompt("a") == "query: a" and read.add_prompt("a", "document") == "a" and Pooling().add_prompt("a") == "a"
-    with pytest.raises(
-        LonasEdgeError, match=r"prompt 'passage': the model has no such prompt; expected one of: document, query"
-    ):
-        read.add_prompt("a", "passage")
+    assert read.prompt() == read.prompt("passage") == "query: " and read.prompt("document") == "" == Pooling().prompt("query")
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
@@ -179,8 +175,6 @@ def test_written_files(pooling: Pooling, tmp_path: Path) -> None:
         ({"pooling": {"pooling_mode": []}}, ["pooling without a mode is not supported"]),
         ({"pooling": None}, [r"1_Pooling/config\.json: missing"]),
         ({"length": {"max_seq_length": 0}}, [r"sentence_bert_config\.json: max_seq_length 0"]),
-        ({"settings": {"default_prompt_name": "query"}}, ["default_prompt_name 'query': expected one of no prompts"]),
-        ({"settings": {"model_type": "CrossEncoder"}}, ["model_type 'CrossEncoder': expected 'SentenceTransformer'"]),
         ({"modules": {"0": "Transformer"}}, [r"modules\.json: not a list of modules"]),
         ({"modules": [{"path": ""}]}, [r"modules\.json: not a list of modules: .*type"]),
     ],

@@ -20,13 +20,13 @@ from tiny_models import TinySource
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from lonas_edge import load_checkpoint
-from lonas_edge.data.parity import compare
 from lonas_edge.data.pooling import Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.exporting.manifest import Manifest
+from lonas_edge.exporting.parity import compare
 from lonas_edge.families import CLASSIFICATION, EMBEDDING
 from lonas_edge.network import materialize
 from lonas_edge.network.materialize import MaterializedModel

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_models import TinySource
 
-from lonas_edge.data.parity import Parity
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import verify
+from lonas_edge.exporting.parity import Parity
 from lonas_edge.network.materialize import MaterializedModel
 
 ADAPTER = Path("models/adapter")

@@ -22,9 +22,9 @@ from transformers.models.gemma3n import modeling_gemma3n
 
 from lonas_edge import load_checkpoint
 from lonas_edge.commands import Command
-from lonas_edge.data.encoding import compared_inputs
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
+from lonas_edge.exporting.job import compared_inputs
 from lonas_edge.exporting.optimum import optimum_options, run_optimum
 from lonas_edge.families import tokens_of
 from lonas_edge.network.modeling import repair

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lonas_edge.data.encoding import compared_inputs
+from lonas_edge.exporting.job import compared_inputs
 from lonas_edge.families import Ranges
 from lonas_edge.network.materialize import MaterializedModel, merge
 from lonas_edge.network.tokenizer import load_tokenizer

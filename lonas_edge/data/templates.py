@@ -125,7 +125,7 @@ def choose_prompt(
     if conversations and explicit not in (None, CHAT):
         raise LonasEdgeError(
             f"--prompt {explicit}: {conversations} holds conversations, which need the model's chat template. "
-            "Omit --prompt, or use instruction data."
+            f"Pass --prompt {CHAT}, or use instruction data."
         )
     if explicit or conversations:
         return explicit or CHAT

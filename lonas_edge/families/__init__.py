@@ -77,7 +77,6 @@ __all__ = [
     "head_dim",
     "key_value_heads",
     "output_names",
-    "size_of",
     "tokens_of",
 ]
 
@@ -108,13 +107,6 @@ def tokens_of(content: Mapping[str, Any]) -> int:
     family = family_of_config(content)
     others = [name for name in (family.vocabularies if family else ()) if name in content]
     return min(int(content[name]) for name in ("vocab_size", *others))
-
-
-def size_of(content: Mapping[str, Any], name: str) -> int | None:
-    """A size in a `config.json`, which may have another spelling (`Family.sizes`)."""
-    family = family_of_config(content)
-    spellings = next((each for each in family.sizes if name in each), (name,)) if family else (name,)
-    return next((content[each] for each in spellings if each in content), None)
 
 
 def family_of_config(content: Mapping[str, Any], kind: ModelKind | None = None) -> Family | None:

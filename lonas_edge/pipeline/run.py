@@ -42,7 +42,6 @@ from lonas_edge.pipeline.stages import check_steps, make_steps, merge
 from lonas_edge.pipeline.steps import Step, Steps
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.picks import Pick
-from lonas_edge.training.defaults import check_conversations
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 STEPS = "steps"
@@ -196,8 +195,7 @@ class _Run:
         options = self.options
         data = self.source.open_data(options.data, options.prompt, labels=True)
         held_out = self.source.open_data(options.eval_data, options.prompt, labels=True) if options.eval_data else None
-        if held_out and data.kind.generates:
-            check_conversations(held_out, held_out.path, data.description)
+        held_out = held_out and held_out.with_prompt(data.description)
         train, held_out = data.split(self.defaults.held_out, options.seed, held_out)
         paths.train.parent.mkdir(parents=True, exist_ok=True)
         train.write(paths.train)

@@ -29,7 +29,7 @@ from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space, removable_blocks
 from lonas_edge.space.search_space import parse_search_space
 from lonas_edge.space.selection import select
-from lonas_edge.training.defaults import lora_config, with_targets
+from lonas_edge.training.defaults import lora_config
 from lonas_edge.training.inputs import Inputs, open_inputs, open_recovery, with_eval_data, with_teacher
 from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.train import train
@@ -221,8 +221,7 @@ def check_steps(source: Source, defaults: Defaults, paths: Paths, picks: Mapping
     if paths.trims:  # a smaller vocabulary changes the sizes
         return
     if paths.trains_lora:
-        options = with_targets(TrainOptions(), source.architecture)
-        config = AdapterConfig(Path("--target-modules"), lora_config(options, source.architecture))
+        config = AdapterConfig(Path("--target-modules"), lora_config(TrainOptions(), source.architecture))
         source = replace(source, adapter_config=config)
     if paths.space:
         space = parse_search_space(_make_space(source, defaults), SPACE)

@@ -6,13 +6,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from lonas_edge.data.language import MESSAGES
 from lonas_edge.data.pooling import EMBEDS
 from lonas_edge.data.task import Task
-from lonas_edge.data.templates import CHAT
 from lonas_edge.data.texts import PAIR
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CLASSIFICATION, EMBEDDING, context_of
+from lonas_edge.families import CLASSIFICATION, EMBEDDING
 from lonas_edge.formats import dtype_of
 from lonas_edge.network.adapters import AdapterConfig, load_adapter, rank_errors
 from lonas_edge.network.checkpoints import open_base
@@ -26,7 +24,10 @@ _LARGE = 1e9  # weights of linear layers
 
 def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
     """Fill in the options that depend on the inputs: target modules, prompt and length."""
-    options = _options_of_adapter(inputs, options) if inputs.subnetwork else with_targets(options, inputs.architecture)
+    if inputs.subnetwork:
+        options = _options_of_adapter(inputs, options)
+    elif options.target_modules is None:
+        options = replace(options, target_modules=inputs.architecture.default_targets)
     if inputs.data.kind.generates:
         options = replace(options, prompt=inputs.data.with_prompt(options.prompt).description)
     return replace(options, max_length=options.max_length or inputs.data.max_length)
@@ -43,18 +44,12 @@ def _options_of_adapter(inputs: Inputs, options: TrainOptions) -> TrainOptions:
     return replace(options, rank=lora.r, alpha=float(lora.lora_alpha), target_modules=tuple(targets), reorder=False)
 
 
-def with_targets(options: TrainOptions, architecture: Architecture) -> TrainOptions:
-    """Fill in the family's target modules."""
-    targets = architecture.default_targets if options.target_modules is None else options.target_modules
-    return replace(options, target_modules=targets)
-
-
 def lora_config(options: TrainOptions, architecture: Architecture) -> LoraConfig:
     """Make PEFT's configuration of the adapter."""
     return LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
-        target_modules=list(options.target_modules or ()),
+        target_modules=list(options.target_modules or architecture.default_targets),
         task_type=architecture.family.kind.peft,
     )
 
@@ -101,8 +96,6 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
     architecture = inputs.architecture
     if not inputs.teacher:
         _check_labels(inputs.data, inputs.eval_data)
-    if inputs.eval_data:
-        check_conversations(inputs.eval_data, inputs.eval_data.files[0].path, options.prompt)
     if PAIR in inputs.data.kinds and not inputs.teacher and 1 in (options.batch_size, options.micro_batch_size):
         raise LonasEdgeError(
             "A pair is learned by comparing it with the other pairs of a micro-batch; expected at least 2. Raise --batch-size "
@@ -111,7 +104,7 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
     if not inputs.data.kind.generates:  # there are no embeddings of later positions
         contexts = {inputs.base.name: architecture.context}
         if inputs.teacher:
-            contexts[inputs.teacher.name] = context_of(inputs.teacher.config)
+            contexts[inputs.teacher.name] = inputs.teacher.architecture.context
         longest = options.max_length or 0
         errors = [f"{name} has a context of {size} tokens" for name, size in contexts.items() if size and longest > size]
         raise_all(f"--max-length {longest}:", errors)
@@ -126,15 +119,6 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         raise LonasEdgeError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     if options.precision == "fp16" and device_of(options) == "cpu":
         raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU use bf16 or fp32")
-
-
-def check_conversations(eval_data: Task, path: Path, prompt: str | None) -> None:
-    """Refuse held-out conversations for a training with another prompt than the chat template; `path` is for the error."""
-    if prompt != CHAT and MESSAGES in eval_data.kinds:
-        raise LonasEdgeError(
-            f"{path}: --eval-data holds conversations, which need --prompt {CHAT}; the training has "
-            f"--prompt {prompt}. Pass --prompt {CHAT}, or --eval-data of the kind of --data."
-        )
 
 
 def _check_labels(data: Task, eval_data: Task | None) -> None:

@@ -79,8 +79,7 @@ class ElasticTrainer(Trainer):
         if checkpoint is None:
             return
         for name, part in ((OPTIMIZER, self.optimizer), (SCHEDULER, self.lr_scheduler)):
-            with loading(Path(checkpoint) / name):
-                part.load_state_dict(load(Path(checkpoint) / name))
+            part.load_state_dict(load(Path(checkpoint) / name))
         rate = self.schedule.learning_rate(self.lr_scheduler.last_epoch)
         self.lr_scheduler._last_lr = [rate] * len(self.optimizer.param_groups)
         for group in self.optimizer.param_groups:

@@ -18,7 +18,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 
 from lonas_edge.data.task import Encoded
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
@@ -67,7 +66,7 @@ class Job:
         """Load and train; the first process names the checkpoint to continue from."""
         shared: list[Any] = [None, None]
         if self.state.is_main_process:
-            shared = [checkpoint and str(checkpoint), dict(self._decide_order(checkpoint is not None).columns)]
+            shared = [checkpoint and str(checkpoint), dict(self._decide_order().columns)]
         broadcast_object_list(shared)
         checkpoint = Path(shared[0]) if shared[0] else None
         order = ChannelOrder.of(self.inputs.architecture, shared[1] or {})
@@ -83,7 +82,7 @@ class Job:
             trainer.evaluate()
         return Trained(network, order, trainer.state, int8_layers)
 
-    def _decide_order(self, resumed: bool) -> ChannelOrder:
+    def _decide_order(self) -> ChannelOrder:
         """The channel order: the adapter's own, or by importance on training examples."""
         if self.inputs.subnetwork:
             return self.inputs.source.order
@@ -91,14 +90,9 @@ class Job:
         if not (self.options.reorder and elasticity.in_group):
             return ChannelOrder()
         order = read_channel_order(self.folder, elasticity.architecture)
-        if order:
-            return order
-        if resumed:
-            raise LonasEdgeError(
-                f"{self.folder}: the channel order is missing. Start again with --overwrite, without --resume."
-            )
-        order = by_importance(self._load_base().to(self.state.device), elasticity, self._prompts())
-        order.save(self.folder)
+        if not order:
+            order = by_importance(self._load_base().to(self.state.device), elasticity, self._prompts())
+            order.save(self.folder)
         return order
 
     def _prompts(self) -> Iterator[dict[str, torch.Tensor]]:

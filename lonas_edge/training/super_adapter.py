@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import TrainerState
 
 from lonas_edge.data.pooling import read_pooling
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION
-from lonas_edge.files import read_json, sha256
-from lonas_edge.network import adapters
+from lonas_edge.data.task import Task
+from lonas_edge.files import sha256
 from lonas_edge.network.channel_order import FILE as ORDER
-from lonas_edge.network.channel_order import ChannelOrder
 from lonas_edge.network.location import TRAINING, Located, fingerprint
 from lonas_edge.network.training_record import (
     EvalData,
@@ -31,8 +28,8 @@ from lonas_edge.network.training_record import (
 )
 from lonas_edge.training.defaults import device_of
 from lonas_edge.training.inputs import Inputs
-from lonas_edge.training.options import EVAL_LOSS, TrainOptions
-from lonas_edge.training.schedule import Schedule
+from lonas_edge.training.job import Job, Trained
+from lonas_edge.training.options import EVAL_LOSS
 from lonas_edge.training.tokens import Tokenized
 from lonas_edge.versions import versions
 
@@ -75,8 +72,9 @@ def _hash(files: Iterable[Path]) -> dict[str, str]:
     return {path.name: sha256(path) for path in files if path.exists()}
 
 
-def identity(inputs: Inputs, hashes: Hashes, options: TrainOptions, schedule: Schedule, processes: int) -> dict[str, Any]:
+def identity(job: Job, hashes: Hashes) -> dict[str, Any]:
     """Collect the settings and hashes that a resumed training must share, as JSON."""
+    inputs = job.inputs
     files = enumerate(zip(inputs.data.files, hashes.data, strict=True), 1)
     content = {
         **asdict(hashes),
@@ -84,30 +82,18 @@ def identity(inputs: Inputs, hashes: Hashes, options: TrainOptions, schedule: Sc
         "pooling": asdict(inputs.data.pooling) if inputs.data.pooling else None,
         "widths": inputs.subnetwork.widths if inputs.subnetwork else (),
         "search_space": inputs.space.hash,
-        "stages": [{name: value for name, value in asdict(stage).items() if name != "lr"} for stage in schedule.stages],
-        "processes": processes,
-        "options": {name: value for name, value in asdict(options).items() if name not in _FREE_TO_CHANGE},
+        "stages": [{name: value for name, value in asdict(stage).items() if name != "lr"} for stage in job.schedule.stages],
+        "processes": job.state.num_processes,
+        "options": {name: value for name, value in asdict(job.options).items() if name not in _FREE_TO_CHANGE},
     }
     frozen: dict[str, Any] = json.loads(json.dumps(content))
     return frozen
 
 
-def make_record(
-    inputs: Inputs,
-    options: TrainOptions,
-    schedule: Schedule,
-    hashes: Hashes,
-    state: TrainerState,
-    tokens: Tokenized,
-    *,
-    reordered: bool,
-    int8_layers: tuple[str, ...],
-    resumed_from_step: int | None,
-    processes: int,
-    seconds: float,
-) -> TrainingRecord:
+def make_record(job: Job, hashes: Hashes, trained: Trained, resumed_from: int | None, seconds: float) -> TrainingRecord:
     """Make the record of a finished training; `hashes` are from its start, `seconds` those of this run."""
-    source, glue, recovered = inputs.source, inputs.data.options.glue, None
+    inputs, options, tokens, state = job.inputs, job.options, job.tokens, trained.state
+    source, glue, pooling, recovered = inputs.source, inputs.data.options.glue, inputs.data.pooling, None
     if inputs.subnetwork:
         name = (source.adapter or source.base).name
         recovered = Recovered(name, hashes.start, inputs.subnetwork.name, inputs.subnetwork.widths)
@@ -124,31 +110,31 @@ def make_record(
         prompt=tokens.prompting.template if tokens.prompting else None,
         chat_template=tokens.prompting.chat if tokens.prompting else None,
         options=json.loads(json.dumps(asdict(options))),
-        stages=tuple(asdict(stage) for stage in schedule.stages),
-        warmup_steps=schedule.warmup_steps,
+        stages=tuple(asdict(stage) for stage in job.schedule.stages),
+        warmup_steps=job.schedule.warmup_steps,
         steps=state.global_step,
         device=torch.cuda.get_device_name() if device_of(options) == "cuda" else "cpu",
         precision=options.precision,
         losses=tuple(_read_log(entry) for entry in state.log_history if "loss" in entry),
         versions=versions(_PACKAGES),
         tokens=state.num_input_tokens_seen or None,
-        eval_data=_eval_data(inputs, hashes, tokens, state),
+        eval_data=_eval_data(inputs.eval_data, hashes, tokens, state),
         pipeline=inputs.data.kind.pipeline_tag,
-        pooling=inputs.data.pooling.description if inputs.data.pooling else None,
-        reordered=reordered,
-        int8_layers=int8_layers,
-        resumed_from_step=resumed_from_step,
-        processes=processes,
+        pooling=pooling.description if pooling else None,
+        reordered=bool(trained.order),
+        int8_layers=trained.int8_layers,
+        resumed_from_step=resumed_from,
+        processes=job.state.num_processes,
         seconds=round(seconds, 1),
     )
 
 
-def _eval_data(inputs: Inputs, hashes: Hashes, tokens: Tokenized, state: TrainerState) -> EvalData | None:
-    if inputs.eval_data is None:
+def _eval_data(data: Task | None, hashes: Hashes, tokens: Tokenized, state: TrainerState) -> EvalData | None:
+    if data is None:
         return None
     losses = {entry["step"]: entry[EVAL_LOSS] for entry in state.log_history if EVAL_LOSS in entry}
     finite = tuple(EvalLoss(step, loss) for step, loss in losses.items() if math.isfinite(loss))
-    return EvalData(inputs.eval_data.path.name, hashes.eval_data[0], len(tokens.held_out), tokens.also_trained, finite)
+    return EvalData(data.path.name, hashes.eval_data[0], len(tokens.held_out), tokens.also_trained, finite)
 
 
 def _read_log(entry: dict[str, Any]) -> Logged:
@@ -157,22 +143,18 @@ def _read_log(entry: dict[str, Any]) -> Logged:
     return Logged(entry["step"], **{name: entry[name] for name in names if name in entry and math.isfinite(entry[name])})
 
 
-def write_super_adapter(
-    folder: Path, model: PeftModel, inputs: Inputs, output: Path, order: ChannelOrder, record: TrainingRecord
-) -> None:
+def write_super_adapter(folder: Path, job: Job, trained: Trained, output: Path, record: TrainingRecord) -> None:
     """Write adapter, channel order, record and model card; the adapter returns to the base's own channel order.
 
     The pooling that an embedding model was trained with is written, too, where it is not that of the base.
     """
-    base, pooling = inputs.base, inputs.data.pooling
+    base, pooling, model, order = job.inputs.base, job.inputs.data.pooling, trained.network.model, trained.order
     order.inverse().apply_to_model(model, lambda name: ".lora_" in name)
     config = next(iter(model.peft_config.values()))
     config.base_model_name_or_path, config.revision = _reference(base, output), base.revision
+    if not isinstance(config.target_modules, str):  # a set, which PEFT would write in any order
+        config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, save_embedding_layers=False)
-    written = read_json(folder / adapters.CONFIG)
-    if isinstance(written["target_modules"], list):  # PEFT writes a set, in any order; otherwise a regular expression
-        written["target_modules"].sort()
-    (folder / adapters.CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if order:
         order.save(folder)
     if pooling and pooling.stated and pooling != read_pooling(base.folder):
@@ -195,17 +177,13 @@ def _reference(base: Located, output: Path) -> str:
 def _card(record: TrainingRecord) -> str:
     """Write the model card, Markdown with the metadata block that model hubs read."""
     base, options, recovered, prompt = record.base, record.options, record.recovered, record.prompt
-    pipeline = record.pipeline or (CLASSIFICATION if record.task else CAUSAL_LM).pipeline_tag
     lonas, stored = record.search_space is not None, options.get("weight_format")
-    title, started = "LoRA adapter", ""
-    if lonas:
-        title = f"LoNAS adapter of one sub-network ({recovered.subnetwork})" if recovered else "LoNAS super-adapter"
+    title, started = "LoNAS super-adapter" if lonas else "LoRA adapter", ""
     if recovered:
-        started = f"Training started from the {'super-' if lonas else 'LoRA '}adapter `{recovered.super_adapter}`."
-    if recovered and lonas and not recovered.sha256:
-        started = f"It recovers the {recovered.subnetwork} sub-network of the base; lonas-edge loads this one."
-    elif recovered and lonas:
-        started += f" lonas-edge loads its {recovered.subnetwork} sub-network; parts of other sub-networks are unchanged."
+        started = f"Training started from `{recovered.super_adapter}`."
+    if recovered and lonas:
+        title = f"LoNAS adapter of one sub-network ({recovered.subnetwork})"
+        started += " lonas-edge loads this sub-network; parts of others are unchanged."
     data = ", ".join(f"`{file.name}` ({file.examples} examples)" for file in record.data)
     learned = f"GLUE's {record.task}" if record.task else f"pooling: {record.pooling}" if record.pooling else "without labels"
     learned = f"prompt `{prompt.name}`" if prompt else learned
@@ -229,5 +207,5 @@ def _card(record: TrainingRecord) -> str:
     if prompt:
         paragraphs.append(f"Its prompt:\n\n```\n{prompt.without_input + prompt.response}\n```")
     head = ["---", "library_name: peft", *([f"base_model: {base.name}"] if base.revision else [])]
-    head += [f"tags: [{'lonas, ' if lonas else ''}lora, {pipeline}]", f"pipeline_tag: {pipeline}", "---", ""]
+    head += [f"tags: [{'lonas, ' if lonas else ''}lora, {record.pipeline}]", f"pipeline_tag: {record.pipeline}", "---", ""]
     return "\n".join(head) + "\n\n".join(filter(None, paragraphs)) + "\n"

@@ -1,18 +1,16 @@
 """A frozen teacher for distillation. It is loaded once, merged, in the dtype of the training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from lonas_edge.data.pooling import EMBEDS, Pooling, read_pooling
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import EMBEDDING, casefold, family_of_config, size_of
-from lonas_edge.files import read_json
+from lonas_edge.families import EMBEDDING, casefold, output_names
 from lonas_edge.network.adapters import CONFIG, adapter_file
 from lonas_edge.network.location import Located
 from lonas_edge.network.materialize import MaterializedModel
@@ -32,7 +30,7 @@ class Teacher:
     base: Path  # the directory of its base, which describes its tokens
     files: tuple[Path, ...]  # its files, without those of the base that is trained on; if it is that base, its config.json
     load: Callable[[torch.dtype], PreTrainedModel]  # reads its weights, in a dtype
-    config: Mapping[str, Any]  # content of its config.json
+    architecture: Architecture
 
 
 def open_teacher(
@@ -58,8 +56,8 @@ def open_teacher(
     if teacher.base.resolve() == base.folder.resolve():
         return teacher
     trimmed = vocabulary_of(base.folder)
-    if trimmed is None or _vocabulary_size(teacher.base) == _vocabulary_size(base.folder):
-        _check_tokens(teacher, base.folder)
+    if trimmed is None or teacher.architecture.config.vocab_size == student.config.vocab_size:
+        _check_tokens(teacher, base.folder, student)
         return teacher
     kept = _kept_tokens(teacher, base.folder, trimmed)
     return replace(teacher, load=lambda dtype: keep_tokens(teacher.load(dtype), kept))
@@ -72,8 +70,8 @@ def _open(source: Source, base: Located) -> Teacher:
     own = [] if source.base.folder.resolve() == base.folder.resolve() else files
     if source.adapter:
         own += [source.adapter.folder / CONFIG, adapter_file(source.adapter.folder)]
-    named, config = source.adapter or source.base, source.architecture.config.to_dict()
-    return Teacher(named.name, named.folder, source.base.folder, tuple(own or files[:1]), partial(_load, model), config)
+    named, load = source.adapter or source.base, partial(_load, model)
+    return Teacher(named.name, named.folder, source.base.folder, tuple(own or files[:1]), load, source.architecture)
 
 
 def _load(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -88,49 +86,41 @@ def _load(model: MaterializedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def _check_outputs(teacher: Teacher, student: Architecture, pooling: Pooling | None) -> None:
     """Refuse a teacher of another task, or with other outputs; a classifier's unnamed outputs are taken in order."""
-    kind, family = student.family.kind, family_of_config(teacher.config)
-    if family and family.kind is not kind:
-        hint = f" {EMBEDS}" if family.kind is EMBEDDING else ""
-        raise LonasEdgeError(f"{teacher.folder}: is a {family.kind.name} and cannot teach a {kind.name}.{hint}")
+    kind, other = student.family.kind, teacher.architecture.family.kind
+    if other is not kind:
+        hint = f" {EMBEDS}" if other is EMBEDDING else ""
+        raise LonasEdgeError(f"{teacher.folder}: is a {other.name} and cannot teach a {kind.name}.{hint}")
+    first, second = teacher.architecture.config, student.config
     errors, hint = list[str](), "Use a teacher that was trained on the same task."
     if pooling:
         hint = "Use the unpruned model as teacher."
         own = read_pooling(teacher.folder, teacher.base) or read_pooling(teacher.base) or pooling
-        sizes = size_of(teacher.config, "hidden_size"), student.config.hidden_size
-        errors += [f"hidden_size {sizes[0]}, and the training's model has {sizes[1]}"] if sizes[0] != sizes[1] else []
-        errors += [f"pooling {own.mode}, and the training's model has {pooling.mode}"] if own.mode != pooling.mode else []
+        if first.hidden_size != second.hidden_size:
+            errors.append(f"hidden_size {first.hidden_size}, and the training's model has {second.hidden_size}")
+        if own.mode != pooling.mode:
+            errors.append(f"pooling {own.mode}, and the training's model has {pooling.mode}")
     elif student.head and not kind.generates:
-        theirs, ours = _output_names(teacher.config), _output_names(student.config.to_dict())
+        theirs, ours = output_names(first), output_names(second)
         named = len(ours) > 1 and not any(name.startswith("LABEL_") for name in (*theirs, *ours))
         if len(theirs) != len(ours) or (named and casefold(theirs) != casefold(ours)):
             errors.append(f"outputs {', '.join(theirs)}, and those of the training are {', '.join(ours)}")
-        segments = teacher.config.get("type_vocab_size", 2), getattr(student.config, "type_vocab_size", 1)
+        segments = getattr(first, "type_vocab_size", 2), getattr(second, "type_vocab_size", 1)
         if segments[0] < segments[1]:
             errors.append("type_vocab_size {}, and the training's model has {}".format(*segments))
     raise_all(f"{teacher.folder}: cannot teach this training:", errors, hint)
 
 
-def _output_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of a classifier's outputs, in order; transformers writes none for two that have no names."""
-    names = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
-    return tuple(str(names[key]) for key in sorted(names, key=int))
-
-
-def _vocabulary_size(folder: Path) -> int:
-    return int(read_json(folder / "config.json")["vocab_size"])
-
-
-def _check_tokens(teacher: Teacher, student: Path) -> None:
+def _check_tokens(teacher: Teacher, folder: Path, student: Architecture) -> None:
     """Refuse another vocabulary or tokenizer: logits are compared token by token."""
-    theirs, ours = _vocabulary_size(teacher.base), _vocabulary_size(student)
-    errors = [f"its vocabulary has {theirs} entries, and that of {student} has {ours}"] if theirs != ours else []
-    tokenizers = load_tokenizer(teacher.base), load_tokenizer(student)
+    theirs, ours = teacher.architecture.config.vocab_size, student.config.vocab_size
+    errors = [f"its vocabulary has {theirs} entries, and that of {folder} has {ours}"] if theirs != ours else []
+    tokenizers = load_tokenizer(teacher.base), load_tokenizer(folder)
     if tokenizers[0] is None and tokenizers[1] is not None:
-        errors.append(f"{teacher.base} has no tokenizer to compare with that of {student}")
+        errors.append(f"{teacher.base} has no tokenizer to compare with that of {folder}")
     elif None not in tokenizers:
         errors += tokenizer_differences(*tokenizers, padding=False)  # padding is masked
     raise_all(
-        f"{teacher.folder}: cannot teach {student}; their tokens differ (the teacher's come first):",
+        f"{teacher.folder}: cannot teach {folder}; their tokens differ (the teacher's come first):",
         errors,
         "Use a --teacher of the same base, or of the same family with the same tokenizer.",
     )

@@ -72,43 +72,36 @@ def train(
         schedule = make_schedule(space, options, tokens.per_epoch, fixed, default_lr(inputs))
         arguments = _training_arguments(schedule, options, state.num_processes, directory.partial, bool(inputs.eval_data))
         job = Job(inputs, options, schedule, tokens, arguments, state, directory.partial, report, notify)
-        if not state.is_main_process:
+        record = None
+        if state.is_main_process:
+            record = _train_and_write(job, directory, resume)
+        else:
             job.run()
-            state.wait_for_everyone()
-            return None
-
-        # the first process alone holds the working directory and writes the output
-        directory.check(0 if resume else _needed_bytes(inputs, options), resumable=True)
-        search_space = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
-        hashes = Hashes.of(inputs)
-        check_base(inputs.source.training, hashes.base, inputs.base.folder)
-        settings = identity(inputs, hashes, options, schedule, state.num_processes)
-        restart = overwrite and not resume
-        with directory.resume("train", settings, resume, restart), clearing(directory.partial):
-            checkpoint = next(iter(list_checkpoints(directory.partial)), None)
-            if resume:
-                first = f"step {step_of(checkpoint)} ({checkpoint})" if checkpoint else "the first step: no checkpoint to use"
-                notify(f"continuing from {first}")
-            start = time.perf_counter()
-            trained = job.run(checkpoint)
-            record = make_record(
-                inputs,
-                options,
-                schedule,
-                hashes,
-                trained.state,
-                tokens,
-                reordered=bool(trained.order),
-                int8_layers=trained.int8_layers,
-                resumed_from_step=step_of(checkpoint) if checkpoint else None,
-                processes=state.num_processes,
-                seconds=time.perf_counter() - start,
-            )
-            with directory.publish() as folder:
-                write_super_adapter(folder, trained.network.model, inputs, output, trained.order, record)
-                if inputs.space.groups:
-                    (folder / SEARCH_SPACE).write_bytes(search_space)
         state.wait_for_everyone()
+    return record
+
+
+def _train_and_write(job: Job, directory: OutputDirectory, resume: bool) -> TrainingRecord:
+    """Train in the first process, which alone holds the working directory and writes the output."""
+    inputs = job.inputs
+    directory.check(0 if resume else _needed_bytes(inputs, job.options), resumable=True)
+    search_space = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
+    hashes = Hashes.of(inputs)
+    check_base(inputs.source.training, hashes.base, inputs.base.folder)
+    restart = directory.overwrite and not resume
+    with directory.resume("train", identity(job, hashes), resume, restart), clearing(job.folder):
+        checkpoint = next(iter(list_checkpoints(job.folder)), None)
+        first = step_of(checkpoint) if checkpoint else None
+        if resume:
+            where = f"step {first} ({checkpoint})" if checkpoint else "the first step: no checkpoint to use"
+            job.notify(f"continuing from {where}")
+        start = time.perf_counter()
+        trained = job.run(checkpoint)
+        record = make_record(job, hashes, trained, first, time.perf_counter() - start)
+        with directory.publish() as folder:
+            write_super_adapter(folder, job, trained, directory.path, record)
+            if inputs.space.groups:
+                (folder / SEARCH_SPACE).write_bytes(search_space)
     return record
 
 

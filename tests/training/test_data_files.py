@@ -139,7 +139,7 @@ def test_held_out_conversations_need_the_prompt_chat(talking: TinySource, tmp_pa
     inputs = open_inputs(str(talking.base), write_data(tmp_path / "data.json", EXAMPLES[:8]), talking.space)
     inputs = with_eval_data(inputs, held_out)
     options = {**OPTIONS, "steps": 1}
-    message = rf"{held_out}: --eval-data holds conversations, which need --prompt chat; the training has --prompt alpaca"
+    message = rf"--prompt alpaca: {held_out} holds conversations, which need the model.s chat template. Pass --prompt chat"
     with pytest.raises(LonasEdgeError, match=message):
         train(inputs, tmp_path / "out", TrainOptions(**{**options, "prompt": None}))
     record = train(inputs, tmp_path / "out", TrainOptions(**{**options, "prompt": "chat"}))

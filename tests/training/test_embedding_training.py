@@ -96,7 +96,7 @@ def test_a_sub_network_of_a_base(tiny_bert: TinyBert, run_cli: Callable, tmp_pat
     assert ran.code == 0, ran.err
     record = json.loads(ran.out)
     assert record["recovered"]["subnetwork"] == "minimal" and record["recovered"]["sha256"] == {}
-    assert "It recovers the minimal sub-network of the base" in (output / "README.md").read_text()
+    assert "adapter of one sub-network (minimal)" in (output / "README.md").read_text()
     source = TinySource("bert", base, None, tiny_bert.space())
     assert distance(source, output, MINIMAL) < 0.5 * distance(source, None, MINIMAL)
     ran = run_cli("export", output, "--output", tmp_path / "ir", "--json")

@@ -172,7 +172,7 @@ def test_a_plain_lora_adapter(
     assert (logits_of(load_checkpoint(materialize(opened, [])), ids) - after).abs().max() < 1e-4
     assert record.losses[-1].loss < record.losses[0].loss
     card = (tmp_path / "out/README.md").read_text()
-    assert f"started from the LoRA adapter `{llama.adapter.name}`" in card and "lonas," not in card
+    assert f"started from `{llama.adapter.name}`" in card and "lonas," not in card
 
 
 # refused

@@ -81,22 +81,11 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def take(tensor: torch.Tensor, rows: Ranges | None = None, columns: Ranges | None = None) -> torch.Tensor:
     """Take ranges of rows and columns (all when None) of a tensor [out, in] or [out]: a view, or a copy of several ranges."""
-    if rows is not None:
-        tensor = _take(tensor, rows, 0)
-    if columns is not None and tensor.dim() > 1:
-        tensor = _take(tensor, columns, 1)
+    for axis, ranges in enumerate((rows, columns)):
+        if ranges is not None and axis < tensor.dim():
+            parts = [tensor.narrow(axis, start, stop - start) for start, stop in ranges]
+            tensor = parts[0] if len(parts) == 1 else torch.cat(parts, axis)
     return tensor
-
-
-def _take(tensor: torch.Tensor, ranges: Ranges, axis: int) -> torch.Tensor:
-    parts = [tensor.narrow(axis, start, stop - start) for start, stop in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
-
-
-def shift(ranges: Ranges) -> Ranges:
-    """Move ranges to an axis that starts where the first does."""
-    first = ranges[0][0]
-    return tuple((start - first, stop - first) for start, stop in ranges)
 
 
 class TensorFiles:
@@ -155,7 +144,10 @@ class TensorFiles:
             stored = file.get_slice(name_there)
             parts = [stored[(slice(start, stop), *across)] for start, stop in rows]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return take(tensor, None, shift(columns)) if columns else tensor
+        if columns is None:
+            return tensor
+        first = columns[0][0]
+        return take(tensor, None, tuple((start - first, stop - first) for start, stop in columns))
 
     def rename(self, family: Family) -> None:
         """Rename tensors that are stored with another prefix of the body, or under old names, as transformers does.

@@ -102,11 +102,6 @@ class Source:
             return PromptRecord(space=space)
         return PromptRecord(self.training.prompt, self.training.chat_template, space)
 
-    @property
-    def chat_template(self) -> str | None:
-        """The chat template of the training, or None."""
-        return self.training.chat_template if self.training else None
-
     def subnetwork(self, widths: Sequence[int], name: str = "") -> Subnetwork:
         """The sub-network of these widths, one per group in group order."""
         return Subnetwork(self.elasticity, tuple(widths), name)

@@ -1,7 +1,6 @@
 """A loaded super-network: sub-networks are activated and scored in it without loading anything again."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from lonas_edge.space.elasticity import Elasticity
 from lonas_edge.space.subnetwork import Subnetwork
 
 HEAD_POSITIONS = 256  # whose logits are in memory at once: 50 MB with a vocabulary of 49,152
+Score = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # of hidden states, labels, and the batch's number
 
 
 class SuperNetwork:
@@ -69,7 +69,7 @@ class SuperNetwork:
 
     def reference(self, batches: Sequence[Batch]) -> list[torch.Tensor]:
         """The maximal network's hidden states before the head, [positions, hidden] per batch, for comparisons."""
-        return [states.hidden for states in self._states(self.elasticity.maximal, batches)]
+        return [hidden for hidden, _ in self._states(self.elasticity.maximal, batches)]
 
     def kl(
         self,
@@ -82,7 +82,7 @@ class SuperNetwork:
         It is the KL in nats per position; the squared distance of a regression; the cosine distance of embeddings.
         """
         kept = self.reference(batches) if reference is None else reference
-        return self._means(chosen, batches, lambda states, batch: self.distance(kept[batch], states.hidden))
+        return self._means(chosen, batches, lambda hidden, _, batch: self.distance(kept[batch], hidden))
 
     def distance(self, reference: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Distance of logits of hidden states from those of a reference, both [positions, hidden], summed."""
@@ -91,54 +91,43 @@ class SuperNetwork:
 
     def distances(self, chosen: Sequence[int], batches: Sequence[Batch], logits: Sequence[torch.Tensor]) -> float:
         """Mean distance of a sub-network from another model's logits [answers, outputs], per batch."""
-
-        def score(states: _States, batch: int) -> torch.Tensor:
-            return self.task.distance(logits[batch], self._logits(states.hidden))
-
-        return self._means([chosen], batches, score)[0]
+        [mean] = self._means(
+            [chosen], batches, lambda hidden, _, batch: self.task.distance(logits[batch], self._logits(hidden))
+        )
+        return mean
 
     def losses(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch]) -> list[float]:
         """Mean loss of sub-networks on the labels of batches: cross-entropy in nats; squared error for a regression."""
 
-        def score(states: _States, _batch: int) -> torch.Tensor:
-            parts = zip(torch.split(states.hidden, HEAD_POSITIONS), torch.split(states.labels, HEAD_POSITIONS), strict=True)
-            return sum((self.task.loss(self._logits(hidden), labels) for hidden, labels in parts), torch.zeros(()))
+        def score(hidden: torch.Tensor, labels: torch.Tensor, _batch: int) -> torch.Tensor:
+            parts = zip(torch.split(hidden, HEAD_POSITIONS), torch.split(labels, HEAD_POSITIONS), strict=True)
+            return sum((self.task.loss(self._logits(part), learned) for part, learned in parts), torch.zeros(()))
 
         return self._means(chosen, batches, score)
 
-    def _means(
-        self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch], score: "Callable[[_States, int], torch.Tensor]"
-    ) -> list[float]:
+    def _means(self, chosen: Iterable[Sequence[int]], batches: Sequence[Batch], score: Score) -> list[float]:
         means = []
         for widths in chosen:
             total, positions = 0.0, 0
             with torch.inference_mode():
-                for batch, states in enumerate(self._states(widths, batches)):
-                    total += score(states, batch).item()
-                    positions += len(states.labels)
+                for batch, (hidden, labels) in enumerate(self._states(widths, batches)):
+                    total += score(hidden, labels, batch).item()
+                    positions += len(labels)
             means.append(total / positions)
         return means
 
-    def _states(self, chosen: Sequence[int], batches: Sequence[Batch]) -> "Iterator[_States]":
-        """The hidden states before a sub-network's head at the positions that count."""
+    def _states(self, chosen: Sequence[int], batches: Sequence[Batch]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the hidden states before a sub-network's head [positions, hidden] at the positions that count, and labels."""
         self.activate(chosen)
         self.model.eval()
         for batch in batches:
             with torch.inference_mode():
                 hidden = self.family.hidden(self.base, **body_inputs(batch))
-            yield _States(self.task.select(hidden, batch), self.task.labels(batch["labels"]))
+            yield self.task.select(hidden, batch), self.task.labels(batch["labels"])
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.family.logits(self.base, hidden)
         return logits
-
-
-@dataclass(frozen=True)
-class _States:
-    """Hidden states before the head [positions, hidden], and labels [positions]."""
-
-    hidden: torch.Tensor
-    labels: torch.Tensor
 
 
 def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> SuperNetwork:

@@ -41,7 +41,9 @@ class Walk:
             return
         outputs: list[torch.Tensor] = []
         layer = self._layers[self.current - 1]
-        handle = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_hidden_states(output)))
+        handle = layer.register_forward_hook(
+            lambda _layer, _inputs, output: outputs.append(output[0] if isinstance(output, tuple) else output)
+        )
         try:
             for index in range(len(self._batches)):
                 self._run(index, range(self.current - 1, self.current))
@@ -95,8 +97,3 @@ def _replace_input(stored: Any) -> Callable[..., Any]:
         return ((stored, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stored})
 
     return hook
-
-
-def _hidden_states(output: Any) -> Any:
-    """The hidden states in a layer's output."""
-    return output[0] if isinstance(output, tuple) else output

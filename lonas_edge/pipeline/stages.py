@@ -226,9 +226,8 @@ def check_steps(source: Source, defaults: Defaults, paths: Paths, picks: Mapping
     if paths.space:
         space = parse_search_space(_make_space(source, defaults), SPACE)
         source = replace(source, elasticity=bind(source.architecture, space, SPACE))
-    networks = find_dimensions(source).named()
     costs = {name: counted_cost(name, source, settings.weight_format) for name in COUNTED}
-    check_picks(list(picks.values()), networks["minimal"], networks["maximal"], costs)
+    check_picks(picks.values(), find_dimensions(source).named(), costs)
 
 
 def _train(inputs: Inputs, output: Path, options: TrainOptions, progress: Progress) -> None:

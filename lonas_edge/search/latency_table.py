@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 
 from lonas_edge.bench import machine
-from lonas_edge.bench.latency import Latency, ir_latencies
+from lonas_edge.bench.latency import ir_latencies
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.worker import run_in_process
@@ -32,6 +32,7 @@ from lonas_edge.schema import Record
 from lonas_edge.search.cost import END_TO_END, CostFunction, CostSettings
 from lonas_edge.versions import versions
 
+CACHE = BenchOptions().cache  # of latency tables and of the networks behind them
 SCHEDULE = Schedule(12, 4, 1)  # measurements of each network, process starts, discarded measurements at each start
 _PACKAGES = ("lonas-edge", "nncf", "openvino", "openvino-genai", "optimum-intel", "transformers")
 _NOT_SHAPES = ("dtype", "torch_dtype", "transformers_version", "architectures")  # fields of a configuration
@@ -99,18 +100,6 @@ def uniform_networks(source: Source, kinds: Sequence[LayerKind]) -> dict[tuple[s
 Curves = Mapping[str, Mapping[str, Sequence[float]]]  # by kind and metric: milliseconds of each of the kind's widths
 
 
-def make_curves(
-    source: Source, kinds: Sequence[LayerKind], latencies: Mapping[tuple[int, ...], Latency], metrics: Sequence[str]
-) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Make the curves of each kind, all other kinds at their widest, from the latency of every uniform network."""
-    networks = uniform_networks(source, kinds)
-    curves = {}
-    for kind in kinds:
-        measured = [latencies[networks[kind.name, width]] for width in kind.widths]
-        curves[kind.name] = {metric: tuple(1e3 * getattr(latency, metric) for latency in measured) for metric in metrics}
-    return curves
-
-
 def predicted_cost(name: str, source: Source, settings: CostSettings, curves: Curves) -> CostFunction:
     """Make the function that predicts a timed cost in milliseconds."""
     kinds, canonical = find_kinds(source), source.elasticity.canonical
@@ -131,11 +120,6 @@ def predicted_cost(name: str, source: Source, settings: CostSettings, curves: Cu
     return cost
 
 
-def cache_folder() -> Path:
-    """Return the directory of latency tables and of the networks behind them."""
-    return BenchOptions().cache
-
-
 def shape_hash(source: Source, networks: Sequence[Sequence[int]]) -> str:
     """Hash everything that the latency of networks depends on in their model; values of weights do not matter."""
     config = source.architecture.config.to_dict()
@@ -147,7 +131,7 @@ def shape_hash(source: Source, networks: Sequence[Sequence[int]]) -> str:
 def cached_ir(source: Source, widths: Sequence[int], weight_format: str) -> Path:
     """Export an IR for timing, or find the one in the cache; its logits are not verified."""
     identity = [shape_hash(source, [widths]), weight_format, versions(_PACKAGES), GRAPH]
-    folder = cache_folder() / f"latency-{json_sha256(identity)[:16]}"
+    folder = CACHE / f"latency-{json_sha256(identity)[:16]}"
     if not folder.exists():
         options = ExportOptions(weight_format=weight_format, verify=False)
         run_in_process(export, source, source.subnetwork(widths, "latency"), folder, options)  # which frees its memory
@@ -179,10 +163,9 @@ def open_table(source: Source, settings: CostSettings, progress: Progress = sile
     if not kinds:
         raise LonasEdgeError("The search space has no width that latency depends on; choose another --cost.")
     networks, here = uniform_networks(source, kinds), machine.describe(settings.device)
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
     progress("Latency table", None)
-    with FileLock(cache / ".latency.lock"):  # a second process waits for the first one's table
+    with FileLock(CACHE / ".latency.lock"):  # a second process waits for the first one's table
         identity = {
             "shape": shape_hash(source, list(networks.values())),
             "weight_format": settings.weight_format,
@@ -194,30 +177,40 @@ def open_table(source: Source, settings: CostSettings, progress: Progress = sile
             "versions": versions(_PACKAGES),
             "graph": GRAPH,
         }
-        file = cache / f"latency-table-{json_sha256(identity)[:16]}.json"
+        file = CACHE / f"latency-table-{json_sha256(identity)[:16]}.json"
         if file.exists():
             table = LatencyTable.read(file)
             again = "Delete the file to measure again."
             progress(f"Reusing the latency table of {table.date}: {file}. {again}\nLatency table", None)
         else:
             start = time.perf_counter()
-            latencies = _measure(source, list(dict.fromkeys(networks.values())), settings, progress)
-            curves = make_curves(source, kinds, latencies, settings.metrics)
+            curves = _measure(source, kinds, networks, settings, progress)
             table = LatencyTable(identity, time.strftime("%Y-%m-%d"), round(time.perf_counter() - start, 1), curves)
             table.write(file)
     return table
 
 
 def _measure(
-    source: Source, networks: Sequence[tuple[int, ...]], settings: CostSettings, progress: Progress
-) -> dict[tuple[int, ...], Latency]:
-    """Export networks and measure them in one interleaved run with the properties of stock clients."""
+    source: Source,
+    kinds: Sequence[LayerKind],
+    networks: Mapping[tuple[str, int], tuple[int, ...]],
+    settings: CostSettings,
+    progress: Progress,
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Export the uniform networks and measure them in one interleaved run, with the properties of stock clients.
+
+    Returns:
+        The curves of each kind, all other kinds at their widest.
+    """
     has_cache = settings.new_tokens and not settings.device.startswith("NPU")
     properties = {"KV_CACHE_PRECISION": FORMATS[settings.weight_format].kv_cache} if has_cache else {}
-    run = []
-    for number, widths in enumerate(networks):
-        progress(f"Latency table: exporting network {number + 1} of {len(networks)}", number / len(networks))
-        run.append((cached_ir(source, widths, settings.weight_format), properties))
-
-    times = ir_latencies(run, settings.case, SCHEDULE, settings.device, progress=progress)
-    return dict(zip(networks, times, strict=True))
+    distinct, irs = list(dict.fromkeys(networks.values())), []
+    for number, widths in enumerate(distinct):
+        progress(f"Latency table: exporting network {number + 1} of {len(distinct)}", number / len(distinct))
+        irs.append((cached_ir(source, widths, settings.weight_format), properties))
+    times = ir_latencies(irs, settings.case, SCHEDULE, settings.device, progress=progress)
+    latencies, curves = dict(zip(distinct, times, strict=True)), {}
+    for kind in kinds:
+        measured = [latencies[networks[kind.name, width]] for width in kind.widths]
+        curves[kind.name] = {name: tuple(1e3 * getattr(latency, name) for latency in measured) for name in settings.metrics}
+    return curves

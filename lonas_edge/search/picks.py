@@ -1,12 +1,12 @@
 """Picks: a bound, and the best network under it. `macs<=1.43e12`, `tpot<=0.85x` (x: times the unpruned network), `kl<=0.05`."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.search.cost import QUALITIES, CostFunction
-from lonas_edge.search.record import Evaluation, front
+from lonas_edge.search.record import Evaluation, Named, front
 
 _FORM = re.compile(r"\s*([a-z]+(?:-[a-z]+)*)\s*<=\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*(x?)\s*", re.IGNORECASE)
 
@@ -56,32 +56,45 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
     return picks
 
 
-def resolve(pick: Pick, evaluations: Sequence[Evaluation], value: Callable[[Evaluation], float], maximal: float) -> Evaluation:
-    """Find the best network under a bound: the best quality if a cost is bounded, the cheapest if a quality is.
+def resolve_picks(
+    picks: Iterable[Pick], evaluations: Sequence[Evaluation], costs: Mapping[str, CostFunction], maximal: Sequence[int]
+) -> tuple[tuple[Named, ...], list[str]]:
+    """Find the best network under each bound: the best quality if a cost is bounded, the cheapest if a quality is.
 
-    `value` is the figure of the pick's measure, and `maximal` that of the maximal network.
+    Args:
+        picks: The picks.
+        evaluations: All evaluations.
+        costs: Costs by name; other measures are the quality.
+        maximal: Widths of the maximal network.
+
+    Returns:
+        The networks, and an error for each pick that no network meets.
     """
-    met = [evaluation for evaluation in evaluations if pick.meets(value(evaluation), maximal)]
-    if not met:
-        closest = min(evaluations, key=lambda evaluation: (value(evaluation), evaluation.number))
-        figure = f"{value(closest) / maximal:.3g}x" if pick.relative else f"{value(closest):.6g}"
-        raise LonasEdgeError(
-            f"No network meets {pick.expression}; the closest is {figure} (evaluation {closest.number}). "
-            "Relax the bound or raise --evals."
-        )
-    best = front(met)
-    return best[0] if pick.measure in QUALITIES else best[-1]
+    networks, errors = [], []
+    for pick in picks:
+        if cost := costs.get(pick.measure):
+            unpruned, figures = cost(maximal), [cost(evaluation.widths) for evaluation in evaluations]
+        else:
+            unpruned, figures = 0.0, [evaluation.quality for evaluation in evaluations]
+        met = [evaluation for evaluation, figure in zip(evaluations, figures, strict=True) if pick.meets(figure, unpruned)]
+        if met:
+            best = front(met)[-1 if cost else 0]
+            networks.append(Named(f"pick:{pick.expression}", best.number, pick.file))
+            continue
+        least = min(figures)
+        figure = f"{least / unpruned:.3g}x" if pick.relative else f"{least:.6g}"
+        closest = f"the closest is {figure} (evaluation {evaluations[figures.index(least)].number})"
+        errors.append(f"No network meets {pick.expression}; {closest}. Relax the bound or raise --evals.")
+    return tuple(networks), errors
 
 
-def check_picks(
-    picks: Iterable[Pick], smallest: Sequence[int], largest: Sequence[int], costs: Mapping[str, CostFunction]
-) -> None:
-    """Refuse a pick below the cost of the smallest network; picks of other measures than `costs` are ignored."""
+def check_picks(picks: Iterable[Pick], named: Mapping[str, Sequence[int]], costs: Mapping[str, CostFunction]) -> None:
+    """Refuse a pick below the cost of the smallest network; `named` are `Dimensions.named`, other measures are ignored."""
     for pick in picks:
         if pick.measure not in costs:
             continue
         cost = costs[pick.measure]
-        least, most = cost(smallest), cost(largest)
+        least, most = cost(named["minimal"]), cost(named["maximal"])
         if not pick.meets(least, most):
             figure = f"{least / most:.3g}x" if pick.relative else f"{least:.6g}"
             raise LonasEdgeError(f"{pick.expression}: the smallest network has {pick.measure} {figure}. Relax the bound.")

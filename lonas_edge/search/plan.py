@@ -44,12 +44,6 @@ class SearchPlan:
         return COSTS[self.cost].timed
 
     @property
-    def units(self) -> dict[str, str]:
-        """Units of quality and cost, by name."""
-        quality = self.options.quality
-        return {quality: self.data.units.get(quality, "nats"), self.cost: COSTS[self.cost].unit}
-
-    @property
     def only_greedy(self) -> bool:
         """Whether the search ends with the greedy removal of blocks, when the bounds of its picks are met."""
         return self.dimensions.only_blocks and bool(self.picks)
@@ -69,17 +63,6 @@ class SearchPlan:
         return {name: cache(counted_cost(name, self.source, weight_format)) for name in COUNTED}
 
     @cached_property
-    def data_sha256(self) -> str:
-        """Hash of the held-out data."""
-        return sha256(self.options.data)
-
-    @property
-    def unseen(self) -> bool | None:
-        """Whether the super-adapter's record names other training files; None without a record."""
-        training = self.source.training
-        return all(file.sha256 != self.data_sha256 for file in training.data) if training else None
-
-    @cached_property
     def identity(self) -> dict[str, Any]:
         """What the evaluations depend on, as JSON: searches with the same identity can share a study."""
         options, source, settings = self.options, self.source, self.options.cost_settings
@@ -87,7 +70,7 @@ class SearchPlan:
             "base": sha256(source.base.folder / "config.json"),
             "super_adapter": fingerprint(source.adapter.folder) if source.adapter else None,
             "search_space": source.space.hash,
-            "data": self.data_sha256,
+            "data": sha256(options.data),
             "prompts": options.num_prompts,
             "template": self.data.description,
             "quality": options.quality,
@@ -127,6 +110,5 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
     if plan.timed:
         errors = context_errors(options.cost_settings, source.architecture.context)
         raise_all(f"{source.base.folder}: the latency cannot be measured:", errors)
-    known = dimensions.named()
-    check_picks(plan.picks, known["minimal"], known["maximal"], plan.counted_costs)
+    check_picks(plan.picks, dimensions.named(), plan.counted_costs)
     return plan

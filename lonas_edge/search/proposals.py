@@ -1,4 +1,6 @@
-"""Proposals of networks from the evaluations so far: a greedy removal of blocks, then moves of picks and of the front.
+"""Proposals of networks: a warm start before the first evaluation, then a greedy removal of blocks or moves of good networks.
+
+Warm start: maximal, heuristic and minimal, then knapsack solutions for the picks and for a ladder of budgets.
 
 Greedy removal: remove the block that costs least in the network without those already removed. Costs rarely fall when more
 blocks are removed. So only the block that was cheapest when it was last measured is evaluated again (lazy greedy, Minoux 1978).
@@ -9,10 +11,17 @@ are tried first. Groups that moved are then fixed, because the table no longer h
 moves between two groups, as the first table predicts. EvoPress finishes with such switches (Sieberling et al., 2410.14649).
 """
 
+import ctypes
 import itertools
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
 
 import numpy as np
+from scipy.linalg import block_diag
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from lonas_edge.search.cost import CostFunction
 from lonas_edge.search.dimensions import Dimensions, Sensitivity, Widths
@@ -23,10 +32,107 @@ REFINED = "refined"
 Proposal = tuple[Widths, str]  # a network and its origin
 Propose = Callable[[Sequence[Evaluation], set[Widths]], Proposal | None]  # from the evaluations and all known networks
 Around = Callable[[Pick, Evaluation], tuple[Sequence[int], Sensitivity]]
+RUNGS = 12  # budgets of the warm start
+GRID = 10_080  # steps of a cost between the cheapest and the most expensive network; chosen for its many divisors
 PICK_PATIENCE = 8  # moves of a pick without a gain, after which it is finished
 PATIENCE = 16  # the same for moves of the front
 NEARLY_EQUAL = 0.5  # largest cost that a pair of moves may add, as a share of one move
 HOPELESS = 0.1  # largest predicted increase of a network's total sensitivity
+
+
+def named_origins(dimensions: Dimensions) -> dict[Widths, str]:
+    """Return the origin of maximal, heuristic and minimal, by their widths."""
+    origins: dict[Widths, str] = {}
+    for name, widths in dimensions.named().items():
+        origins.setdefault(widths, f"warm-start:{name}")
+    return origins
+
+
+def warm_start(
+    dimensions: Dimensions, evals: int, table: Sensitivity, cost: CostFunction, aims: Mapping[Pick, CostFunction]
+) -> dict[Widths, str]:
+    """Choose the networks that are evaluated first.
+
+    Args:
+        dimensions: The dimensions of the search.
+        evals: Evaluations in all; the ladder takes at most half of them.
+        table: The sensitivity table.
+        cost: The searched cost.
+        aims: Picks, each with the cost that it bounds. Each has its own budget, because no rung of the ladder may be near it.
+
+    Returns:
+        Origin of each network, by its widths.
+    """
+    rows = [table[index] for index in dimensions.searched]
+    dims = {index: dim for dim, index in enumerate(dimensions.searched)}
+    inside = {dims[group]: dims[block] for group, block in dimensions.inside.items() if group in dims and block in dims}
+    origins = named_origins(dimensions)
+    for pick, bounded in aims.items():
+        costs, largest = _list_costs(dimensions, bounded, inside), bounded(dimensions.maximal)
+        budget = sum(row[0] for row in costs) - (largest - pick.limit(largest))
+        widths = dimensions.widths(knapsack(rows, costs, budget, inside))
+        origins.setdefault(widths, f"warm-start:pick:{pick.expression}")
+    costs, rungs = _list_costs(dimensions, cost, inside), min(RUNGS, evals // 2)
+    most = sum(row[0] for row in costs)
+    for rung in range(1, rungs + 1):
+        budget = most * rung / (rungs + 1)
+        widths = dimensions.widths(knapsack(rows, costs, budget, inside))
+        origins.setdefault(widths, f"warm-start:knapsack:{budget / most:.3f}")
+    return origins
+
+
+def _list_costs(dimensions: Dimensions, cost: CostFunction, inside: Mapping[int, int]) -> list[list[float]]:
+    """List the costs of levels above the narrowest one; of a group in a removable block above the widest, so 0 or less."""
+    return [[value - row[0] for value in row] if dim in inside else list(row) for dim, row in enumerate(dimensions.costs(cost))]
+
+
+def knapsack(
+    sensitivity: Sequence[Sequence[float]],
+    cost: Sequence[Sequence[float]],
+    budget: float,
+    inside: Mapping[int, int] = MappingProxyType({}),
+) -> list[int]:
+    """Solve the multiple-choice knapsack: choose a column of each row, with the least total sensitivity within a budget.
+
+    Costs are rounded up to a grid, so that the solver's tolerance never exceeds the budget. Nothing is lost where all costs are
+    multiples of a unit that divides the grid, as with equal layers.
+
+    Args:
+        sensitivity: A row per group, a figure per width.
+        cost: The same shape.
+        budget: Largest total cost. One below the cheapest network gives the cheapest.
+        inside: The row of the block that holds a row's group. Without the block, its first column, the group is not narrowed.
+    """
+    cheapest = [0.0 if index in inside else min(row) for index, row in enumerate(cost)]
+    most = sum(max(row) for index, row in enumerate(cost) if index not in inside)
+    unit = (most - sum(cheapest)) / GRID or 1.0
+    steps = [math.ceil((value - low) / unit - 1e-6) for row, low in zip(cost, cheapest, strict=True) for value in row]
+    room = max(math.floor((budget - sum(cheapest)) / unit + 1e-6), 0)
+    one_each = block_diag(*[np.ones((1, len(row))) for row in cost])  # a line per row, a variable per column
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(np.array([steps]), -np.inf, room)]
+    for group, block in inside.items():
+        kept = one_each[group].copy()  # its narrower columns, if any, need the first column of the block
+        kept[kept.argmax()] = 0
+        kept[one_each[block].argmax()] = -1
+        constraints.append(LinearConstraint(kept, -np.inf, 0))
+    objective = np.concatenate([np.asarray(row, float) for row in sensitivity])
+    with _silent_output():
+        solved = milp(objective, integrality=1, bounds=Bounds(0, 1), constraints=constraints, options={"mip_rel_gap": 0})
+    return [int(solved.x[line > 0].argmax()) for line in one_each]
+
+
+@contextmanager
+def _silent_output() -> Iterator[None]:
+    """Drop what HiGHS (1.12) prints on standard output, where `--json` has one document."""
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL("ucrtbase" if os.name == "nt" else None).fflush(None)  # C's buffer
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
 
 
 def greedy_proposer(dimensions: Dimensions, table: Sensitivity, met: Callable[[Widths, float], bool]) -> Propose:

@@ -8,12 +8,10 @@ from typing import Any
 
 from lonas_edge.bench.machine import describe
 from lonas_edge.bench.variants import Case
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.files import replace_text
 from lonas_edge.search import SEARCH, SUBNETWORKS
 from lonas_edge.search.cost import COSTS, QUALITIES
 from lonas_edge.search.dimensions import Sensitivity
-from lonas_edge.search.picks import resolve
 from lonas_edge.search.plan import SearchPlan
 from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front, hypervolume
 from lonas_edge.search.study import SAMPLER
@@ -37,7 +35,7 @@ def make_record(
     dtype: str,
     machine: Mapping[str, Any],
 ) -> SearchRecord:
-    """Make the record of the evaluations.
+    """Make the record of the evaluations, without picks and durations.
 
     Args:
         plan: The search.
@@ -47,7 +45,9 @@ def make_record(
         dtype: Dtype in which PyTorch scored the networks.
         machine: The machine of predicted latencies, fields of `bench.machine.describe`; empty without a latency.
     """
-    options, nsga2 = plan.options, plan.source.space.search
+    options, training = plan.options, plan.source.training
+    data, unit = plan.identity["data"], plan.data.units.get(options.quality, "nats")
+    unseen = all(file.sha256 != data for file in training.data) if training else None
     known = {evaluation.widths: evaluation for evaluation in evaluations}
     presets = {name: known[widths] for name, widths in plan.dimensions.named().items()}
     maximal, minimal = presets["maximal"], presets["minimal"]
@@ -61,16 +61,14 @@ def make_record(
         study=study,
         model=plan.source.base.name,
         identity=plan.identity,
-        data=Scored(options.data.name, plan.data_sha256, options.num_prompts, plan.data.description, plan.unseen),
+        data=Scored(options.data.name, data, options.num_prompts, plan.data.description, unseen),
         quality=options.quality,
         cost=plan.cost,
-        units=plan.units,
+        units={options.quality: unit, plan.cost: COSTS[plan.cost].unit},
         settings={
             "evals": options.evals,
             "sampler": SAMPLER,
-            "population": nsga2.population,
-            "crossover_prob": nsga2.crossover_prob,
-            "mutation_prob": nsga2.mutation_prob,
+            **plan.source.space.search.model_dump(include={"population", "crossover_prob", "mutation_prob"}),
             "seed": options.seed,
             "dtype": dtype,
             **asdict(options.cost_settings),
@@ -85,25 +83,6 @@ def make_record(
         conditions={**describe("CPU"), **machine, "versions": versions(_PACKAGES)},
         seconds={},
     )
-
-
-def resolve_picks(plan: SearchPlan, record: SearchRecord) -> tuple[tuple[Named, ...], list[str]]:
-    """Find the network of each pick, and an error for each pick that no network meets."""
-    maximal = next(record.evaluations[entry.evaluation] for entry in record.named if entry.name == "maximal")
-    picks, missed = [], []
-    for pick in plan.picks:
-
-        def value(evaluation: Evaluation, measure: str = pick.measure) -> float:
-            if measure == record.quality:
-                return evaluation.quality
-            return evaluation.cost if measure == record.cost else plan.counted_costs[measure](evaluation.widths)
-
-        try:
-            best = resolve(pick, record.evaluations, value, value(maximal))
-            picks.append(Named(f"pick:{pick.expression}", best.number, pick.file))
-        except LonasEdgeError as error:
-            missed.append(str(error))
-    return tuple(picks), missed
 
 
 def write_results(plan: SearchPlan, record: SearchRecord, folder: Path) -> None:
@@ -134,9 +113,6 @@ def write_results(plan: SearchPlan, record: SearchRecord, folder: Path) -> None:
 
 def write_plots(record: SearchRecord, folder: Path) -> None:
     """Write search_progression.csv and .png, and front.png into an existing directory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     replace_text(folder / CSV, to_csv(record))
     for name, draw in ((PROGRESSION, draw_progression), (FRONT, draw_front)):
         draw(record).savefig(folder / name, **_PIXELS)

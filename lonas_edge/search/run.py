@@ -21,18 +21,16 @@ from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
 from lonas_edge.schema import differences
-from lonas_edge.search import LATENCY, SEARCH, STUDY
+from lonas_edge.search import LATENCY, SEARCH, STUDY, proposals
 from lonas_edge.search.cost import CostFunction
 from lonas_edge.search.dimensions import Sensitivity, Widths
 from lonas_edge.search.latency_table import LatencyTable, open_table, predicted_cost
-from lonas_edge.search.picks import Pick, check_picks
+from lonas_edge.search.picks import Pick, check_picks, resolve_picks
 from lonas_edge.search.plan import SearchPlan
-from lonas_edge.search.proposals import Proposal, Propose, front_proposer, greedy_proposer, pick_proposer
 from lonas_edge.search.record import Evaluation, SearchRecord, front
-from lonas_edge.search.results import make_record, resolve_picks, write_results
+from lonas_edge.search.results import make_record, write_results
 from lonas_edge.search.sensitivity import measure_sensitivity, thin
 from lonas_edge.search.study import Worker, open_journal, open_storage, open_study
-from lonas_edge.search.warm_start import named_origins, warm_start
 
 _NEEDED_BYTES = 2**24
 
@@ -41,8 +39,8 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
     """Search, and write the output directory."""
     options = plan.options
     finished = _check_finished(plan)
-    inputs = [options.data, plan.source.base.folder, *([plan.source.adapter.folder] if plan.source.adapter else [])]
-    output = OutputDirectory(options.output, options.overwrite or finished, inputs)
+    adapter = plan.source.adapter.folder if plan.source.adapter else None
+    output = OutputDirectory(options.output, options.overwrite or finished, [options.data, plan.source.base.folder, adapter])
     output.check(_NEEDED_BYTES, resumable=True)
     tokenizer = require_tokenizer(plan.source.base.folder, "a search")
     batches = plan.data.batches(tokenizer, options.num_prompts, options.seed)
@@ -57,7 +55,7 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
         study = open_study(shared or open_journal(journal), name, plan.identity, settings, options.seed, where)
         running = _Search(plan, study, progress, batches)
         try:
-            record = running.run()
+            record, missed = running.run()
         except StorageInternalError as error:
             raise LonasEdgeError(
                 f"{where}: lost the connection; all evaluations are kept there. Run the same command again to continue: "
@@ -67,8 +65,6 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
             if not study.trials:  # nothing to continue from
                 journal.unlink(missing_ok=True)
             raise
-        picks, missed = resolve_picks(plan, record)
-        record = replace(record, picks=picks, seconds=running.seconds)
         with output.publish() as folder:
             write_results(plan, record, folder)
             if running.latency:
@@ -101,13 +97,12 @@ class _Search:
     seconds: dict[str, float] = field(default_factory=dict)
     latency: LatencyTable | None = None
 
-    def run(self) -> SearchRecord:
-        """Take all steps; return the record without the picks."""
+    def run(self) -> tuple[SearchRecord, list[str]]:
+        """Take all steps; return the record, and an error for each pick that no network meets."""
         plan, options = self.plan, self.plan.options
         with self._step("cost"):
             cost = self._cost()
-            known = plan.dimensions.named()
-            check_picks(plan.picks, known["minimal"], known["maximal"], {plan.cost: cost})
+            check_picks(plan.picks, plan.dimensions.named(), {plan.cost: cost})
         dtype = str(self._share("dtype", faster_dtype))  # the same for all workers
         with self._step("load"):
             self.progress("Loading the super-network", None)
@@ -118,12 +113,12 @@ class _Search:
             table: Sensitivity = self._share("sensitivity", lambda: self._sensitivity(network, "of each group"))
         costs = {**plan.counted_costs, plan.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
-        propose, required = self._proposals(network, table, cost, aims), named_origins(plan.dimensions)
+        propose, required = self._proposals(network, table, cost, aims), proposals.named_origins(plan.dimensions)
         worker = Worker(self.study, plan.dimensions, options.evals, propose, plan.refine_from, not plan.only_greedy, required)
-        if options.storage is None:
-            worker.fail_unfinished()
-        only_blocks = plan.dimensions.only_blocks
-        worker.enqueue(required if only_blocks else warm_start(plan.dimensions, options.evals, table, cost, aims))
+        if plan.dimensions.only_blocks:
+            worker.enqueue(required)
+        else:
+            worker.enqueue(proposals.warm_start(plan.dimensions, options.evals, table, cost, aims))
 
         def measure(widths: Widths) -> tuple[float, float]:
             if options.quality == "kl":
@@ -131,13 +126,16 @@ class _Search:
             return network.losses([widths], self.batches)[0], cost(widths)
 
         def report(evaluations: list[Evaluation]) -> None:
-            total, members = min(options.evals, plan.dimensions.size), len(front(evaluations))
-            self.progress(f"{len(evaluations)} of {total} networks, {members} in the Pareto front", len(evaluations) / total)
+            done, members = len(evaluations), len(front(evaluations))
+            self.progress(f"{done} of {worker.evals} networks, {members} in the Pareto front", done / worker.evals)
 
         with self._step("evaluations"):
             worker.run(measure, report)
         machine = self.latency.machine if self.latency else {}
-        return make_record(plan, self.study.study_name, worker.evaluations(), table, dtype, machine)
+        evaluations = worker.evaluations()
+        record = make_record(plan, self.study.study_name, evaluations, table, dtype, machine)
+        picks, missed = resolve_picks(plan.picks, evaluations, costs, plan.dimensions.maximal)
+        return replace(record, picks=picks, seconds=self.seconds), missed
 
     def _share(self, name: str, make: Callable[[], Any]) -> Any:
         """Return the first stored JSON value of a name, which all workers of the study use."""
@@ -164,7 +162,7 @@ class _Search:
 
     def _proposals(
         self, network: SuperNetwork, table: Sensitivity, cost: CostFunction, aims: Mapping[Pick, CostFunction]
-    ) -> Propose:
+    ) -> proposals.Propose:
         """Propose a greedy removal where blocks alone are searched, then moves of the picks, then of the front."""
         plan, dimensions = self.plan, self.plan.dimensions
         largest = {pick: bounded(dimensions.maximal) for pick, bounded in aims.items()}
@@ -181,12 +179,12 @@ class _Search:
             small = all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
             return bool(plan.picks) and small and not any(pick.meets(quality, quality) for pick in bounds)
 
-        proposers = [greedy_proposer(dimensions, table, met)] if dimensions.only_blocks else []
+        proposers = [proposals.greedy_proposer(dimensions, table, met)] if dimensions.only_blocks else []
         if not plan.only_greedy:
-            proposers.append(pick_proposer(dimensions, aims, around))
-            proposers.append(front_proposer(dimensions, table, cost))
+            proposers.append(proposals.pick_proposer(dimensions, aims, around))
+            proposers.append(proposals.front_proposer(dimensions, table, cost))
 
-        def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
+        def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> proposals.Proposal | None:
             for proposer in proposers:
                 if proposal := proposer(evaluations, known):
                     return proposal
@@ -198,7 +196,5 @@ class _Search:
     def _step(self, name: str) -> Iterator[None]:
         """Count the seconds of a step."""
         start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(time.perf_counter() - start, 3)
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)

@@ -10,8 +10,8 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -93,6 +93,9 @@ def open_study(
         differences(stored, identity),
         "Choose another --output and --study, or use the options that it was started with.",
     )
+    if isinstance(storage, JournalStorage):  # of this process alone: these are trials of a killed one
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            study.tell(trial.number, state=TrialState.FAIL)
     study.sampler = optuna.samplers.NSGAIISampler(
         population_size=settings.population,
         crossover_prob=settings.crossover_prob,
@@ -106,35 +109,23 @@ class _KnownNetworkError(Exception):
     """The drawn network was evaluated before, or is being evaluated."""
 
 
+@dataclass
 class Worker:
     """One process that evaluates networks of a study."""
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        dimensions: Dimensions,
-        evals: int,
-        propose: Propose | None = None,
-        refine_from: int = 0,
-        draws: bool = True,
-        required: Mapping[Widths, str] = MappingProxyType({}),
-    ):
-        """Join a study.
+    study: optuna.Study
+    dimensions: Dimensions
+    evals: int  # number of networks; all of a smaller space
+    propose: Propose | None = None
+    refine_from: int = 0  # known networks from which on proposals come before the sampler
+    draws: bool = True  # without the sampler, the run ends with the last proposal
+    # networks, each with its origin, that are evaluated even if `evals` others are known
+    required: Mapping[Widths, str] = field(default_factory=dict)
+    _repeats: int = 0  # known networks drawn in a row
+    _measuring: bool = False  # whether an error comes from the measurement of a network
 
-        Without `draws`, the run ends with the last proposal. `required` networks, each with its origin, are evaluated even if
-        `evals` others are known.
-        """
-        self.study, self.dimensions = study, dimensions
-        self._total = min(evals, dimensions.size)
-        self._propose, self._refine_from, self._draws = propose, refine_from, draws
-        self._required = required
-        self._repeats = 0
-        self._measuring = False  # whether an error comes from the measurement of a network
-
-    def fail_unfinished(self) -> None:
-        """Give up the trials of a killed process. Only where no other process can be working on the study."""
-        for trial in self._trials(TrialState.RUNNING):
-            self.study.tell(trial.number, state=TrialState.FAIL)
+    def __post_init__(self) -> None:
+        self.evals = min(self.evals, self.dimensions.size)
 
     def enqueue(self, origins: Mapping[Widths, str]) -> None:
         """Queue networks that are not yet known, each with its origin."""
@@ -150,28 +141,25 @@ class Worker:
 
     def evaluations(self) -> list[Evaluation]:
         """Return all evaluations so far, in the order of the trials."""
-        first: dict[Widths, FrozenTrial] = {}
+        evaluations: dict[Widths, Evaluation] = {}
         for trial in self._trials(TrialState.COMPLETE):
-            first.setdefault(self._widths(trial.params), trial)
-        evaluations = []
-        for number, (widths, trial) in enumerate(first.items()):
-            (quality, cost), attributes = trial.values, trial.user_attrs
-            seconds, origin = attributes.get("seconds", 0.0), attributes.get("origin", SAMPLER)
-            evaluations.append(Evaluation(number, widths, quality, cost, seconds, origin))
-        return evaluations
+            widths, (quality, cost), attributes = self._widths(trial.params), trial.values, trial.user_attrs
+            if widths not in evaluations:
+                seconds, origin = attributes.get("seconds", 0.0), attributes.get("origin", SAMPLER)
+                evaluations[widths] = Evaluation(len(evaluations), widths, quality, cost, seconds, origin)
+        return list(evaluations.values())
 
     def run(self, measure: Measure, report: Callable[[list[Evaluation]], None]) -> None:
         """Evaluate networks until there are enough, or none is left."""
         while True:
             evaluations = self.evaluations()
             report(evaluations)
-            missing = self._required.keys() - {evaluation.widths for evaluation in evaluations}
-            if len(evaluations) >= self._total and not missing:
+            evaluated = {evaluation.widths for evaluation in evaluations}
+            if len(evaluated) >= self.evals and self.required.keys() <= evaluated:
                 return
-            if self._trials(TrialState.WAITING) or self._prepare(evaluations):
-                self._evaluate(measure)
-            else:
+            if not self._trials(TrialState.WAITING) and not self._prepare(evaluations):
                 return
+            self._evaluate(measure)
 
     def _evaluate(self, measure: Measure) -> None:
         """Evaluate the next trial; drop the result if another worker has finished the trial meanwhile.
@@ -212,18 +200,18 @@ class Worker:
     def _prepare(self, evaluations: Sequence[Evaluation]) -> bool:
         """Queue the next network, unless the sampler draws one; False if none is left."""
         evaluated, known = {evaluation.widths for evaluation in evaluations}, self._known()
-        if len(known) >= self._total:  # other workers have the last ones, or died before their first heartbeat
-            origins = dict.fromkeys(sorted(known), SAMPLER) | dict(self._required)
+        if len(known) >= self.evals:  # other workers have the last ones, or died before their first heartbeat
+            origins = dict.fromkeys(sorted(known), SAMPLER) | dict(self.required)
             self._queue(*next(item for item in origins.items() if item[0] not in evaluated))
             return True
-        if self._propose and len(known) >= self._refine_from:
-            proposal = self._propose(evaluations, known)
-            if not proposal and not self._draws:  # the next one depends on a network that another worker evaluates
-                proposal = self._propose(evaluations, evaluated)
+        if self.propose and len(known) >= self.refine_from:
+            proposal = self.propose(evaluations, known)
+            if not proposal and not self.draws:  # the next one depends on a network that another worker evaluates
+                proposal = self.propose(evaluations, evaluated)
             if proposal:
                 self._queue(*proposal)
                 return True
-            if not self._draws:
+            if not self.draws:
                 return False
         if self._repeats >= REPEATS:
             draw = random.Random(len(known))

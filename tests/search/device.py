@@ -33,7 +33,7 @@ class Device:
         """Replace the functions, and the user's cache."""
         monkeypatch.setattr(latency_table, "run_in_process", lambda _, *arguments: self.export(*arguments))
         monkeypatch.setattr(latency_table, "ir_latencies", self.measure)
-        monkeypatch.setattr(latency_table, "cache_folder", lambda: cache)
+        monkeypatch.setattr(latency_table, "CACHE", cache)
 
     def export(self, _source: Source, subnetwork: Subnetwork, folder: Path, options: ExportOptions) -> None:
         assert not options.verify

@@ -61,10 +61,10 @@ def test_a_pick_that_no_network_can_meet(command: Callable, refused: Callable) -
 
 def test_a_pick_that_no_network_met(run_cli: Callable, command: Callable, tmp_path: Path) -> None:
     """The output is written before the error."""
-    ran = run_cli(*command("--evals", "3", "--pick", "kl<=-1"))
-    assert ran.code == 1 and not ran.out, ran.err
-    ran = run_cli(*command("--evals", "3", "--pick", "accuracy<=1"))
-    has(ran.err, "accuracy is not measured here")
+    ran = run_cli(*command("--evals", "3", "--quality", "loss", "--pick", "loss<=1e-9"))
+    assert ran.code == 1 and not ran.out and (tmp_path / "out/search.json").exists(), ran.err
+    has(ran.err, "No network meets loss<=1e-9; the closest is", "Relax the bound or raise --evals")
+    has(run_cli(*command("--pick", "accuracy<=1")).err, "accuracy is not measured here")
 
 
 def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, refused: Callable) -> None:

@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 from tiny_models import TinyModels, TinySource
 
-from lonas_edge.bench.latency import Latency
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.cost import CostSettings
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.latency_table import find_kinds, make_curves, predicted_cost, uniform_networks
+from lonas_edge.search.latency_table import find_kinds, predicted_cost, uniform_networks
 from lonas_edge.search.picks import parse_picks
+from lonas_edge.search.proposals import warm_start
 from lonas_edge.search.sensitivity import measure_sensitivity
-from lonas_edge.search.warm_start import warm_start
 from lonas_edge.space.elasticity import Elasticity
 
 
@@ -111,15 +110,12 @@ def test_latency_of_heads_and_blocks(tiny_models: TinyModels) -> None:
     assert networks[heads, 32] == (*widest[:9], 32, 32, 32, 1, 1, 1)
     assert networks["mlp, self_attn", 0] == (*widest[:12], 1, 0, 1)
     saved = {"mlp.gate_proj, mlp.up_proj": 0.3, heads: 0.6, "self_attn": 0.7, "mlp, self_attn": 1.5, "mlp": 0.4}
-
-    def latency(name: str, width: int) -> Latency:
-        most, least = max(kinds[name].widths), min(kinds[name].widths)
-        narrow = (most - width) / (most - least)
-        return Latency(ttft=(10 - saved[name] * narrow) / 1e3, tpot=(1 - saved[name] * narrow / 10) / 1e3)
-
-    table = make_curves(
-        source, find_kinds(source), {network: latency(*key) for key, network in networks.items()}, ("ttft", "tpot")
-    )
+    table = {}
+    for name, kind in kinds.items():
+        most, least = kind.widths[0], kind.widths[-1]
+        shares = [(most - width) / (most - least) for width in kind.widths]
+        table[name] = {"ttft": [10 - saved[name] * share for share in shares]}
+        table[name]["tpot"] = [1 - saved[name] * share / 10 for share in shares]
 
     def predicted(metric: str, mlp: list[int], kept: list[int], depth: list[int]) -> float:
         chosen = source.elasticity.canonical([*groups[0][:1] * 3, *mlp, *groups[6][:1] * 3, *kept, *depth])

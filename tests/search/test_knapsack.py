@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lonas_edge.search.warm_start import knapsack
+from lonas_edge.search.proposals import knapsack
 
 
 def least(sensitivity: list[list[float]], cost: list[list[float]], budget: float) -> float:

@@ -3,17 +3,17 @@
 import pytest
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.search.picks import Pick, parse_picks, resolve
+from lonas_edge.search.picks import Pick, parse_picks, resolve_picks
 from lonas_edge.search.record import Evaluation
 
 
 def evaluation(number: int, quality: float, cost: float) -> Evaluation:
     """An evaluation with these figures."""
-    return Evaluation(number, (1,), quality, cost, 0.0, "random")
+    return Evaluation(number, (number,), quality, cost, 0.0, "random")
 
 
 EVALUATIONS = [evaluation(0, 0.0, 100.0), evaluation(1, 0.3, 80.0), evaluation(2, 0.2, 81.0), evaluation(3, 0.9, 50.0)]
-VALUES = {"kl": lambda evaluation: evaluation.quality, "macs": lambda evaluation: evaluation.cost}
+COSTS = {"macs": lambda widths: EVALUATIONS[widths[0]].cost}
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,17 @@ def test_all_problems_are_listed() -> None:
     [("macs<=81", 2), ("macs<=80.5", 1), ("macs<=0.81x", 2), ("macs<=0.5x", 3), ("kl<=0.25", 2), ("kl<=0.3", 1), ("kl<=5", 3)],
 )
 def test_resolved(text: str, number: int) -> None:
-    [pick] = parse_picks([text], list(VALUES))
-    assert resolve(pick, EVALUATIONS, VALUES[pick.measure], 100.0).number == number
+    picks = parse_picks([text], ["kl", "macs"])
+    [named], missed = resolve_picks(picks, EVALUATIONS, COSTS, (0,))
+    assert (named.evaluation, named.name, missed) == (number, f"pick:{text}", [])
 
 
 def test_the_closest_is_named() -> None:
-    with pytest.raises(LonasEdgeError, match=r"No network meets macs<=0.4x; the closest is 0.5x \(evaluation 3\)"):
-        resolve(Pick("macs<=0.4x", "macs", 0.4, True), EVALUATIONS, VALUES["macs"], 100.0)
+    networks, [missed] = resolve_picks(parse_picks(["macs<=0.4x"], ["macs"]), EVALUATIONS, COSTS, (0,))
+    assert not networks and missed.startswith("No network meets macs<=0.4x; the closest is 0.5x (evaluation 3).")
 
 
 def test_names_of_files() -> None:
     bounds = ["macs<=1.43e12", "macs<=0.85x", "kl<=0.05", "macs<=134515008", "macs<=134515400"]
-    names = [pick.file for pick in parse_picks(bounds, list(VALUES))]
+    names = [pick.file for pick in parse_picks(bounds, ["kl", "macs"])]
     assert names == ["macs-1.43e12", "macs-0.85x", "kl-0.05", "macs-134515008", "macs-134515400"]

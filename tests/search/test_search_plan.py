@@ -11,7 +11,7 @@ from lonas_edge.search.cost import CostSettings, counted_cost
 from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.plan import make_plan
-from lonas_edge.search.warm_start import warm_start
+from lonas_edge.search.proposals import warm_start
 
 
 def test_lengths_beyond_the_context(llama: TinySource, data: Path, tmp_path: Path) -> None:

@@ -91,7 +91,6 @@ def test_the_trial_of_a_killed_process_is_evaluated_again(joined: Callable, dime
     worker.enqueue(start)
     suggest(worker)  # never completed
     worker = joined(5, journal=True)
-    worker.fail_unfinished()
     worker.enqueue(start)
     worker.run(measure, silent)
     assert measure.seen[0] == dimensions.widths([2, 0, 1]) and len(set(measure.seen)) == 5
@@ -143,7 +142,7 @@ def test_proposals_that_need_the_result_of_another_worker(joined: Callable, dime
         return (following, "greedy") if following not in known else None
 
     worker, measure = joined(9, propose), Measuring(dimensions)
-    worker._draws = False
+    worker.draws = False
     worker.enqueue({first: "warm-start:maximal"})
     running = worker.study.ask()
     assert suggest(worker, running) == first

@@ -157,6 +157,12 @@ class Options:
         value = getattr(self, name)
         return value is not None and value != _fields(type(self))[name].default
 
+    def refuse_idle(self, names: Collection[str], reason: str) -> None:
+        """Refuse options that were given but have no effect."""
+        given = [option.shown for name, option in declared(type(self)).items() if name in names and self.given(name)]
+        if given:
+            raise UsageError(_listed([f"{shown} has no effect: {reason}" for shown in given]))
+
     def part(self, cls: type[_Part]) -> _Part:
         """The options of one of the classes that this one is made of."""
         return cls(**{name: getattr(self, name) for name in _fields(cls)})

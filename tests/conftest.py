@@ -9,9 +9,11 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import ctypes
 import functools
 import json
+import logging
 import random
 import signal
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -225,12 +227,16 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
     def run(*arguments: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["lonas-edge", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
         capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = 0 if ended.code is None else int(ended.code)
+        with warnings.catch_warnings():
+            try:
+                main()
+                code = 0
+            except SystemExit as ended:
+                code = 0 if ended.code is None else int(ended.code)
+        signal.signal(signal.SIGTERM, before)
+        logging.disable(logging.NOTSET)
         out, err = capfd.readouterr()
         return Ran(code, out, err)
 

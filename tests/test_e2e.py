@@ -19,6 +19,7 @@ import pytest
 import torch
 from openvino_models import F32, ir_logits, stored_matrices
 from oracle import oracle_logits, read_groups
+from test_e2e_glue import RECORDS
 
 import lonas_edge
 
@@ -77,10 +78,13 @@ class CommandLine:
         return subprocess.run(line, capture_output=True, text=True, cwd=self.folder, env=self.environment, check=False)
 
     def json(self, *arguments: object) -> dict[str, Any]:
-        """Standard output as one JSON document."""
-        finished = self.run(*arguments, "--json")
+        """The record that a command writes, or else its standard output as one JSON document."""
+        words = [*map(str, arguments)]
+        record = RECORDS.get(words[0])
+        finished = self.run(*words, *([] if record else ["--json"]))
         assert finished.returncode == 0, finished.stderr
-        document: dict[str, Any] = json.loads(finished.stdout)
+        text = (self.folder / words[words.index("--output") + 1] / record).read_text() if record else finished.stdout
+        document: dict[str, Any] = json.loads(text)
         return document
 
     def export(self, subnet: str, *options: str) -> Path:

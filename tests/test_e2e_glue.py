@@ -24,6 +24,7 @@ ENDS = (
     " at the age of nine",
 )
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+RECORDS = {"train": "training.json", "search": "search.json", "export": "lonas_edge.json"}
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,13 @@ def minilm(request: pytest.FixtureRequest) -> Path:
 
 
 def run(folder: Path, *arguments: object) -> Any:
-    """Run the program; return its standard output as JSON."""
-    program = Path(sys.executable).parent / "lonas-edge"
-    ran = subprocess.run([program, *map(str, arguments), "--json"], capture_output=True, text=True, cwd=folder, check=False)
+    """Run the program; return its record, or where it writes none its standard output as JSON."""
+    program, words = Path(sys.executable).parent / "lonas-edge", [*map(str, arguments)]
+    record = RECORDS.get(words[0])
+    line = [program, *words, *([] if record else ["--json"])]
+    ran = subprocess.run(line, capture_output=True, text=True, cwd=folder, check=False)
     assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+    return json.loads((folder / words[words.index("--output") + 1] / record).read_text() if record else ran.stdout)
 
 
 def write_task(folder: Path) -> Path:

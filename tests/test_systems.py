@@ -66,7 +66,7 @@ def test_processes_are_forked_on_linux_only(monkeypatch: pytest.MonkeyPatch, pla
 def test_a_machine_without_affinity_and_sysfs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(psutil, "Process", lambda *_: SimpleNamespace())
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: os.cpu_count())
-    placement = machine.placement(None, sysfs=tmp_path)
+    placement = machine.placement(sysfs=tmp_path)
     assert placement.cores == tuple(range(os.cpu_count() or 1)) and placement.threads == len(placement.cores)
 
 

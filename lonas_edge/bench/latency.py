@@ -112,13 +112,12 @@ def ir_latencies(
     case: Case,
     schedule: Schedule,
     device: str = "CPU",
-    threads: int | None = None,
     progress: Progress = silent,
 ) -> list[Latency]:
     """Measure IRs in one interleaved run; return medians, in the order of `irs`.
 
-    `irs` are directories and their runtime properties; a directory may occur several times. `threads` is one per physical core
-    when None. An error lists all IRs that cannot be measured.
+    `irs` are directories and their runtime properties; a directory may occur several times. An error lists all IRs that cannot
+    be measured.
     """
     opened = [open_exported(folder, ours=False) for folder, _ in irs]
     variants = [
@@ -126,7 +125,7 @@ def ir_latencies(
         for number, (exported, (folder, properties)) in enumerate(zip(opened, irs, strict=True), 1)
     ]
     prompts = PromptSource(min(exported.vocabulary for exported in opened), schedule.seed)
-    measurement = measure_latency(variants, Plan([case], schedule, machine.placement(threads), prompts, progress))
+    measurement = measure_latency(variants, Plan([case], schedule, machine.placement(), prompts, progress))
     if measurement.interrupted:
         raise KeyboardInterrupt
     raise_all("Cannot measure these IRs:", list(measurement.failures.values()))

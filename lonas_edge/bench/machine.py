@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 
 from lonas_edge.bench.variants import Placement
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.ir.core import openvino_core
 
 CPU_SYSFS = Path("/sys/devices/system/cpu")
@@ -19,18 +18,13 @@ CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
 
 
-def placement(threads: int | None, allowed: Iterable[int] | None = None, sysfs: Path = CPU_SYSFS) -> Placement:
-    """Choose one logical processor per physical core; with more threads than cores, any allowed processors.
+def placement(allowed: Iterable[int] | None = None, sysfs: Path = CPU_SYSFS) -> Placement:
+    """Choose one logical processor per physical core.
 
-    `threads` is one per physical core when None, `allowed` the processors of this process; `sysfs` describes them.
+    `allowed` are the processors of this process, by default those that it may use; `sysfs` describes them.
     """
-    usable = sorted(_usable() if allowed is None else allowed)
-    physical = _one_per_core(usable, sysfs)
-    if threads is None:
-        return Placement(tuple(physical), len(physical))
-    if threads > len(usable):
-        raise LonasEdgeError(f"--threads {threads}: this process may use only {len(usable)} processors.")
-    return Placement(tuple((physical if threads <= len(physical) else usable)[:threads]), threads)
+    physical = _one_per_core(sorted(_usable() if allowed is None else allowed), sysfs)
+    return Placement(tuple(physical), len(physical))
 
 
 def _one_per_core(usable: Sequence[int], sysfs: Path) -> list[int]:

@@ -33,9 +33,6 @@ class BenchOptions(Options):
     schedule: Schedule = field(default_factory=Schedule)
     device: str = option("CPU", help="OpenVINO device of the IRs: CPU, GPU, NPU, AUTO or another.")
     torch_dtype: str = "fp32"
-    threads: int | None = option(
-        None, panel="Device", minimum=1, help="CPU threads of every variant.", unset="one per physical core"
-    )
     properties: tuple[tuple[str, str], ...] = ()
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge"
     model: PathOrName | None = option(

@@ -24,7 +24,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
     """Compare the latency of an exported sub-network with other variants; after Ctrl-C, in the completed rounds."""
     check_device(options.device)
     check_cases(exported, options.cases)
-    placement = machine.placement(options.threads)
+    placement = machine.placement()
     variants, missing = prepare_variants(exported, options, progress)
     vocabulary = min(tokens_of(variant.config) for variant in variants)
     prompts = PromptSource(vocabulary, options.schedule.seed)

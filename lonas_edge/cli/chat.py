@@ -2,18 +2,19 @@
 
 import random
 import sys
-import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.terminal import console, progress
-from lonas_edge.data.templates import TEMPLATES, Example, Template, recorded_prompt
+from lonas_edge.data.templates import TEMPLATES, Example, recorded_prompt
 from lonas_edge.errors import LonasEdgeError, escaped, one_line
 from lonas_edge.options import Options, UserPath, option
 
@@ -52,13 +53,21 @@ def run(options: ChatOptions) -> None:
         chat = Chat(exported, options)
     if chat.note:
         _say(chat.note)
-    if options.prompt is not None:
-        _answer_alone(chat, options.prompt)
-    elif sys.stdin.isatty():
+    terminal = options.prompt is None and sys.stdin.isatty()
+    if terminal:
         _say(f"{folder} ({exported.weight_format}, {options.device}). {_RESET}: new conversation. {_EXIT}: end.")
-        _converse(chat)
-    else:
-        _answer_lines(chat)
+    answered = False
+    for prompt in _prompts(chat, terminal) if options.prompt is None else [options.prompt]:
+        answered = True
+        try:
+            if not chat.answer(prompt) and not terminal:
+                raise LonasEdgeError("interrupted: the answer is incomplete")
+        except LonasEdgeError as error:
+            if not terminal:
+                raise
+            _say(f"error: {error}", "red")
+    if not (answered or terminal):
+        raise LonasEdgeError("standard input has no prompt; write one per line, or pass --prompt TEXT")
 
 
 def _find_export(folder: Path, model: str) -> Path:
@@ -74,64 +83,26 @@ def _find_export(folder: Path, model: str) -> Path:
     return exported[0]
 
 
-def _converse(chat: "Chat") -> None:
-    """Answer prompts of a terminal until the user ends it."""
+def _prompts(chat: "Chat", terminal: bool) -> Iterator[str]:
+    """Yield the prompts of standard input, and follow the commands."""
+    for line in _typed_lines() if terminal else sys.stdin:
+        text = line.strip()
+        if text == _EXIT:
+            return
+        if text == _RESET:
+            chat.reset()
+        elif text:
+            yield text
+
+
+def _typed_lines() -> Iterator[str]:
+    """Ask for lines in the terminal, until Ctrl-D or Ctrl-C."""
     with suppress(ImportError):
         import readline  # noqa: F401  # arrow keys and earlier lines, in `input`
-    while True:
-        try:
-            prompt = input(_PROMPT).strip()
-        except (EOFError, KeyboardInterrupt):
-            print(file=sys.stderr)
-            return
-        if prompt == _EXIT:
-            return
-        if prompt == _RESET:
-            chat.reset()
-        elif prompt:
-            try:
-                _answer(chat, prompt)
-            except LonasEdgeError as error:
-                _say(f"error: {error}", "red")
-
-
-def _answer_lines(chat: "Chat") -> None:
-    """Answer each line of standard input that is not empty."""
-    prompts = 0
-    for line in sys.stdin:
-        prompt = line.strip()
-        if prompt == _EXIT:
-            return
-        if prompt == _RESET:
-            chat.reset()
-        elif prompt:
-            prompts += 1
-            _answer_alone(chat, prompt)
-    if not prompts:
-        raise LonasEdgeError("standard input has no prompt; write one per line, or pass --prompt TEXT")
-
-
-def _answer_alone(chat: "Chat", prompt: str) -> None:
-    if not _answer(chat, prompt):
-        raise LonasEdgeError("interrupted: the answer is incomplete")
-
-
-def _answer(chat: "Chat", prompt: str) -> bool:
-    """Print an answer while it is generated; return whether it was not interrupted."""
-    pieces, end = chat.answer(prompt), ""
-    try:
-        for piece in pieces:
-            print(escaped(piece), end="", flush=True)
-            end = "\n"
-    except KeyboardInterrupt:
-        chat.interrupted = True
-    finally:
-        pieces.close()
-        print(end=end, flush=True)
-    if chat.cut:
-        full = chat.cut < chat.options.max_new_tokens
-        _say(f"The answer was cut at {chat.cut} tokens ({'the context is full' if full else '--max-new-tokens'}).")
-    return not chat.interrupted
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            yield input(_PROMPT)
+    print(file=sys.stderr)
 
 
 def _say(line: str, style: str | None = None) -> None:
@@ -145,10 +116,6 @@ class Chat:
     The prompt template is the one of the training where the directory records it, else the chat template of the tokenizer.
     A model with neither continues the prompt as plain text. Only a chat template renders earlier turns: other models were
     trained on single prompts.
-
-    Attributes:
-        cut: The number of tokens at which the last answer was cut; None if it is complete.
-        interrupted: Whether Ctrl-C ended the last answer.
     """
 
     def __init__(self, exported: "Exported", options: ChatOptions):
@@ -158,14 +125,14 @@ class Chat:
         from lonas_edge.ir.core import compiling
 
         self.exported, self.options = exported, options
-        self.cut: int | None = None
-        self.interrupted = False
         if not exported.kind.generates:
             raise LonasEdgeError(f"{exported.folder}: a {exported.kind.name} generates nothing; use `lonas-edge eval`")
         with compiling(exported.folder, options.device, {}):
             self._tokenizer = openvino_genai.Tokenizer(exported.folder)
             self._pipeline = openvino_genai.LLMPipeline(exported.folder, self._tokenizer, options.device, {})
-        self._template = _recorded_template(exported)
+        manifest = exported.manifest
+        recorded = recorded_prompt(manifest.prompt, manifest.subnetwork.search_space) if manifest else None
+        self._template = TEMPLATES.get(recorded or "")
         self._multi_turn = self._template is None and bool(self._tokenizer.chat_template)
         if options.system is not None and not self._multi_turn:
             raise LonasEdgeError(f"{exported.folder}: --system needs a model with a chat template. {self.note}")
@@ -185,18 +152,44 @@ class Chat:
         system = self.options.system
         self._messages = [] if system is None else [{"role": "system", "content": system}]
 
-    def answer(self, prompt: str) -> Generator[str, None, None]:
-        """Yield the answer to a prompt in pieces, and add both to the conversation."""
+    def answer(self, prompt: str) -> bool:
+        """Print the answer to a prompt while it is generated, and add both to the conversation.
+
+        The generation runs in another thread: openvino_genai (2026.4) keeps its thread, and Python handles Ctrl-C in the main
+        one only.
+
+        Returns:
+            Whether the answer was not interrupted.
+        """
+        from openvino_genai import GenerationFinishReason
+
         inputs, room = self._render(prompt)
         start = self._template.response.partition("{output}")[0] if self._template else ""  # belongs to the template
-        answer = ""
-        self.interrupted, self.cut = False, None
-        for piece in self._generate(inputs, room):
-            shown = piece if answer else piece.removeprefix(start)
-            answer += shown
-            yield shown
+        tokens: SimpleQueue[list[int] | None] = SimpleQueue()
+        stopped, answer, interrupted = Event(), "", False
+        with ThreadPoolExecutor(1) as thread:
+            generation = thread.submit(self._pipeline.generate, inputs, self._config(room), _make_streamer(tokens, stopped))
+            generation.add_done_callback(lambda _: tokens.put(None))
+            try:
+                for piece in self._decode(tokens):
+                    shown = piece if answer else piece.removeprefix(start)
+                    answer += shown
+                    print(escaped(shown), end="", flush=True)
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                stopped.set()
+        print(flush=True)
+        try:
+            reasons = generation.result().finish_reasons
+        except RuntimeError as error:
+            raise LonasEdgeError(f"openvino_genai cannot answer: {one_line(str(error))}") from error
         if self._multi_turn and answer:
             self._messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        if not interrupted and reasons[:1] == [GenerationFinishReason.LENGTH]:
+            full = room < self.options.max_new_tokens
+            _say(f"The answer was cut at {room} tokens ({'the context is full' if full else '--max-new-tokens'}).")
+        return not interrupted
 
     def _render(self, prompt: str) -> tuple[Any, int]:
         """Render and tokenize a prompt: the input of the pipeline, and the number of tokens that fit after it."""
@@ -220,56 +213,21 @@ class Chat:
             raise LonasEdgeError(f"the conversation has {length:,} tokens, the model's context {context:,}; {remedy}")
         return inputs, most if context is None else min(most, context - length)
 
-    def _generate(self, inputs: Any, max_new_tokens: int) -> Generator[str, None, None]:
-        """Generate in another thread: openvino_genai (2026.4) keeps its thread, and Python handles Ctrl-C in the main one only.
+    def _decode(self, tokens: "SimpleQueue[list[int] | None]") -> Iterator[str]:
+        """Yield the text of tokens, until None, in pieces of complete characters.
 
-        Tokens are decoded here: openvino_genai's TextStreamer (2026.4) may cut a text within a character, and then raises
-        UnicodeDecodeError in a thread where that ends the process.
+        openvino_genai's TextStreamer (2026.4) may cut a text within a character, and then raises UnicodeDecodeError in a
+        thread where that ends the process.
         """
-        import openvino_genai
-
-        events: SimpleQueue[list[int] | BaseException | bool] = SimpleQueue()
-        stopped = threading.Event()
-
-        class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
-            """Passes tokens on, and ends the generation when it is `stopped`."""
-
-            def write(self, token: Any) -> Any:
-                events.put(list(token) if isinstance(token, Sequence) else [int(token)])
-                return openvino_genai.StreamingStatus.STOP if stopped.is_set() else openvino_genai.StreamingStatus.RUNNING
-
-            def end(self) -> None:
-                pass
-
-        def generate() -> None:
-            try:
-                reasons = self._pipeline.generate(inputs, self._config(max_new_tokens), Streamer()).finish_reasons
-                events.put(reasons[:1] == [openvino_genai.GenerationFinishReason.LENGTH])
-            except BaseException as error:
-                events.put(error)
-
-        thread = threading.Thread(target=generate, daemon=True)
-        thread.start()
-        tokens: list[int] = []
-        text, event = "", None
-        try:
-            while isinstance(event := events.get(), list):
-                tokens += event
-                decoded = str(self._tokenizer.decode(tokens)).rstrip("\ufffd")  # the end may be a part of a character
-                if len(decoded) > len(text):
-                    yield decoded[len(text) :]
-                    text = decoded
-        except KeyboardInterrupt:
-            self.interrupted = True
-        finally:
-            stopped.set()
-            thread.join()  # it must not run into Python's end
-        if isinstance(event, RuntimeError):
-            raise LonasEdgeError(f"openvino_genai cannot answer: {one_line(str(event))}") from event
-        if isinstance(event, BaseException):
-            raise event
-        yield str(self._tokenizer.decode(tokens))[len(text) :] if tokens else ""
-        self.cut = max_new_tokens if event is True else None
+        read, shown = list[int](), ""
+        while (more := tokens.get()) is not None:
+            read += more
+            text = str(self._tokenizer.decode(read)).rstrip("\ufffd")  # the end may be a part of a character
+            if len(text) > len(shown):
+                yield text[len(shown) :]
+                shown = text
+        if read:
+            yield str(self._tokenizer.decode(read))[len(shown) :]
 
     def _config(self, max_new_tokens: int) -> Any:
         """The model's own generation configuration, with one answer and these options."""
@@ -282,9 +240,16 @@ class Chat:
         return config
 
 
-def _recorded_template(exported: "Exported") -> Template | None:
-    """The template of the training; None for a chat template, or where there is no record."""
-    manifest = exported.manifest
-    if manifest is None:
-        return None
-    return TEMPLATES.get(recorded_prompt(manifest.prompt, manifest.subnetwork.search_space) or "")
+def _make_streamer(tokens: "SimpleQueue[list[int] | None]", stopped: Event) -> Any:
+    """Make an object that passes generated tokens on, and ends the generation when it is `stopped`."""
+    from openvino_genai import StreamerBase, StreamingStatus
+
+    class Streamer(StreamerBase):  # type: ignore[misc]
+        def write(self, token: Any) -> Any:
+            tokens.put(list(token) if isinstance(token, Sequence) else [int(token)])
+            return StreamingStatus.STOP if stopped.is_set() else StreamingStatus.RUNNING
+
+        def end(self) -> None:
+            pass
+
+    return Streamer()

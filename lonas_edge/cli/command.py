@@ -1,20 +1,26 @@
-"""Make a command of a function whose parameter is a dataclass of options."""
+"""What commands share: making one of a function whose parameter is a dataclass of options, and options of several commands."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import click
+from pydantic.dataclasses import dataclass
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from lonas_edge.cli.commands import HELP
 from lonas_edge.errors import UsageError, one_line
 from lonas_edge.files import read_text
-from lonas_edge.options import PANELS, Option, declared, user_path
+from lonas_edge.options import PANELS, Option, Options, PathOrName, UserPath, declared, from_text, option, user_path
+from lonas_edge.output import OutputDirectory
 
 _METAVARS = {int: "INTEGER", float: "FLOAT", Path: "PATH", str: "TEXT"}
+_PACKAGE = Path(__file__).parents[1]
+_SHIPPED = (_PACKAGE / "nncf_config", _PACKAGE.parent / "nncf_config")  # in a wheel, and in a checkout
+SUBNET_HELP = "Sub-network: heuristic, maximal, minimal, random:SEED, or a JSON file."
+SUBNET_UNSET = "heuristic; maximal without a search space"
 
 
 def command(run: Callable[[Any], None]) -> TyperCommand:
@@ -23,10 +29,9 @@ def command(run: Callable[[Any], None]) -> TyperCommand:
 
     def invoke(**values: Any) -> None:
         try:
-            options = cls(**{name: value for name, value in values.items() if value not in (None, ())})
+            run(cls(**{name: value for name, value in values.items() if value not in (None, ())}))
         except UsageError as error:
             raise click.UsageError(str(error)) from None
-        run(options)
 
     config = TyperOption(
         param_decls=["--config"],
@@ -107,3 +112,77 @@ def _read_config(ctx: click.Context, _param: click.Parameter, file: str | None) 
     if wrong:
         raise click.UsageError("\n".join(wrong))
     ctx.default_map = values
+
+
+def search_space(text: str) -> Path:
+    """The file of a search space: a path, or the name of one that lonas-edge ships (`llama_7b`)."""
+    path = Path(user_path(text))
+    shipped = [folder / f"{text}.json" for folder in _SHIPPED]
+    return next((each for each in shipped if not path.exists() and each.is_file()), path)
+
+
+SearchSpaceFile = Annotated[Path, from_text(search_space)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """The base model and the search space of an adapter."""
+
+    model: PathOrName | None = option(
+        None,
+        panel="Model",
+        metavar="MODEL",
+        help="Base model, a directory or hub id (ID or ID@REVISION).",
+        unset="the one that the adapter's configuration names",
+    )
+    nncf_config: SearchSpaceFile | None = option(
+        None,
+        panel="Model",
+        metavar="FILE",
+        help="Search space: an NNCF configuration, or the name of a shipped one such as llama_7b.",
+        unset="the super-adapter's own; none for plain LoRA",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(ModelOptions):
+    """The network that a command works on."""
+
+    source: PathOrName = option(
+        argument=True, help="Super-adapter, LoRA adapter or base model: a directory or hub id (ID@REVISION)."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubnetOptions(Options):
+    """The sub-network."""
+
+    subnet: PathOrName | None = option(None, metavar="SUBNET", help=SUBNET_HELP, unset=SUBNET_UNSET)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonOptions(Options):
+    """What is printed."""
+
+    json: bool = option(False, panel="Output", help="Print one JSON document on standard output.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(JsonOptions):
+    """Where a measurement is written, and what is printed."""
+
+    output: UserPath | None = option(None, panel="Output", metavar="DIR", help="Directory for the report in JSON and Markdown.")
+    overwrite: bool = option(False, panel="Output", help="Replace an existing output.")
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.overwrite and not self.output:
+            yield "--overwrite needs --output"
+
+    def check_output(self, inputs: Sequence[Path | str | None], size: int, resumable: bool = False) -> OutputDirectory | None:
+        """Check and return the output, None without --output: it replaces no input and has room for `size` bytes."""
+        if not self.output:
+            return None
+        directory = OutputDirectory(self.output, self.overwrite, inputs)
+        directory.check(size, resumable)
+        return directory

@@ -1,5 +1,6 @@
 """The commands, and the options before a command. `lonas-edge --help` imports none of the commands."""
 
+import gc
 import importlib
 
 import click
@@ -45,5 +46,6 @@ class _Commands(TyperGroup):
 def app(context: click.Context, debug: bool) -> None:
     """Make fine-tuned language models smaller and faster on Intel hardware, with OpenVINO."""
     now.command, now.debug = context.invoked_subcommand, debug
+    gc.set_threshold(100_000, 20, 20)  # imports make many lasting objects, and each collection looks at all of them
     if not debug:
         quiet()

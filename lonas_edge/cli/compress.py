@@ -1,16 +1,12 @@
 """`lonas-edge compress`: from a model or adapter to a smaller model that runs."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic.dataclasses import dataclass
-
 from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions
-from lonas_edge.cli.terminal import console, importing, progress
+from lonas_edge.cli.terminal import console, progress
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.tables import Table, duration
 
@@ -19,13 +15,8 @@ if TYPE_CHECKING:
     from lonas_edge.pipeline.steps import Step
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompressCommand(JsonOptions, CompressOptions):
-    """All options of the command."""
-
-
 @command
-def run(options: CompressCommand) -> None:
+def run(options: CompressOptions) -> None:
     """Make a model or LoRA adapter smaller and faster, and measure what it costs.
 
     Fine-tunes a LoRA (skipped for an adapter), searches which attention blocks to remove on this machine, recovers the
@@ -34,30 +25,17 @@ def run(options: CompressCommand) -> None:
     continues.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
-    os.environ.setdefault("TQDM_DISABLE", "1")
     with progress(left=False) as report:
-        with importing():
-            from transformers.utils.logging import disable_progress_bar
+        from lonas_edge.pipeline.run import compress_model
 
-            from lonas_edge.pipeline.run import compress_model
-        disable_progress_bar()
-
-        def announce(steps: "Sequence[Step]", needed: Mapping[str, int]) -> None:
-            if steps and (options.dry_run or not options.json):
-                _announce(steps, needed, options.json)
-
-        record = compress_model(options.part(CompressOptions), report, announce)
-    if record and options.json:
-        print(json.dumps(record.to_json(), indent=1))
-    elif record:
+        record = compress_model(options, report, _announce)
+    if record:
         _print(record, options.output)
 
 
-def _announce(steps: "Sequence[Step]", needed: Mapping[str, int], as_json: bool) -> None:
-    if as_json:
-        seconds = {step.name: step.estimate for step in steps}
-        commands = {step.name: step.command.splitlines() for step in steps}
-        print(json.dumps({"seconds": seconds, **needed, "commands": commands}, indent=1))
+def _announce(steps: "Sequence[Step]", needed: Mapping[str, int]) -> None:
+    """Show what the pending steps will take."""
+    if not steps:
         return
     terminal = console(stderr=True)
     Table(("step", "estimated time"), [(step.name, duration(step.estimate)) for step in steps]).print(terminal)

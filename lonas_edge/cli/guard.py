@@ -54,20 +54,15 @@ def guarded(run: Callable[[], int | None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters
-    before = signal.getsignal(signal.SIGTERM)
     if "RANK" not in os.environ:  # torchrun ends its workers itself
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with warnings.catch_warnings():
-        try:
-            code = run() or 0
-            sys.stdout.flush()  # while a failure can still be reported
-        except SystemExit:
-            raise
-        except BaseException as error:
-            code = _report(error)
-        finally:
-            logging.disable(logging.NOTSET)
-            signal.signal(signal.SIGTERM, before)
+    try:
+        code = run() or 0
+        sys.stdout.flush()  # while a failure can still be reported
+    except SystemExit:
+        raise
+    except BaseException as error:
+        code = _report(error)
     sys.exit(code)
 
 

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.dataclasses import dataclass
 
-from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions, SourceOptions, SubnetOptions
+from lonas_edge.cli.command import JsonOptions, SourceOptions, SubnetOptions, command
 from lonas_edge.cli.terminal import console, progress
 from lonas_edge.options import option
 from lonas_edge.tables import Table

@@ -1,30 +1,24 @@
 """`lonas-edge search`: the sub-networks worth exporting."""
 
-import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 from pydantic.dataclasses import dataclass
 
-from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import JsonOptions, SourceOptions
-from lonas_edge.cli.terminal import console, importing, progress
+from lonas_edge.cli.command import SourceOptions, command
+from lonas_edge.cli.terminal import console, progress
 from lonas_edge.formats import DEFAULT_FORMAT, FORMATS
 from lonas_edge.options import option
 from lonas_edge.output import check_replaceable
 from lonas_edge.search.options import SearchOptions
 
 if TYPE_CHECKING:
-    from lonas_edge.network.source import Source
-    from lonas_edge.search.cost import CostSettings
     from lonas_edge.search.record import SearchRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchCommand(JsonOptions, SearchOptions, SourceOptions):
+class SearchCommand(SearchOptions, SourceOptions):
     """All options of the command: also the network that is timed, and how."""
 
     weight_format: str = option(DEFAULT_FORMAT, panel="Device", choices=tuple(FORMATS), help="Weight format of the IR.")
@@ -33,7 +27,6 @@ class SearchCommand(JsonOptions, SearchOptions, SourceOptions):
         None, panel="Device", minimum=1, help="Prompt tokens of a latency.", unset="256; 128 for an encoder"
     )
     new_tokens: int = option(64, panel="Device", minimum=2, help="Generated tokens of a latency.")
-    sampler: str = option("nsga2", panel="Advanced", choices=("nsga2",), help="Sampler of networks: NSGA-II.")
 
 
 @command
@@ -44,14 +37,19 @@ def run(options: SearchCommand) -> None:
     the best. Blocks alone are removed greedily, until the bounds of --pick are met. The same command continues an
     interrupted search; a higher --evals continues a finished one.
     """
-    os.environ.setdefault("TQDM_DISABLE", "1")
     with progress() as report:
-        with importing():
-            from lonas_edge.network.source import open_source
-            from lonas_edge.search.plan import make_plan
+        from lonas_edge.network.source import open_source
+        from lonas_edge.search.cost import CostSettings
+        from lonas_edge.search.plan import make_plan
+
         report("Reading configurations", None)
         opened = open_source(options.source, options.model, options.nncf_config)
-        settings = _cost_settings(opened, options)
+        kind = opened.architecture.family.kind
+        if not kind.generates:
+            options.refuse_idle(("new_tokens",), f"a {kind.name} generates no tokens")
+        prompt_len = options.prompt_len or kind.timed_length(opened.architecture.context)
+        new_tokens = options.new_tokens if kind.generates else 0
+        settings = CostSettings(options.weight_format, options.device, prompt_len, new_tokens)
         plan = make_plan(opened, replace(options.part(SearchOptions), cost_settings=settings))
         if options.overwrite:  # `search` knows the other inputs
             check_replaceable(options.output, True, [options.nncf_config])
@@ -60,26 +58,11 @@ def run(options: SearchCommand) -> None:
 
             check_device(options.device)
         else:
-            timing = ("device", "prompt_len", "new_tokens")
-            if idle := [f"--{name.replace('_', '-')}" for name in timing if options.given(name)]:
-                raise click.UsageError(f"{', '.join(idle)}: no effect, nothing is timed (--cost {plan.cost})")
-        with importing():
-            from lonas_edge.search.run import search
+            options.refuse_idle(("device", "prompt_len", "new_tokens"), f"nothing is timed (--cost {plan.cost})")
+        from lonas_edge.search.run import search
+
         record = search(plan, report)
-    print(json.dumps(record.to_json(), indent=1)) if options.json else _print(record, options.output)
-
-
-def _cost_settings(source: "Source", options: SearchCommand) -> "CostSettings":
-    """Lengths by the task; an encoder's text is no longer than its context."""
-    from lonas_edge.search.cost import CostSettings
-
-    task, prompt_len, new_tokens = source.architecture.family.kind, options.prompt_len, options.new_tokens
-    if not task.generates:
-        if options.given("new_tokens"):
-            raise click.UsageError(f"--new-tokens: no effect, a {task.name} generates no tokens")
-        length = min(task.sequence_length, source.architecture.context or task.sequence_length)
-        prompt_len, new_tokens = prompt_len or length, 0
-    return CostSettings(options.weight_format, options.device, prompt_len or 256, new_tokens)
+    _print(record, options.output)
 
 
 def _print(record: "SearchRecord", output: Path) -> None:

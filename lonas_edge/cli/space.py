@@ -1,9 +1,9 @@
 """`lonas-edge space`: write a search space for a model."""
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
-import click
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from lonas_edge.cli.terminal import console, progress
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import BLOCK_KINDS
 from lonas_edge.options import COMMAS, Names, Options, PathOrName, UserPath, option
+from lonas_edge.output import check_replaceable
 
 if TYPE_CHECKING:
     from lonas_edge.network.source import Source
@@ -56,6 +57,11 @@ class SpaceOptions(Options):
     )
     overwrite: bool = option(False, panel="Output", help="Replace an existing file.")
 
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if not (self.model or self.adapter):
+            yield "pass --model, or --adapter to read the base model from its configuration"
+
 
 @command
 def run(options: SpaceOptions) -> None:
@@ -63,11 +69,8 @@ def run(options: SpaceOptions) -> None:
     with progress(left=False):
         from lonas_edge.files import replace_text
         from lonas_edge.network.source import open_source
-        from lonas_edge.output import check_replaceable
         from lonas_edge.space.generate import generate_space, removable_blocks
 
-    if not (options.model or options.adapter):
-        raise click.UsageError("pass --model, or --adapter to read the base model from its configuration")
     check_replaceable(options.output, options.overwrite, (options.model, options.adapter), directory=False)
     source = open_source(
         options.adapter or options.model, options.model if options.adapter else None, weights=False, elastic=False

@@ -1,9 +1,8 @@
-"""The terminal: console, progress bar, and faster imports while they are shown.
+"""The terminal: console and progress bar.
 
 Printed texts come from foreign files and names: markup and control characters in them have no effect.
 """
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -40,23 +39,14 @@ def progress(left: bool = True, shown: bool = True) -> Iterator[Progress]:
     Yields:
         A function of the step and its share. Lines before the last line break of the step stay on the terminal.
     """
-    from rich.progress import (
-        BarColumn,
-        ProgressColumn,
-        SpinnerColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
+    from rich import progress as bars
 
-    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn()]
-    columns += [TaskProgressColumn(), TimeElapsedColumn()]
-    columns += [TextColumn("left:"), TimeRemainingColumn()] if left else []
+    columns: list[bars.ProgressColumn] = [bars.SpinnerColumn(), bars.TextColumn("{task.description}", markup=False)]
+    columns += [bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeElapsedColumn()]
+    columns += [bars.TextColumn("left:"), bars.TimeRemainingColumn()] if left else []
     shown_on = console(stderr=True)
     hidden = not shown or not shown_on.is_terminal  # into a file it would leave an empty line
-    with Bar(*columns, console=shown_on, transient=True, refresh_per_second=2, disable=hidden) as bar:
+    with bars.Progress(*columns, console=shown_on, transient=True, refresh_per_second=2, disable=hidden) as bar:
         task = bar.add_task("Loading", total=None)
         now.doing = "Loading"
 
@@ -68,17 +58,3 @@ def progress(left: bool = True, shown: bool = True) -> Iterator[Progress]:
                 bar.console.print(stays, soft_wrap=True)
 
         yield report
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """Pause garbage collection during imports, and exclude the imported objects from later collections.
-
-    An export of SmolLM2-135M takes one second of fifteen less.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

@@ -1,19 +1,16 @@
 """`lonas-edge train`: a super-adapter, a plain LoRA adapter, or the recovery of one sub-network."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 from pydantic.dataclasses import dataclass
 
-from lonas_edge.cli.command import command
-from lonas_edge.cli.groups import SUBNET_HELP, SUBNET_UNSET, JsonOptions, SearchSpaceFile
-from lonas_edge.cli.terminal import console, importing, progress
-from lonas_edge.data.glue import TASKS
+from lonas_edge.cli.command import SUBNET_HELP, SUBNET_UNSET, SearchSpaceFile, command
+from lonas_edge.cli.terminal import console, progress
 from lonas_edge.options import PathOrName, UserPath, from_text, option, user_path
+from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress
 from lonas_edge.space.selection import is_name
 from lonas_edge.training.options import EVAL_LOSS, MOST_EPOCHS, TrainOptions
@@ -38,7 +35,7 @@ def _portion(text: str) -> tuple[Path, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCommand(TrainOptions, JsonOptions):
+class TrainCommand(TrainOptions):
     """All options of the command."""
 
     model: PathOrName | None = option(
@@ -74,9 +71,6 @@ class TrainCommand(TrainOptions, JsonOptions):
         metavar="MODEL",
         help="Adapter, checkpoint or model to distill from; same tokenizer.",
     )
-    task: str | None = option(
-        None, panel="Data", choices=tuple(TASKS), help="GLUE task of a TSV file.", unset="the name of its folder"
-    )
     resume: bool = option(False, panel="Output", help="Continue an interrupted training.")
     overwrite: bool = option(
         False, panel="Output", help="Replace an existing output; without --resume, an unfinished training, too."
@@ -109,19 +103,15 @@ def run(options: TrainCommand) -> None:
     On several GPUs: torchrun --nproc-per-node N -m lonas_edge train …
     """
     with progress(shown=int(os.environ.get("RANK", "0")) == 0) as report:
-        with importing():
-            from transformers.utils.logging import disable_progress_bar
+        from lonas_edge.training.train import train
 
-            from lonas_edge.output import OutputDirectory
-            from lonas_edge.training.train import train
-        disable_progress_bar()
         files = [options.subnet] if options.subnet and not is_name(options.subnet) else []
         data = [*(path for path, _ in options.data), options.eval_data]
         used = (options.model, *data, options.nncf_config, options.start, options.teacher, *files)
         OutputDirectory(options.output, options.overwrite, used).check(0, resumable=True)  # before a base is downloaded
         inputs = _inputs(options)
-        if not inputs.data.kind.generates and options.given("prompt"):
-            raise click.UsageError(f"--prompt has no effect: a {inputs.data.kind.name} has no prompt template")
+        if not inputs.data.kind.generates:
+            options.refuse_idle(("prompt",), f"a {inputs.data.kind.name} has no prompt template")
         record = train(
             inputs,
             options.output,
@@ -131,9 +121,7 @@ def run(options: TrainCommand) -> None:
             _steps(report),
             lambda line: report(f"{line}\nLoading", None),
         )
-    if record and options.json:
-        print(json.dumps(record.to_json(), indent=2))
-    elif record:
+    if record:
         _print(record, options.output)
 
 
@@ -141,11 +129,11 @@ def _inputs(options: TrainCommand) -> "Inputs":
     from lonas_edge.network.vocabulary_record import vocabulary_of
     from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data, with_teacher
 
-    space, task = options.nncf_config, options.task
+    space = options.nncf_config
     if options.start:
-        inputs = open_recovery(options.start, options.data, options.subnet, options.model, space, task)
+        inputs = open_recovery(options.start, options.data, options.subnet, options.model, space)
     else:
-        inputs = open_inputs(str(options.model), options.data, space, options.elastic, task)
+        inputs = open_inputs(str(options.model), options.data, space, options.elastic)
     inputs = with_eval_data(inputs, options.eval_data) if options.eval_data else inputs
     if not options.teacher:
         return inputs

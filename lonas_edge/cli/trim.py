@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
-from lonas_edge.cli.terminal import console, importing, progress
+from lonas_edge.cli.terminal import console, progress
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.options import Options, PathOrName, UserPath, option
+from lonas_edge.output import OutputDirectory
 from lonas_edge.tables import Table
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ def run(options: TrimOptions) -> None:
     tokens. Without --output, show sizes and what they cost. The result is a base model for all other commands, also for
     adapters of the untrimmed model: pass it as --model.
     """
-    with progress(left=False), importing():
+    with progress(left=False):
         from lonas_edge.network.source import open_source
-        from lonas_edge.output import OutputDirectory
         from lonas_edge.vocabulary.model_vocabulary import ModelVocabulary
     if options.output:  # before a base is downloaded
         OutputDirectory(options.output, options.overwrite, (options.model, options.data)).check(0)

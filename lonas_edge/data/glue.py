@@ -139,16 +139,15 @@ def task_named(name: str) -> GlueTask | None:
 
 def task_of(path: Path, name: str | None = None) -> GlueTask:
     """Find the task of a file: `name`, else the name of its folder."""
-    stated, known = path.absolute().parent.name if name is None else name, ", ".join(TASKS)
+    stated = name or path.absolute().parent.name
     task = task_named(stated)
-    if task is None and name is None:
-        raise LonasEdgeError(f"{path}: Cannot infer the GLUE task from folder {stated!r}; pass --task, one of {known}")
     if task is None:
-        raise LonasEdgeError(f"--task {stated}: unknown; expected one of {known}")
+        known = ", ".join(TASKS)
+        raise LonasEdgeError(f"{path}: Cannot infer the GLUE task from folder {stated!r}; rename it to one of {known}")
     return task
 
 
 def glue_of(paths: Sequence[Path], name: str | None = None) -> GlueTask | None:
-    """Find the GLUE task of data files: the one of a TSV file, or of any file where it is named; else None."""
-    tables = [path for path in paths if name is not None or path.suffix.lower() == ".tsv"]
+    """Find the GLUE task of data files, that of a TSV file: `name`, else the name of its folder. None without one."""
+    tables = [path for path in paths if path.suffix.lower() == ".tsv"]
     return task_of(tables[0], name) if tables else None

@@ -47,7 +47,7 @@ def open_data(
     """
     files = [(data, 1.0)] if isinstance(data, Path) else list(data)
     kind = architecture.family.kind
-    table = glue_of([path for path, _ in files], glue) if glue or kind is not EMBEDDING else None
+    table = glue_of([path for path, _ in files], glue) if kind is not EMBEDDING else None
     if kind is CLASSIFICATION and table is None:
         _refuse_several_labels(architecture.config, files[0][0])
     if table:

@@ -1,6 +1,7 @@
 """Compress an IR's layers and head on data (`--calibration`); the data are read and checked before anything is computed."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,14 @@ import psutil
 
 from lonas_edge.data.task import Task
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.exporting.manifest import Calibrated
+from lonas_edge.exporting.manifest import Calibrated, Manifest
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import sha256
-from lonas_edge.formats import METHOD, PER_CHANNEL
+from lonas_edge.formats import FORMATS, METHOD, PER_CHANNEL
 from lonas_edge.ir.calibrated import bytes_needed, compress_head_on_data, compress_on_data
 from lonas_edge.ir.schemes import Scheme, grouped_matrices, head_matrix, head_scheme
 from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.source import Source
 
 _PROMPTS, _FEWEST = 64, 8  # that are used, and that the data must have
 
@@ -112,3 +114,17 @@ def _encode(data: Task, prompts: int, tokenizer: Any) -> list[np.ndarray]:
 def as_trained(trained: str | None, options: ExportOptions) -> bool:
     """Return whether layers are stored as quantization-aware training assumed; `trained` is its format."""
     return trained == options.weight_format and options.group_size is None
+
+
+def loss_warnings(source: Source, options: ExportOptions, manifest: Manifest) -> Iterator[str]:
+    """Warn of quantization-aware training for another format, and of an INT4 head that is rounded without data."""
+    of_head, trained = manifest.head and FORMATS[manifest.head.weight_format].bits == 4, source.trained_as
+    if trained and not (as_trained(trained, options) and (options.calibration is None or of_head)):
+        yield (
+            f"{source.folder} was trained for --weight-format {trained} (quantization-aware); this export stores it "
+            f"differently. Pass --weight-format {trained}, without --group-size, and with --calibration for an INT4 head only."
+        )
+    if of_head and manifest.calibrated is None:
+        yield (
+            "the INT4 head was rounded without data, which costs much accuracy. Pass --calibration DATA; it needs INT4 layers."
+        )

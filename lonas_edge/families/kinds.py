@@ -45,6 +45,10 @@ class ModelKind:
         """Whether its models generate tokens."""
         return self.head_per_token
 
+    def timed_length(self, context: int | None) -> int:
+        """Default number of tokens of a prompt that is timed, or of an encoder's text, which its context cuts."""
+        return self.sequence_length if self.generates or not context else min(self.sequence_length, context)
+
     def head_fields(self, config: Any, outputs: Sequence[str] | int | None) -> dict[str, Any]:
         """Fields of `config.json` that a head decides, where they differ from the base's.
 

@@ -173,7 +173,7 @@ def open_table(source: Source, settings: CostSettings, progress: Progress = sile
             "new_tokens": settings.new_tokens,
             **{name: here[name] for name in _MACHINE},
             "memory_gb": round(here["memory_bytes"] / 1e9),  # the kernel's own part of it varies
-            "threads": machine.placement(None).threads,
+            "threads": machine.placement().threads,
             "versions": versions(_PACKAGES),
             "graph": GRAPH,
         }

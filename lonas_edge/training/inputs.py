@@ -61,11 +61,9 @@ class Inputs:
         return replace(self, data=self.data.with_prompt(prompt), eval_data=eval_data)
 
 
-def open_inputs(
-    model: str, data: Files, nncf_config: Path | None = None, elastic: bool = True, task: str | None = None
-) -> Inputs:
+def open_inputs(model: str, data: Files, nncf_config: Path | None = None, elastic: bool = True) -> Inputs:
     """Open base, search space and data of a new adapter, and check that they fit; no weights are read."""
-    glue = glue_of([data] if isinstance(data, Path) else [path for path, _ in data], task)
+    glue = glue_of([data] if isinstance(data, Path) else [path for path, _ in data])
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
     source = open_source(None, model, outputs=glue.outputs if glue else None, kind=CLASSIFICATION if glue else None)
@@ -73,7 +71,7 @@ def open_inputs(
         raise LonasEdgeError(
             f"{source.adapter.folder}: is an adapter, but --model takes a base model. Use --from to train an adapter further."
         )
-    read = open_data(data, source.architecture, source.pooling, glue=task)
+    read = open_data(data, source.architecture, source.pooling)
     if glue:
         _refuse_other_head(glue, source)
     return Inputs(source, bind(source.architecture, space, str(nncf_config)), nncf_config, read)
@@ -85,7 +83,6 @@ def open_recovery(
     subnet: str | None = None,
     model: str | None = None,
     nncf_config: Path | None = None,
-    task: str | None = None,
 ) -> Inputs:
     """Open adapter, sub-network and data of a recovery; no weights are read."""
     source = open_source(start, model, nncf_config)
@@ -94,7 +91,7 @@ def open_recovery(
             f"{source.folder}: is a base model. Pass --nncf-config and --subnet to recover one of its sub-networks, or train a "
             "new adapter with --model."
         )
-    read = open_data(data, source.architecture, source.pooling, glue=task, record=source.prompt_record)
+    read = open_data(data, source.architecture, source.pooling, record=source.prompt_record)
     trained = source.training.task if source.training else None
     if glue := read.options.glue:
         _refuse_other_head(glue, source)

@@ -32,14 +32,12 @@ class Fakes:
     Attributes:
         times: TTFT and TPOT of a variant, in seconds.
         started: The variants, in the order of starts.
-        placements: Where they ran.
         prompts: Prompts that a variant received, by name.
         fails: Raises an error instead of loading (`load`) or of a run (its number) of a variant.
     """
 
     times: Callable[[Variant], tuple[float, float]] = lambda _variant: (0.1, 0.01)
     started: list[Variant] = field(default_factory=list)
-    placements: list[Placement] = field(default_factory=list)
     prompts: dict[str, list[Sequence[Sequence[int]]]] = field(default_factory=dict)
     fails: dict[tuple[str, str | int], BaseException] = field(default_factory=dict)
 
@@ -52,7 +50,6 @@ class FakeProcess:
     def __init__(self, fakes: Fakes, variant: Variant, placement: Placement):
         self.fakes, self.variant, self.runs = fakes, variant, 0
         fakes.started.append(variant)
-        fakes.placements.append(placement)
 
     def wait_loaded(self) -> float:
         self._fail("load")

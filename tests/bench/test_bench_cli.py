@@ -38,7 +38,7 @@ def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_p
 
 
 def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fakes: Fakes) -> None:
-    options = ["--rounds", "7", "--batch-size", "1,3", "--threads", "1"]
+    options = ["--rounds", "7", "--batch-size", "1,3"]
     ran = run_cli("bench", int8, "--arms", f"subnet,{copy}", *SHORT, *options, "--json")
     assert ran.code == 0, ran.err
     report = json.loads(ran.out)
@@ -46,7 +46,6 @@ def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fake
     taken = {(s["variant"], s["start"], s["round"]) for s in report["samples"]}
     assert taken == {(name, n // 4, n) for name in ("copy", "subnet") for n in range(7)} and batches == {1, 3}
     assert all((c["ratio"]["rounds"], c["ratio"]["starts"]) == (7, 2) for c in report["comparisons"])
-    assert {placement.threads for placement in fakes.placements} == {1}
     prompts = fakes.prompts["subnet"]
     assert prompts == fakes.prompts["copy"] and len({tuple(batch[0]) for batch in prompts}) == len(prompts)
 
@@ -63,7 +62,7 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
     ran = run_cli("bench", folder, "--arms", "subnet", "--prompt-len", "16", "--rounds", "2")
     assert "latency ms" in ran.out and "sequences/s" in ran.out
     for options, code, message in (
-        (["--new-tokens", "8"], 2, "--new-tokens: "),
+        (["--new-tokens", "8"], 2, "--new-tokens has no effect: "),
         (["--prompt-len", f"{length + 1}"], 1, "longer than the model's context"),
     ):
         ran = run_cli("bench", folder, *options)
@@ -76,7 +75,6 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
         (["--new-tokens", "1"], "greater than or equal to 2"),
         (["--prompt-len", "126"], "longer than the model's context of 128 tokens: - 126+4 tokens, batch 1: 130 tokens"),
         (["--device", "NPU"], "--device NPU: not on this machine. Present: CPU"),
-        (["--threads", "4096"], "--threads 4096: this process may use only"),
         (["--arms", "nothing"], "nothing: neither a variant (subnet, lora, lora-merged, unpruned) nor a directory"),
         (["--arms", "lora"], "is a local directory; pass it with --adapter"),
         (["--arms", "lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),

@@ -81,12 +81,12 @@ def test_medians_of_irs(fakes: Fakes, int8: Path) -> None:
     tpots = {"1": 0.3, "2": 0.7, "3": 2.0}
     fakes.times = lambda variant: (2 * tpots[variant.name[0]], tpots[variant.name[0]])
     irs = [(int8, {"A": str(number)}) for number in range(3)]
-    latencies = ir_latencies(irs, CASE, Schedule(3, 1, 0), threads=1)
+    latencies = ir_latencies(irs, CASE, Schedule(3, 1, 0))
     noise = 1.002  # of the second of three rounds
     assert latencies == [Latency(pytest.approx(2 * t * noise), pytest.approx(t * noise)) for t in tpots.values()]  # type: ignore[arg-type]
     assert [variant.properties for variant in fakes.started] == [{"A": "0"}, {"A": "1"}, {"A": "2"}]
     fakes.prompts.clear()
-    latencies = ir_latencies(irs, PASS, Schedule(3, 1, 0), threads=1)
+    latencies = ir_latencies(irs, PASS, Schedule(3, 1, 0))
     assert latencies == [Latency(latency=pytest.approx(2 * t * noise)) for t in tpots.values()]  # type: ignore[arg-type]
     assert {variant.kind for variant in fakes.started[3:]} == {"ir-classifier"}
     assert [len(batch) for batch in fakes.prompts["1: minimal-int8"]] == [4] * 3
@@ -95,8 +95,8 @@ def test_medians_of_irs(fakes: Fakes, int8: Path) -> None:
 def test_irs_that_cannot_be_measured(fakes: Fakes, int8: Path) -> None:
     fakes.fails["2: minimal-int8", "load"] = VariantFailedError("nonsense")
     with pytest.raises(LonasEdgeError, match=r"(?s)Cannot measure these IRs.*2: minimal-int8: nonsense"):
-        ir_latencies([(int8, {}), (int8, {})], CASE, Schedule(2, 1, 0), threads=1)
+        ir_latencies([(int8, {}), (int8, {})], CASE, Schedule(2, 1, 0))
     fakes.prompts.clear()
     fakes.fails = {("1: minimal-int8", 2): KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
-        ir_latencies([(int8, {})], CASE, Schedule(3, 1, 0), threads=1)
+        ir_latencies([(int8, {})], CASE, Schedule(3, 1, 0))

@@ -6,7 +6,6 @@ import pytest
 
 from lonas_edge.bench.machine import CpuTimes, others_share, placement
 from lonas_edge.bench.variants import Placement
-from lonas_edge.errors import LonasEdgeError
 
 
 @pytest.fixture
@@ -21,12 +20,8 @@ def sysfs(tmp_path: Path) -> Path:
 
 
 def test_one_thread_per_physical_core(sysfs: Path) -> None:
-    assert placement(None, range(8), sysfs) == Placement((0, 1, 2, 3), 4)
-    assert placement(2, range(8), sysfs) == Placement((0, 1), 2)
-    assert placement(6, range(8), sysfs) == Placement((0, 1, 2, 3, 4, 5), 6)
-    assert placement(None, [1, 5, 6], sysfs) == Placement((1, 6), 2)  # the others are not allowed
-    with pytest.raises(LonasEdgeError, match="--threads 4: this process may use only 3"):
-        placement(4, [1, 5, 6], sysfs)
+    assert placement(range(8), sysfs) == Placement((0, 1, 2, 3), 4)
+    assert placement([1, 5, 6], sysfs) == Placement((1, 6), 2)  # the others are not allowed
 
 
 def test_load_by_others() -> None:

@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from lonas_edge.bench import machine
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.pipeline import stages
+from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
-from lonas_edge.pipeline.run import compress
+from lonas_edge.pipeline.run import compress, compress_model
+from lonas_edge.pipeline.steps import Step
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 RECOVER = "recover weights<=0.95x"
@@ -343,21 +345,22 @@ def test_two_targets_that_choose_the_same_network(
 def test_a_dry_run_writes_nothing(
     llama: TinySource, tmp_path: Path, data: Path, run_cli: Callable[..., Any], quick: None
 ) -> None:
-    line = ("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--prompt-len", 8, "--dry-run")
-    ran = run_cli(*line, "--json")
-    assert ran.code == 0, ran.err
-    shown = json.loads(ran.out)
+    options = CompressOptions(source=str(llama.base), data=data, output=tmp_path / "out", prompt_len=8, dry_run=True)
+    announced: list[tuple[Sequence[Step], Mapping[str, int]]] = []
+    assert compress_model(options, announce=lambda *given: announced.append(given)) is None
+    [(steps, needed)] = announced
+    seconds = {step.name: step.estimate for step in steps}
     recover = "recover kl<=0.15"  # `auto`
-    assert list(shown["seconds"]) == ["fine-tune", "space", "search", recover, "export kl<=0.15", "baselines", "measure"]
+    names = ["fine-tune", "space", "search", recover, "export kl<=0.15", "baselines", "measure"]
+    assert list(seconds) == names
     # 80 training examples in batches of 16 at 0.1 s; two evaluations of 16 held-out examples at 0.01 s
-    assert shown["seconds"]["fine-tune"] == pytest.approx(5 * 0.1 + 2 * 16 * 0.01, abs=0.05)
+    assert seconds["fine-tune"] == pytest.approx(5 * 0.1 + 2 * 16 * 0.01, abs=0.05)
     # 100,000 tokens of 12 per example are 521 steps of 0.2 s; four evaluations
-    assert shown["seconds"][recover] == pytest.approx(521 * 0.2 + 4 * 16 * 0.01, abs=0.05)
-    assert shown["seconds"]["search"] == pytest.approx(60 * 16 * 0.01)
-    assert shown["seconds"]["measure"] is None
-    assert "--steps 521" in shown["commands"][recover][0]
-    assert shown["memory_bytes"] == 10**9
-    assert shown["disk_bytes"] > 0
-    ran = run_cli(*line)
-    assert recover in ran.err
+    assert seconds[recover] == pytest.approx(521 * 0.2 + 4 * 16 * 0.01, abs=0.05)
+    assert seconds["search"] == pytest.approx(60 * 16 * 0.01)
+    assert seconds["measure"] is None
+    assert "--steps 521" in steps[3].command
+    assert needed["memory_bytes"] == 10**9 and needed["disk_bytes"] > 0
+    ran = run_cli("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--prompt-len", 8, "--dry-run")
+    assert ran.code == 0 and recover in ran.err and "memory 1.0 GB" in ran.err
     assert sorted(tmp_path.iterdir()) == [data]

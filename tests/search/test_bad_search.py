@@ -87,5 +87,5 @@ def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, ref
 
 
 def test_options_without_effect(command: Callable, refused: Callable) -> None:
-    has(refused(command("--prompt-len", "8"), code=2), "--prompt-len: no effect", "nothing is timed")
+    has(refused(command("--prompt-len", "8"), code=2), "--prompt-len has no effect: nothing is timed")
     has(refused(command("--overwrite", "--storage", "sqlite:///x.db"), code=2), "--study NAME")

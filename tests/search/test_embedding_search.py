@@ -65,9 +65,9 @@ def test_a_search(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> Non
     shutil.copytree(source.base, tmp_path / "base")
     source = replace(source, base=tmp_path / "base")
     options = ("--cost", "macs", "--num-prompts", 16, "--evals", 12)
-    ran = run_cli("search", *source.arguments(), "--data", data, "--output", output, *options, "--json")
+    ran = run_cli("search", *source.arguments(), "--data", data, "--output", output, *options)
     assert ran.code == 0, ran.err
-    record, embedded = json.loads(ran.out), Embedded(source, data)
+    record, embedded = json.loads((output / "search.json").read_text()), Embedded(source, data)
     assert record["data"]["template"] == "mean, normalized" and record["units"]["kl"] == "cosine distance"
     assert len(record["evaluations"]) == 12
     for evaluation in record["evaluations"][:4]:

@@ -21,9 +21,9 @@ def test_layers_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) ->
     source = tiny_bert.deep(tiny_bert.source(2), only=True)
     data, out = write_set(tmp_path, "RTE"), tmp_path / "out"
     command = ["search", *source.arguments(), "--data", data, "--output", out, "--num-prompts", 16, "--cost", "macs"]
-    ran = run_cli(*command, "--evals", 8, "--pick", "macs<=0.4x", "--json")
+    ran = run_cli(*command, "--evals", 8, "--pick", "macs<=0.4x")
     assert ran.code == 0, ran.err
-    record = json.loads(ran.out)
+    record = json.loads((out / "search.json").read_text())
     answers = Answers(source, data)
     whole = answers.of([*WHOLE, 1, 1])
     evaluated = {tuple(each["widths"][-2:]): each["quality"] for each in record["evaluations"]}

@@ -27,6 +27,7 @@ class SearchCommand(SearchOptions, SourceOptions):
         None, panel="Device", minimum=1, help="Prompt tokens of a latency.", unset="256; 128 for an encoder"
     )
     new_tokens: int = option(64, panel="Device", minimum=2, help="Generated tokens of a latency.")
+    sampler: str = option("nsga2", panel="Advanced", choices=("nsga2",), help="Sampler of networks: NSGA-II.")
 
 
 @command

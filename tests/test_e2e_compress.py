@@ -127,8 +127,10 @@ def test_a_lora_of_plain_peft(place: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(place / "model")
     expected = held_out_loss(model, tokenizer, lines)
     with model.disable_adapter():
-        assert abs(held_out_loss(model, tokenizer, lines) - expected) > 0.3
-    assert baseline["quality"]["loss"]["value"] == pytest.approx(expected, abs=0.1)  # INT8
+        distance = abs(held_out_loss(model, tokenizer, lines) - expected)
+    assert distance > 0.3
+    # rounding a random adapter to INT8 changes its loss by 0.15 nats, products in bf16 by 0.05
+    assert baseline["quality"]["loss"]["value"] == pytest.approx(expected, abs=distance / 3)
     assert str(openvino_genai.LLMPipeline(place / "of-lora/model", "CPU").generate("3 + 4", max_new_tokens=4))
 
 

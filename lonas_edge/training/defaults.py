@@ -17,7 +17,7 @@ from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.modeling import faster_dtype
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.training.inputs import Inputs
-from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.options import AUTO, TrainOptions
 
 _LARGE = 1e9  # weights of linear layers
 
@@ -96,6 +96,10 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
     architecture = inputs.architecture
     if not inputs.teacher:
         _check_labels(inputs.data, inputs.eval_data)
+    if options.epochs == AUTO and not inputs.eval_data:
+        raise LonasEdgeError("--epochs auto stops by the held-out loss; pass --eval-data FILE, or a number of epochs.")
+    if options.epochs == AUTO and len(inputs.space.stages) > 1:
+        raise LonasEdgeError(f"--epochs auto: {inputs.nncf_config} has stages of its own lengths; pass a number of epochs.")
     if PAIR in inputs.data.kinds and not inputs.teacher and 1 in (options.batch_size, options.micro_batch_size):
         raise LonasEdgeError(
             "A pair is learned by comparing it with the other pairs of a micro-batch; expected at least 2. Raise --batch-size "

@@ -129,6 +129,9 @@ class ElasticTrainer(Trainer):
             else:
                 [loss] = self.network.losses([widths], batches)
         self.log({EVAL_LOSS: loss})
+        if self.schedule.plateau:
+            self.schedule.plateau.add(self.state.global_step, loss)
+            self.state.max_steps = self.schedule.plateau.end
         return {EVAL_LOSS: loss}
 
     def _teacher_logits(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -191,13 +194,15 @@ class InactiveKept:
 class Watch(TrainerCallback):
     """Reports progress, and refuses to save an adapter that is not finite."""
 
-    def __init__(self, report: Progress):
+    def __init__(self, report: Progress, schedule: Schedule):
         """Call `report` after every step, and with every entry of the log."""
-        self._report = report
+        self._report, self._schedule = report, schedule
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Use the intervals of this run; the Trainer would take those of the checkpoint."""
         state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
+        if self._schedule.plateau:
+            state.max_steps = self._schedule.plateau.end
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Report the step, and check the adapter before it is saved."""

@@ -73,9 +73,13 @@ class Job:
         network = self._build_network(order)
         int8_layers = self._decide_int8_layers(network)
         trainer = self._make_trainer(network, int8_layers)
-        if checkpoint and step_of(checkpoint) == self.schedule.steps:  # killed between the last step and the output
-            restore_adapter(network.model, checkpoint)
-            return Trained(network, order, TrainerState.load_from_json(str(checkpoint / STATE)), int8_layers)
+        if checkpoint:
+            state, plateau = TrainerState.load_from_json(str(checkpoint / STATE)), self.schedule.plateau
+            if plateau:
+                plateau.read(state.log_history)
+            if step_of(checkpoint) == (plateau.end if plateau else self.schedule.steps):  # killed before the output
+                restore_adapter(network.model, checkpoint)
+                return Trained(network, order, state, int8_layers)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         evaluated = {entry["step"] for entry in trainer.state.log_history if EVAL_LOSS in entry}
         if trainer.held_out and trainer.state.global_step not in evaluated:
@@ -191,7 +195,7 @@ class Job:
             train_dataset=tokens.examples,
             data_collator=data.collator(tokens.tokenizer),
             optimizers=(optimizer, LambdaLR(optimizer, self.schedule.learning_rate)),
-            callbacks=[Watch(self.report)],
+            callbacks=[Watch(self.report, self.schedule)],
         )
         for noisy in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(noisy)

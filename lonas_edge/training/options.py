@@ -1,13 +1,15 @@
 """Options of a training. No torch: the command line imports this module."""
 
 from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import INTEGER_FORMATS
-from lonas_edge.options import LARGEST_SEED, Names, Options, option
+from lonas_edge.options import LARGEST_SEED, Names, Options, from_text, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -16,6 +18,18 @@ DEPTH_RATE = 0.1  # chance that a drawn sub-network lacks a block; at 0.2 the ma
 EVAL_LOSS = "eval_loss"  # of held-out data, in the Trainer's log
 MOST_EPOCHS = 1e6  # also passes over one of several files
 _LARGEST = 1e6  # far beyond values that learn anything, and a float32
+AUTO: Final = "auto"
+
+
+def _epochs(text: str) -> Any:
+    try:
+        return text if text == AUTO else float(text)
+    except ValueError:
+        raise ValueError(f"expected {AUTO} or a number") from None
+
+
+_Number = Annotated[float, Field(gt=0, le=MOST_EPOCHS)]
+Epochs = Annotated[Literal["auto"] | _Number, from_text(_epochs)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +39,11 @@ class TrainOptions(Options):
     steps: int | None = option(
         None, panel="Training", minimum=1, help="Optimizer steps; stages are scaled.", unset="from --epochs"
     )
-    epochs: float | None = option(
+    epochs: Epochs | None = option(
         None,
         panel="Training",
-        above=0,
-        maximum=MOST_EPOCHS,
-        help="Passes over the data.",
+        metavar="N|auto",
+        help="Passes over the data; auto: until the loss on --eval-data no longer falls, at most 5.",
         unset="the stages of --nncf-config; 3 without it or with --from",
     )
     lr: float | None = option(

@@ -9,7 +9,8 @@ import random
 from dataclasses import dataclass
 
 from lonas_edge.space.search_space import Group, SearchSpace, TrainingStage
-from lonas_edge.training.options import DEPTH_RATE, TrainOptions
+from lonas_edge.training.options import AUTO, DEPTH_RATE, TrainOptions
+from lonas_edge.training.plateau import Plateau
 
 DEFAULT_LR = 1e-3
 DEFAULT_EPOCHS = 3.0
@@ -40,10 +41,11 @@ class Schedule:
     warmup_steps: int  # steps of the linear warm-up
     seed: int  # seed of the draws
     fixed: tuple[int, ...] | None = None  # widths of the one sub-network that is trained; all are drawn from if None
+    plateau: Plateau | None = None  # finds the end of a training with --epochs auto
 
     @property
     def steps(self) -> int:
-        """All optimizer steps."""
+        """All optimizer steps; with --epochs auto at most."""
         return sum(stage.steps for stage in self.stages)
 
     def stage(self, step: int) -> ScheduledStage:
@@ -51,10 +53,12 @@ class Schedule:
         return next((stage for stage in reversed(self.stages) if step >= stage.first), self.stages[0])
 
     def learning_rate(self, step: int) -> float:
-        """Compute lr / 2 · (1 + cos(π t / T)) within the step's stage, times the linear warm-up."""
+        """Compute lr / 2 · (1 + cos(π t / T)) within the step's stage, times the linear warm-up; see `Plateau` for auto."""
         stage = self.stage(step)
-        progress = min(1.0, (step - stage.first) / stage.lr_steps)
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.plateau:
+            return stage.lr * self.plateau.factor(step) * warmup
+        progress = min(1.0, (step - stage.first) / stage.lr_steps)
         return stage.lr * 0.5 * (1 + math.cos(math.pi * progress)) * warmup
 
     def subnetwork(self, step: int) -> tuple[int, ...]:
@@ -83,8 +87,10 @@ def make_schedule(
     default = TrainingStage(epochs=DEFAULT_EPOCHS, train_dims=("width", "depth") if space.has_blocks else ("width",))
     stages = space.stages or (default,)
     total_epochs = sum(stage.epochs for stage in stages)
-    epochs = total_epochs if options.epochs is None else options.epochs
-    steps = options.steps or max(1, round(epochs * math.ceil(examples / options.batch_size)))
+    per_epoch = math.ceil(examples / options.batch_size)
+    plateau = Plateau(per_epoch) if options.epochs == AUTO else None
+    epochs = total_epochs if options.epochs in (None, AUTO) else float(options.epochs)
+    steps = plateau.end if plateau else options.steps or max(1, round(epochs * per_epoch))
     steps_per_epoch = steps / total_epochs
     scheduled: list[ScheduledStage] = []
     epochs, first = 0.0, 0
@@ -100,4 +106,4 @@ def make_schedule(
             )
         first = end
     warmup = options.warmup_steps if options.warmup_steps is not None else min(100, steps // 20)
-    return Schedule(space, tuple(scheduled), warmup, options.seed, fixed)
+    return Schedule(space, tuple(scheduled), warmup, options.seed, fixed, plateau)

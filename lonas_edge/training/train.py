@@ -138,7 +138,7 @@ def _training_arguments(
             logging_nan_inf_filter=False,
             include_num_input_tokens_seen="non_padding",
             eval_strategy="steps" if evaluated else "no",
-            eval_steps=options.eval_steps or tenth,
+            eval_steps=schedule.plateau.every if schedule.plateau else options.eval_steps or tenth,
             eval_on_start=evaluated,
             save_steps=options.save_steps
             or -(-min(200, tenth) // log_steps) * log_steps,  # a checkpoint does not split a log interval

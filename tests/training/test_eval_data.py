@@ -1,5 +1,6 @@
 """Held-out data: their loss, by the oracle, too; how many were also trained on."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from oracle import oracle_logits
 from tiny_models import TinySource
 from training_runs import EXAMPLES, OPTIONS, Tokens, cross_entropy, write_data
 
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.training.inputs import open_inputs, with_eval_data
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.train import train
@@ -45,3 +47,37 @@ def test_evaluating_changes_no_weight(run: Callable[..., Any], llama: TinySource
     train(inputs, tmp_path / "plain", TrainOptions(**OPTIONS))
     first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("evaluated", "plain"))
     assert first == second
+
+
+def test_epochs_auto_ends_by_the_held_out_loss(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Three steps an epoch, each with an evaluation, and at most 15; the rule is written out here."""
+    changes = {"steps": None, "epochs": "auto"}
+    record = run(tmp_path / "out", **changes)
+    losses = {entry.step: entry.loss for entry in record.eval_data.losses}
+    for decay in range(4, 12):
+        epoch, before = [losses[step] for step in range(decay - 2, decay + 1)], [losses[step] for step in range(1, decay - 2)]
+        if min(epoch) >= 0.95 * min(before) or decay == 11:
+            break
+    assert record.steps == decay + math.ceil(decay / 3)
+    rates = {entry.step: entry.learning_rate for entry in record.losses}
+    assert all(rates[step] == pytest.approx(OPTIONS["lr"]) for step in range(3, decay))
+    assert rates[record.steps] < 0.5 * OPTIONS["lr"]
+
+    def stop(step: int, *_: Any) -> None:
+        if step == record.steps - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, LonasEdgeError)):
+        run(tmp_path / "again", report=stop, **changes)
+    assert run(tmp_path / "again", resume=True, **changes).steps == record.steps
+    first, second = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("out", "again"))
+    assert first == second
+
+
+def test_epochs_auto_needs_held_out_data(llama: TinySource, tmp_path: Path) -> None:
+    inputs = open_inputs(str(llama.base), write_data(tmp_path / "data.json"), llama.space)
+    with pytest.raises(LonasEdgeError, match="pass --eval-data FILE, or a number of epochs"):
+        train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, "steps": None, "epochs": "auto"}))
+    for wrong in ("never", "0", -1):
+        with pytest.raises(LonasEdgeError, match="--epochs"):
+            TrainOptions(epochs=wrong)

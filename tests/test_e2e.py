@@ -409,7 +409,7 @@ def test_an_fp32_ir_equals_the_oracle(command_line: CommandLine, oracle: Callabl
 
 @pytest.mark.slow
 def test_eval_equals_stock_lm_eval_and_the_super_network(command_line: CommandLine, tmp_path: Path) -> None:
-    from lonas_edge.evaluate import HARNESS_TASKS
+    from lonas_edge.evaluate.protocols import HARNESS_TASKS
 
     folder, tasks = command_line.searched(*FP32), ["ARC-Easy", "piqa"]
     (tmp_path / "properties.json").write_text(json.dumps(EXACT))

@@ -12,8 +12,9 @@ from lonas_edge.cli.command import SUBNET_UNSET, ModelOptions, ReportOptions, co
 from lonas_edge.cli.terminal import console, progress
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.data.test_sets import TASKS, present_tasks, resolve
-from lonas_edge.evaluate.options import RunOptions
-from lonas_edge.evaluate.protocols import GENERATE, PROMPT_PROTOCOLS, choose_protocol
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.options import METRIC_HELP, METRIC_UNSET, RunOptions
+from lonas_edge.evaluate.protocols import ANSWERS, GENERATE, PROMPT_PROTOCOLS, choose_protocol
 from lonas_edge.options import COMMAS, Names, PathOrName, UserPath, option
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
         metavar="[TARGET]...",
         help="Exported directories, super-adapters, PEFT adapters, checkpoints or base models, compared with the first one.",
     )
+    data: UserPath | None = option(
+        None, metavar="DATA", help="Conversations or instructions, whose last answers are the references."
+    )
+    metric: tuple[str, ...] = option((), metavar="NAME|FILE.py:FUNCTION", repeat=True, help=METRIC_HELP, unset=METRIC_UNSET)
     tasks: Names = option(
         (),
         help="Tasks, commonsense, math, all, or tasks of lm-evaluation-harness (harness:boolq for its own boolq).",
@@ -46,16 +51,18 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
     )
     protocol: str | None = option(
         None,
+        panel="Data",
         choices=tuple(PROMPT_PROTOCOLS),
         help="Generate an answer (as the LoNAS paper does), or rank answer words or option texts.",
         unset="option-text; generate for models trained with the prompt lonas, and for math",
     )
     subnet: Annotated[tuple[PathOrName, ...], COMMAS] = option(
         (),
+        panel="Model",
         help="Sub-networks of super-adapters: heuristic, maximal, minimal, random:SEED, JSON files.",
         unset=SUBNET_UNSET,
     )
-    limit: int | None = option(None, minimum=1, help="Examples per task, a random choice.", unset="all")
+    limit: int | None = option(None, minimum=1, help="Examples of each task or of the data, a random choice.", unset="all")
     prompt: str | None = option(
         None,
         panel="Data",
@@ -75,15 +82,17 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
         yield from super().conflicts()
         if not (self.targets or self.model):
             yield "pass a TARGET, or --model BASE"
+        if self.metric and not self.data:
+            yield "--metric needs --data"
 
 
 @command
 def run(options: EvalCommand) -> None:
     """Measure the accuracy of models, with standard errors and paired differences from the first TARGET.
 
-    Exported directories run in OpenVINO, everything else in PyTorch. Language models get commonsense and math tasks,
-    classifiers GLUE, embedding models STS-B. With --output, the same command continues a killed evaluation, and sample logs
-    are kept.
+    With --data, language models answer its prompts, and metrics compare the answers with its references. Otherwise they get
+    commonsense and math tasks, classifiers GLUE, embedding models STS-B. Exported directories run in OpenVINO, everything
+    else in PyTorch. With --output, the same command continues a killed evaluation, and sample logs are kept.
     """
     references = options.targets or (str(options.model),)
     with progress() as report:
@@ -91,7 +100,14 @@ def run(options: EvalCommand) -> None:
         from lonas_edge.evaluate.targets import open_targets
         from lonas_edge.ir.core import check_device
 
-        used = (*references, options.model, options.nncf_config, options.datasets, *filter(os.path.isfile, options.subnet))
+        used = (
+            *references,
+            options.model,
+            options.nncf_config,
+            options.data,
+            options.datasets,
+            *filter(os.path.isfile, options.subnet),
+        )
         options.check_output(used, _ROOM, resumable=True)  # before a base is downloaded
         report("Opening", None)
         check_device(options.openvino_device)
@@ -113,8 +129,14 @@ def _settings(options: EvalCommand, targets: "Sequence[Target]") -> "EvalSetting
     kind, names, datasets = kind_of_targets(targets), options.tasks or None, options.datasets
     if not kind.generates:
         options.refuse_idle(("protocol", "prompt", "num_beams"), f"a {kind.name} has no prompt template")
+        if options.data:
+            raise LonasEdgeError(f"--data {options.data}: a {kind.name} generates no answers; pass --datasets DIR")
         encodes, tasks = choose_tasks(kind, names, datasets)
         return EvalSettings(tasks, datasets, encodes, limit=options.limit)
+    if options.data:
+        options.refuse_idle(("tasks", "datasets", "protocol", "num_beams"), "--data has its own")
+        metrics = options.metric or ("auto",)
+        return EvalSettings((), None, ANSWERS, options.prompt, limit=options.limit, data=options.data, metrics=metrics)
     known = present_tasks(TASKS, datasets) if names is None else resolve(TASKS, names)
     protocol = choose_protocol(options.protocol, [target.prompt for target in targets], known)
     if not protocol.generates:
@@ -131,6 +153,8 @@ def _print(result: "EvalRecord", output: Path | None) -> None:
     shown = console()
     shown.print(f"Protocol: {report.describe(result)}")
     report.card_table(result).print(shown, turn=True)
+    if classes := report.class_table(result):
+        classes.print(shown)
     if result.differences:
         report.difference_table(result).print(shown)
     shown.print(report.explained(result))

@@ -27,6 +27,11 @@ class Conversation:
     messages: tuple[tuple[str, str], ...]
     place: str = field(default="", compare=False)
 
+    @property
+    def last_answer(self) -> int:
+        """Index of the assistant's last message."""
+        return max(index for index, (role, _) in enumerate(self.messages) if role == "assistant")
+
     def record(self) -> dict[str, Any]:
         """As a record of a data file."""
         return {"messages": [{"role": role, "content": content} for role, content in self.messages]}

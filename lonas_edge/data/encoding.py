@@ -62,15 +62,18 @@ def encode(examples: Sequence[Learned], prompting: Prompting, tokenizer: Any, ma
 
 def encode_prompt(example: Learned, prompting: Prompting, tokenizer: Any, max_length: int) -> list[int]:
     """Tokenize an example without its answer, cut: a prompt, a conversation without its last answer, or a text."""
-    if isinstance(example, Example):
-        text, special = prompting.template.prompt(example), True
-    elif isinstance(example, Texts):
-        text, special = example.texts[0], True
-    else:
-        last = max(index for index, (role, _) in enumerate(example.messages) if role == "assistant")
-        text, special = example.render(tokenizer, prompting.chat or "", last, with_prompt=True), False
+    text, special = prompt_of(example, prompting, tokenizer), not isinstance(example, Conversation)
     ids: list[int] = tokenizer(text, truncation=True, max_length=max_length, add_special_tokens=special)["input_ids"]
     return ids
+
+
+def prompt_of(example: Learned, prompting: Prompting, tokenizer: Any) -> str:
+    """The text of an example before its last answer. A conversation's has its special tokens."""
+    if isinstance(example, Example):
+        return prompting.template.prompt(example)
+    if isinstance(example, Texts):
+        return example.texts[0]
+    return example.render(tokenizer, prompting.chat or "", example.last_answer, with_prompt=True)
 
 
 def _instruction(example: Example, template: Template, tokenizer: Any, max_length: int) -> tuple[list[int], list[bool]]:

@@ -13,7 +13,7 @@ from lonas_edge.data.conversations import Conversation, chat_as_template, chat_t
 from lonas_edge.data.encoding import IGNORED, Learned, Prompting, collate_tokens, encode, encode_prompt
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task, widen
-from lonas_edge.data.templates import CHAT, TEMPLATES, Example, choose_prompt
+from lonas_edge.data.templates import CHAT, PROMPTS, TEMPLATES, Example, PromptRecord, choose_prompt
 from lonas_edge.data.texts import TEXT, Texts, describe, read_records
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import CAUSAL_LM, ModelKind
@@ -67,6 +67,26 @@ def _example(kind: str, record: Any, place: str) -> Learned:
     return Example(record["instruction"], record.get("input") or "", record["output"])
 
 
+def prompting_of(name: str, record: PromptRecord, tokenizer: Any) -> Prompting:
+    """The template of a name; that of the adapter's training wins where it has this name."""
+    same = record.template if record.template and record.template.name == name else None
+    if name != CHAT:
+        return Prompting(same or {**PROMPTS, **TEMPLATES}[name])
+    folder = Path(tokenizer.name_or_path)
+    chat = record.chat or chat_template_of(tokenizer, folder)
+    return Prompting(same or chat_as_template(chat, tokenizer, folder), chat)
+
+
+def question_and_reference(example: Learned) -> tuple[str, str]:
+    """The prompt of an example as text, and its last answer; a text has none."""
+    if isinstance(example, Texts):
+        return example.texts[0], ""
+    if isinstance(example, Example):
+        return "\n\n".join(filter(None, (example.instruction, example.input))), example.output
+    before, (_, answer) = example.messages[: example.last_answer], example.messages[example.last_answer]
+    return "\n\n".join(f"{role}: {content}" for role, content in before), answer
+
+
 @dataclass(frozen=True)
 class LanguageTask(Task):
     """Predict the next token at each learned position: cross-entropy, and KL from another network."""
@@ -90,14 +110,7 @@ class LanguageTask(Task):
         return task
 
     def prompting(self, tokenizer: Any) -> Prompting:
-        """The template of the prompt's name; that of the adapter's training wins where it has this name."""
-        name, record = self.description, self.options.record
-        same = record.template if record.template and record.template.name == name else None
-        if name != CHAT:
-            return Prompting(same or TEMPLATES[name])
-        folder = Path(tokenizer.name_or_path)
-        chat = record.chat or chat_template_of(tokenizer, folder)
-        return Prompting(same or chat_as_template(chat, tokenizer, folder), chat)
+        return prompting_of(self.description, self.options.record, tokenizer)
 
     @property
     def description(self) -> str:

@@ -65,7 +65,7 @@ class LoggedTarget:
 
     def __init__(self, target: Target, log: AnswerLog):
         """Remember the target; nothing is loaded yet."""
-        self.target, self._log = target, log
+        self.target, self._log, self._identity = target, log, json_sha256(target.identity)
         self._model: Any = None
         self.answered, self.seconds = 0, 0.0
 
@@ -77,7 +77,7 @@ class LoggedTarget:
             prompts: Number of prompts.
             run: Computes the answers with the loaded model.
         """
-        batch = json_sha256([self.target.name, requests])
+        batch = json_sha256([self._identity, requests])
         if batch in self._log.answers:
             return self._log.answers[batch]
         self._model = self._model or self.target.load()

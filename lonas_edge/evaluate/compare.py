@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,12 @@ class Answers:
     given: np.ndarray  # words, numbers of choices, or cosines
     labels: np.ndarray | None = None  # where the metric is another one of GLUE's than accuracy
     metric: str = ACCURACY
+    unit: float = 100  # of a score in reports: points
 
     def at(self, kept: np.ndarray) -> "Answers":
         """Select the answers to some of the questions."""
         labels = None if self.labels is None else self.labels[kept]
-        return Answers(self.task, self.samples[kept], self.correct[kept], self.given[kept], labels, self.metric)
+        return replace(self, samples=self.samples[kept], correct=self.correct[kept], given=self.given[kept], labels=labels)
 
     def score(self, drawn: Any = slice(None)) -> float:
         """Compute the metric, optionally on drawn questions."""
@@ -59,7 +60,7 @@ class Difference:
     target: str
     against: str
     scope: str  # a task, or `average` for the mean over the tasks
-    points: float  # difference of accuracy (of the task's metric) in percentage points
+    points: float  # difference of accuracy (of the task's metric) in percentage points; of a user's metric in its own unit
     half_width_95: float | None  # half of the 95 % interval
     only_target: int  # questions that only `target` answers correctly, or nearer to the label, or with a higher nDCG
     only_against: int
@@ -85,14 +86,16 @@ class EvalRecord(Record):
     conditions: Conditions
 
 
-def compare(target: str, ours: Sequence[Answers], against: str, theirs: Sequence[Answers]) -> list[Difference]:
+def compare(
+    target: str, ours: Sequence[Answers], against: str, theirs: Sequence[Answers], average: bool = True
+) -> list[Difference]:
     """Compare the answers of a model (`ours`) with those of a reference, task by task and on average over several tasks."""
     known = {answers.task: answers for answers in theirs}
     differences = []
     for answers in ours:
         if answers.task in known and (difference := _difference(target, answers, against, known[answers.task])):
             differences.append(difference)
-    return [*differences, _average(differences)] if len(differences) > 1 else differences
+    return [*differences, _average(differences)] if average and len(differences) > 1 else differences
 
 
 def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Difference | None:
@@ -103,7 +106,7 @@ def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Di
     ours, theirs = ours.at(here), theirs.at(there)
     differences = ours.correct - theirs.correct
     if ours.labels is None:
-        points, error = 100 * float(differences.mean()), standard_error(differences)
+        points, error = ours.unit * float(differences.mean()), standard_error(differences)
     else:
         points = 100 * (ours.score() - theirs.score())
         error = bootstrap_error(lambda drawn: ours.score(drawn) - theirs.score(drawn), count)
@@ -113,7 +116,7 @@ def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Di
         against=against,
         scope=ours.task,
         points=points,
-        half_width_95=None if error is None or only_target + only_against == 0 else 100 * Z_95 * error,
+        half_width_95=None if error is None or only_target + only_against == 0 else ours.unit * Z_95 * error,
         only_target=only_target,
         only_against=only_against,
         mcnemar_p=sign_test(only_target, only_against),

@@ -12,15 +12,14 @@ from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 from transformers.utils.logging import disable_progress_bar
 
-from lonas_edge.data.conversations import chat_as_template, chat_template_of
+from lonas_edge.data.language import prompting_of
 from lonas_edge.data.templates import CHAT, Template
 from lonas_edge.data.test_sets import TASKS, resolve, unknown_task
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.answers import BatchedLM, LoggedTarget
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.options import EvalSettings
-from lonas_edge.evaluate.protocols import GENERATE, PromptProtocol
+from lonas_edge.evaluate.protocols import GENERATE, HARNESS_TASKS, PromptProtocol
 from lonas_edge.evaluate.results import SHARES, Metric, SkippedSample, TaskResult
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.progress import Progress
@@ -116,8 +115,7 @@ class LanguageEvaluation:
         """Make a prompt template of a chat template: that of the training, or the model's own."""
         if self.protocol.prompt or (self.settings.prompt or target.prompt) != CHAT:
             return None
-        where = Path(target.name)
-        return target.template or chat_as_template(chat_template_of(target.tokenizer, where), target.tokenizer, where)
+        return prompting_of(CHAT, target.record, target.tokenizer).template
 
     def _load_tasks(self, target: Target) -> dict[str, Any]:
         """Load our own definitions with this evaluation's data, prompt and beams."""

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from pydantic.dataclasses import dataclass
 
+from lonas_edge.evaluate.answer_metrics import identity
 from lonas_edge.evaluate.protocols import CLASSIFY, Protocol
+from lonas_edge.files import sha256
 from lonas_edge.options import Options, from_text, option
 
 
@@ -18,6 +20,8 @@ def _parse_property(text: str) -> tuple[str, str]:
     return name, value
 
 
+METRIC_UNSET = "json if all references are JSON objects, exact-match if they are short, else rouge-l"
+METRIC_HELP = "Metric of generated answers: exact-match, json, token-f1, rouge-l, chrf, or a function in a Python file."
 Properties = tuple[Annotated[tuple[str, str], from_text(_parse_property)], ...]  # of the OpenVINO runtime
 
 
@@ -63,6 +67,9 @@ class EvalSettings:
     num_beams: int | None = None  # the protocol's own number when None
     limit: int | None = None  # samples of each task, a seeded choice; all when None
     seed: int = 0  # seed of that choice
+    data: Path | None = None  # a data file, whose prompts are answered instead of tasks
+    metrics: tuple[str, ...] = ()  # of these answers
+    skips_empty: bool = False  # whether examples without a reference are left out; else they are refused
 
     @property
     def beams(self) -> int | None:
@@ -73,7 +80,8 @@ class EvalSettings:
     def identity(self) -> dict[str, Any]:
         """Everything except the targets that answers depend on."""
         names = {"tasks": list(self.tasks), "protocol": self.protocol.name, "prompt": self.prompt, "num_beams": self.beams}
-        return {**names, "limit": self.limit, "seed": self.seed}
+        data = {"data": sha256(self.data), "metrics": [identity(name) for name in self.metrics]} if self.data else {}
+        return {**names, **data, "limit": self.limit, "seed": self.seed}
 
     def choose(self, task: str, count: int) -> list[int]:
         """Choose indices of a task's samples, by the seed and the task's name alone."""

@@ -18,6 +18,7 @@ from lonas_edge.data.templates import PROMPTS, REFERENCE, Example, Template, eva
 from lonas_edge.data.test_sets import COMMONSENSE, EXPECTED, MATH, TASKS, CommonsenseTestSet, TestSet
 from lonas_edge.errors import raise_all
 
+HARNESS_TASKS = Path(__file__).parent / "harness_tasks"  # for `lm_eval --include_path`, too
 SIMILARITY = "STS-B"  # GLUE's task that embedding models have, too
 Sample = dict[str, Any]
 Document = dict[str, Any]  # a question for the harness's definitions
@@ -129,6 +130,14 @@ class EncoderProtocol(Protocol):
         return f"{self.name}: {self.reported}; {'; '.join(judged)}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerProtocol(Protocol):
+    """How answers to the prompts of a data file are evaluated: against the references in it."""
+
+    def describe(self, num_beams: int | None, tasks: Mapping[str, Iterable[str]]) -> str:
+        return f"{self.reported}, {', '.join(tasks)}"
+
+
 _TITLES = {
     "acc": "accuracy",
     "f1": "F1",
@@ -155,8 +164,9 @@ OPTION_TEXT = PromptProtocol(
 )
 CLASSIFY = EncoderProtocol(name="classify", reported="GLUE's development sets")
 EMBED = EncoderProtocol(name="embed", reported="cosines of embeddings")
+ANSWERS = AnswerProtocol(name="answers", reported="greedy answers", num_beams=1)
 PROMPT_PROTOCOLS = {protocol.name: protocol for protocol in (GENERATE, ANSWER_WORD, OPTION_TEXT)}
-PROTOCOLS: Mapping[str, Protocol] = {**PROMPT_PROTOCOLS, **{each.name: each for each in (CLASSIFY, EMBED)}}
+PROTOCOLS: Mapping[str, Protocol] = {**PROMPT_PROTOCOLS, **{each.name: each for each in (CLASSIFY, EMBED, ANSWERS)}}
 
 
 def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterable[str]) -> PromptProtocol:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lonas_edge.data.test_sets import TASKS
 from lonas_edge.evaluate.compare import AVERAGE, EvalRecord
-from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, PROTOCOLS
+from lonas_edge.evaluate.protocols import ANSWERS, CLASSIFY, EMBED, PROTOCOLS
 from lonas_edge.tables import Table
 
 SampleLogs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # by target and task
@@ -25,12 +25,14 @@ _OF_EMBEDDINGS = (
     "First metric of each task in percent ± standard error (STS-B by bootstrap). "
     "A pair of STS-B counts as correct only for the model that ranks it nearer to its label's rank. "
 )
-_EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS}
+_OF_ANSWERS = "Mean over the answers ± standard error, in percent; a metric of your own in its unit. "
+_EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS, ANSWERS.name: _OF_ANSWERS}
 
 
 def explained(record: EvalRecord) -> str:
     """Explain the figures."""
-    return _EXPLAINED.get(record.protocol, _ACCURACY) + _SIZES
+    sizes = _SIZES if any(target.sizes for target in record.targets) else ""
+    return f"{_EXPLAINED.get(record.protocol, _ACCURACY)}{sizes}".strip()
 
 
 def describe(record: EvalRecord) -> str:
@@ -42,7 +44,8 @@ def describe(record: EvalRecord) -> str:
         prompts = " or ".join(sorted({target.prompt for target in record.targets} - {""}))
         parts.append(PROTOCOLS[record.protocol].describe(record.num_beams, own) + (f"; prompt {prompts}" if prompts else ""))
     parts += [f"{task.task}: {task.metric}, as lm-evaluation-harness defines it" for task in tasks if task.harness]
-    parts += [f"{record.limit} samples of each task, seed {record.seed}"] if record.limit is not None else []
+    each = "" if record.protocol == ANSWERS.name else " of each task"
+    parts += [f"{record.limit} samples{each}, seed {record.seed}"] if record.limit is not None else []
     return "; ".join(parts)
 
 
@@ -51,50 +54,62 @@ def _heading(scope: str) -> str:
 
 
 def card_table(record: EvalRecord) -> Table:
-    """The card's table: one row for each target, with its prompt where they differ."""
-    prompts = {target.prompt for target in record.targets}
-    rows = [
-        [
-            f"{target.name} ({target.precision}{f', prompt {target.prompt}' if len(prompts) > 1 else ''})",
-            f"{target.sizes.linear_weights / 1e9:.3g}B" if target.sizes else "–",
-            f"{target.sizes.macs / 1e12:.2g}" if target.sizes else "–",
-            *(percent(task.accuracy, task.accuracy_stderr) for task in target.tasks),
-            percent(target.average, target.average_stderr),
-        ]
-        for target in record.targets
-    ]
-    return Table(
-        ["Method", "Total params", "TFLOPs", *(_heading(task.task) for task in record.targets[0].tasks), "Average"], rows
-    )
+    """The card's table: one row for each target, with its prompt where they differ, and sizes where they are known."""
+    prompts, averages = {target.prompt for target in record.targets}, record.protocol != ANSWERS.name
+    sized = any(target.sizes for target in record.targets)
+    rows = []
+    for target in record.targets:
+        row = [f"{target.name} ({target.precision}{f', prompt {target.prompt}' if len(prompts) > 1 else ''})"]
+        if sized:
+            row.append(f"{target.sizes.linear_weights / 1e9:.3g}B" if target.sizes else "–")
+            row.append(f"{target.sizes.macs / 1e12:.2g}" if target.sizes else "–")
+        row += [percent(task.accuracy, task.accuracy_stderr, 1 if task.share else 3) for task in target.tasks]
+        rows.append([*row, percent(target.average, target.average_stderr)] if averages else row)
+    headings = [_heading(task.task) for task in record.targets[0].tasks] + ["Average"] * averages
+    return Table(["Method", *(["Total params", "TFLOPs"] if sized else []), *headings], rows)
 
 
-def percent(value: float | None, error: float | None) -> str:
-    """A value with its standard error, both in percentage points; a dash where there is none."""
+def percent(value: float | None, error: float | None, digits: int = 1) -> str:
+    """A value with its standard error, mostly both in percentage points; a dash where there is none."""
     if value is None:
         return "–"
-    return f"{value:.1f}" if error is None else f"{value:.1f} ± {error:.1f}"
+    return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def difference_table(record: EvalRecord, every: bool = False) -> Table:
     """Differences of each target from the first: of the average, or of the only task; or all of them."""
     headings = ("", "Accuracy Δ (points)", "95 % interval", "only this correct : only that", "McNemar p", "same answers")
-    rows = []
+    rows, units = [], {task.task: 1 if task.share else 3 for task in record.targets[0].tasks}
     for name in dict.fromkeys(difference.target for difference in record.differences):
         own = [difference for difference in record.differences if difference.target == name]
         averages = [] if every else [difference for difference in own if difference.scope == AVERAGE]
         for difference in averages or own:
             half, points = difference.half_width_95, difference.points
-            interval = "–" if half is None else f"{points - half:+.1f} … {points + half:+.1f}"
+            digits = units.get(difference.scope, 1)
+            interval = "–" if half is None else f"{points - half:+.{digits}f} … {points + half:+.{digits}f}"
             counts = f"{difference.only_target} : {difference.only_against}"
-            scope = f", {_heading(difference.scope)}" if every else ""
-            cells = [f"{points:+.1f}", interval, counts, f"{difference.mcnemar_p:.2g}", f"{difference.identical:.1%}"]
+            scope = f", {_heading(difference.scope)}" if every or len(averages or own) > 1 else ""
+            cells = [f"{points:+.{digits}f}", interval, counts, f"{difference.mcnemar_p:.2g}", f"{difference.identical:.1%}"]
             rows.append([name + scope, *cells])
     return Table(headings, rows, f"Accuracy compared with {record.targets[0].name}, on the same questions")
+
+
+def class_table(record: EvalRecord) -> Table | None:
+    """The accuracy of each target in each class of a classification; None without classes."""
+    first = record.targets[0].tasks[0]
+    rows = [
+        [name, f"{count:,}", *(f"{target.tasks[0].classes.get(name, (0, 0.0))[1]:.1f}" for target in record.targets)]
+        for name, (count, _) in first.classes.items()
+    ]
+    title = f"{first.metric} of each class, percent"
+    return Table(["class", "examples", *(target.name for target in record.targets)], rows, title) if rows else None
 
 
 def markdown(record: EvalRecord) -> str:
     """The complete report as Markdown."""
     lines = ["# Evaluation", "", f"Protocol: {describe(record)}.", "", *card_table(record).to_markdown(), ""]
+    if classes := class_table(record):
+        lines += [f"{classes.title}:", "", *classes.to_markdown(), ""]
     if record.differences:
         differences = difference_table(record, every=True)
         lines += [f"{differences.title}:", "", *differences.to_markdown(), ""]
@@ -137,6 +152,8 @@ def write(record: EvalRecord, samples: SampleLogs, folder: Path) -> None:
         logs = folder / "samples" / _file_name(target)
         logs.mkdir(parents=True)
         for task, entries in tasks.items():
+            if not entries:  # metrics of a data file share the log of the first
+                continue
             lines = (json.dumps(sample, default=handle_non_serializable, ensure_ascii=False) for sample in entries)
             (logs / f"samples_{_file_name(task)}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 

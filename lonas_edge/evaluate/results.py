@@ -2,9 +2,10 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
+from lonas_edge.bench.statistics import Z_95, Interval
 from lonas_edge.space.subnetwork import Sizes
 
 SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of correct answers; a task's first one counts
@@ -41,13 +42,22 @@ class TaskResult:
     skipped: tuple[SkippedSample, ...]
     metrics: dict[str, Metric]
     harness: bool  # whether it is one of the harness's own tasks, to which the protocol does not apply
+    share: bool = True  # whether its accuracy is in percent
+    classes: dict[str, tuple[int, float]] = field(default_factory=dict)  # examples and accuracy by class
 
     @classmethod
-    def of(cls, task: str, metric: str, metrics: Mapping[str, Metric], **others: Any) -> Self:
-        """Make a result from all metrics of a task and the name of the one that counts."""
-        unit, counted = 100 if metric in _IN_PERCENT else 1, metrics[metric]
+    def of(cls, task: str, metric: str, metrics: Mapping[str, Metric], share: bool | None = None, **others: Any) -> Self:
+        """Make a result from a task's metrics and the name of the one that counts; `share` has that in percent."""
+        share, counted = metric in _IN_PERCENT if share is None else share, metrics[metric]
+        unit = 100 if share else 1
         error = None if counted.stderr is None else unit * counted.stderr
-        return cls(task, metric, unit * counted.value, error, metrics=dict(metrics), **others)
+        return cls(task, metric, unit * counted.value, error, metrics=dict(metrics), share=share, **others)
+
+    @property
+    def interval(self) -> Interval:
+        """The accuracy with its 95 % interval, by a normal distribution."""
+        half = Z_95 * (self.accuracy_stderr or 0.0)
+        return Interval(self.accuracy, self.accuracy - half, self.accuracy + half)
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class TargetResult:
     answered: int  # prompts evaluated in this run; the others were in earlier ones
     seconds: float
     identity: dict[str, Any]  # what its results depend on: hashes of files, sub-network, properties, versions
+    metrics: dict[str, Interval] = field(default_factory=dict)  # the accuracy by task, or by metric of a data file
 
 
 def averaged(tasks: Sequence[TaskResult]) -> tuple[float | None, float | None]:

@@ -7,8 +7,9 @@ from typing import Protocol
 
 from lonas_edge.evaluate import protocols
 from lonas_edge.evaluate.answers import FILE, AnswerLog, LoggedTarget
-from lonas_edge.evaluate.compare import EvalRecord, TaskAnswers, compare
+from lonas_edge.evaluate.compare import Difference, EvalRecord, TaskAnswers, compare
 from lonas_edge.evaluate.encoder_sets import EncoderEvaluation
+from lonas_edge.evaluate.generated import AnswerEvaluation
 from lonas_edge.evaluate.language import LanguageEvaluation
 from lonas_edge.evaluate.options import EvalSettings
 from lonas_edge.evaluate.report import SampleLogs, write
@@ -38,6 +39,7 @@ class Evaluation(Protocol):
 EVALUATIONS: Mapping[type[protocols.Protocol], Callable[[EvalSettings, Progress], Evaluation]] = {
     protocols.PromptProtocol: LanguageEvaluation,
     protocols.EncoderProtocol: EncoderEvaluation,
+    protocols.AnswerProtocol: AnswerEvaluation,
 }
 
 
@@ -75,7 +77,9 @@ def evaluate(
         target.close()
     comparable = {name: [task.answers for task in tasks if task.answers] for name, tasks in answers.items()}
     first, *others = comparable
-    differences = [each for name in others for each in compare(name, comparable[name], first, comparable[first])]
+    average, differences = results[0].average is not None, list[Difference]()
+    for name in others:
+        differences += compare(name, comparable[name], first, comparable[first], average)
     processor = openvino_core().get_property("CPU", "FULL_DEVICE_NAME").strip()
     record = EvalRecord(
         protocol=settings.protocol.name,
@@ -101,6 +105,7 @@ def _result(logged: LoggedTarget, prompt: str, tasks: Sequence[TaskAnswers]) -> 
         average=average,
         average_stderr=error,
         tasks=results,
+        metrics={task.task: task.interval for task in results},
         answered=logged.answered,
         seconds=logged.seconds,
         identity=target.identity,

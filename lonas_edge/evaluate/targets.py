@@ -1,7 +1,7 @@
 """TARGETs of an evaluation: exported directories, sub-networks of super-adapters, base models; opened without their weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.data.templates import CHAT, Template, choose_prompt
+from lonas_edge.data.templates import PromptRecord, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.encoders import ir_encoder, torch_encoder
 from lonas_edge.evaluate.options import RunOptions
@@ -62,7 +62,7 @@ class Target:
     base: Path | None = None  # the base model's directory, where it is not the target itself
     outputs: tuple[str, ...] = ()  # names of a classifier's outputs
     pooling: Pooling | None = None  # of an embedding model, with the longest text
-    template: Template | None = None  # the prompt `chat`; by the tokenizer's chat template when None
+    record: PromptRecord = field(default_factory=PromptRecord)  # the prompts of its training
     close: Callable[[], None] = lambda: None  # releases what it shares with others; call it once, after the last answer
 
     @property
@@ -172,8 +172,9 @@ def _subnetworks(source: Source, subnets: Sequence[str | None], run: RunOptions)
     files |= {"search_space": source.space.hash} if elastic else {}
     files |= {"adapter": _hash_files(source.adapter.folder)} if source.adapter else {}
     trained = source.training.prompt if source.training else None
-    recorded = trained.name if trained else None
-    prompt = choose_prompt(recorded=recorded, search_space=source.space.hash if source.adapter else None)
+    prompt = choose_prompt(
+        recorded=trained.name if trained else None, search_space=source.space.hash if source.adapter else None
+    )
     config = {**read_config(base), **(source.head or {})}
 
     @cache
@@ -192,7 +193,7 @@ def _subnetworks(source: Source, subnets: Sequence[str | None], run: RunOptions)
         name, own = f"{source_name}:{chosen.name}" if elastic else source_name, {**files, "widths": list(chosen.widths)}
         load = partial(activate, chosen.widths)
         target = _in_torch(name, base, load, own, source.sizes(chosen), prompt, config, source.pooling, run)
-        targets.append(replace(target, base=base, template=trained if recorded == CHAT else None))
+        targets.append(replace(target, base=base, record=source.prompt_record))
     return [*targets[:-1], replace(targets[-1], close=network.cache_clear)]
 
 

@@ -40,7 +40,7 @@ REQUESTS = [
 
 
 def batched(path: Path, model: LM, size: int = 2, target: str = "target") -> BatchedLM:
-    fake: Any = SimpleNamespace(name=target, batch_size=size, load=lambda: model)
+    fake: Any = SimpleNamespace(identity={"name": target}, name=target, batch_size=size, load=lambda: model)
     return BatchedLM(LoggedTarget(fake, AnswerLog(path)), lambda *_: None)
 
 
@@ -89,3 +89,12 @@ def test_options_of_a_prompt_stay_together_and_floats_are_kept_exactly(tmp_path:
     expected = batched(tmp_path / "log", model).loglikelihood(requests)
     assert [len(batch) for batch in model.batches] == [6, 6, 3]
     assert batched(tmp_path / "log", Recorder(dies_at=0)).loglikelihood(requests) == expected
+
+
+def test_answers_of_a_changed_target_are_not_used(tmp_path: Path) -> None:
+    """A target of the same name with other files answers anew."""
+    log, calls = AnswerLog(tmp_path / "answers.jsonl"), []
+    for files in ("a", "b", "a"):
+        target: Any = SimpleNamespace(name="model", identity={"files": files}, load=object)
+        LoggedTarget(target, log).answers(["prompt"], 1, lambda _model, files=files: [calls.append(files)])
+    assert calls == ["a", "b"]

@@ -9,9 +9,8 @@ import yaml
 
 from lonas_edge.data.test_sets import TASKS
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate import HARNESS_TASKS
 from lonas_edge.evaluate.options import EvalSettings
-from lonas_edge.evaluate.protocols import PROMPT_PROTOCOLS, choose_protocol
+from lonas_edge.evaluate.protocols import HARNESS_TASKS, PROMPT_PROTOCOLS, choose_protocol
 
 DATA = Path(__file__).parent / "data"
 INSTRUCTION = (

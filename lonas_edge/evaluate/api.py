@@ -1,0 +1,64 @@
+"""`lonas_edge.evaluate`, `eval --data` as a function."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from lonas_edge.evaluate.answer_metrics import AUTO
+from lonas_edge.evaluate.compare import EvalRecord
+from lonas_edge.evaluate.options import EvalSettings, RunOptions
+from lonas_edge.evaluate.protocols import ANSWERS
+from lonas_edge.evaluate.report import markdown
+from lonas_edge.evaluate.run import evaluate_into
+from lonas_edge.evaluate.targets import open_targets
+from lonas_edge.output import OutputDirectory
+from lonas_edge.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Evaluation(EvalRecord):
+    """The record of an evaluation; a notebook shows its report."""
+
+    def _repr_markdown_(self) -> str:
+        return markdown(self)
+
+
+def evaluate(
+    *targets: str | Path,
+    data: str | Path,
+    metric: str | Sequence[str] = AUTO,
+    model: str | Path | None = None,
+    limit: int | None = None,
+    prompt: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Answer the prompts of a data file with language models, and score the answers against its references.
+
+    Args:
+        targets: Exported directories, adapters, checkpoints or base models, compared with the first one.
+        data: Conversations or instructions.
+        metric: One or several metrics by name, or FILE.py:FUNCTION.
+        model: Base model of adapters.
+        limit: Number of examples, a random choice; all by default.
+        prompt: Name of the template of instructions; that of the training by default.
+        output: Directory for report and sample log, from which a killed evaluation continues.
+        overwrite: Whether to replace an existing output.
+        progress: Called with what is being done, and the share that is done where known.
+
+    Returns:
+        The record, as written to `eval.json`: `record.targets[0].metrics["json"].value`.
+
+    Raises:
+        LonasEdgeError: If inputs do not fit, or a metric fails.
+    """
+    references, base = [str(target) for target in targets], str(model) if model else None
+    opened = open_targets(references, [None], RunOptions(), base)
+    names = (metric,) if isinstance(metric, str) else tuple(metric)
+    settings = EvalSettings((), None, ANSWERS, prompt, limit=limit, data=Path(data), metrics=names)
+    directory = OutputDirectory(Path(output), overwrite, [*references, data, base]) if output else None
+    if directory:
+        directory.check(0, resumable=True)
+    record = evaluate_into(directory, opened, settings, progress)
+    return Evaluation(**{field.name: getattr(record, field.name) for field in fields(record)})

@@ -1,0 +1,119 @@
+"""Answers to the prompts of a data file, generated greedily and scored against its references: `eval --data`."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from lm_eval.api.instance import Instance
+
+from lonas_edge.bench.statistics import standard_error
+from lonas_edge.data.conversations import Conversation
+from lonas_edge.data.encoding import prompt_of
+from lonas_edge.data.language import prompting_of, question_and_reference, read_examples
+from lonas_edge.data.templates import CHAT
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.evaluate.answer_metrics import EXACT_MATCH, choose_metric
+from lonas_edge.evaluate.answers import BatchedLM, LoggedTarget
+from lonas_edge.evaluate.compare import Answers, TaskAnswers
+from lonas_edge.evaluate.options import EvalSettings
+from lonas_edge.evaluate.results import Metric, SkippedSample, TaskResult
+from lonas_edge.evaluate.targets import Target
+from lonas_edge.progress import Progress
+
+_ROOM, _FEWEST = 2, 32  # an answer may have twice the tokens of the longest reference, and 32 at least
+
+
+class AnswerEvaluation:
+    """Evaluates language models on a data file."""
+
+    def __init__(self, settings: EvalSettings, _progress: Progress):
+        """Read the file, and choose examples and metrics.
+
+        Raises:
+            LonasEdgeError: If examples have no reference (all are listed), or there is no such metric.
+        """
+        assert settings.data
+        path, self._prompt = settings.data, settings.prompt
+        _, examples = read_examples(path)
+        chosen = settings.choose(path.stem, len(examples))
+        references = {index: question_and_reference(examples[index])[1] for index in chosen}
+        empty = [index for index, text in references.items() if not text.strip()]
+        if not settings.skips_empty or len(empty) == len(references):
+            problems = [f"example {index + 1}" for index in empty]
+            raise_all(f"{path}: the reference answer is empty:", problems, "Expected examples that end with an answer.")
+        self.task, self._references = path.stem, {index: text for index, text in references.items() if index not in empty}
+        self._examples = {index: examples[index] for index in self._references}
+        metrics = [choose_metric(name, list(self._references.values())) for name in settings.metrics]
+        self._metrics = list({metric.name: metric for metric in metrics}.values())
+
+    def check(self, targets: Sequence[Target]) -> None:
+        """Make each target's prompts, which fails where its chat template refuses them."""
+        for target in targets:
+            self._prompts(target)
+
+    def prompt_of(self, target: Target) -> str:
+        """Return the name of the prompt template."""
+        conversations = any(isinstance(example, Conversation) for example in self._examples.values())
+        return CHAT if conversations else self._prompt or target.prompt
+
+    def run(self, logged: LoggedTarget, progress: Progress) -> list[TaskAnswers]:
+        """Evaluate a target. Prompts that leave no room for an answer are skipped, never cut."""
+        target, prompts, skipped = logged.target, self._prompts(logged.target), list[SkippedSample]()
+        encoded = target.tokenizer(list(self._references.values()), add_special_tokens=False)["input_ids"]
+        limit = min(max(_FEWEST, _ROOM * max(map(len, encoded))), target.max_length // 2)
+        for index, prompt in list(prompts.items()):
+            tokens = len(target.tokenizer(prompt)["input_ids"]) + limit
+            if tokens > target.max_length:
+                skipped.append(SkippedSample(self.task, index, tokens, target.max_length))
+                del prompts[index]
+        if not prompts:
+            raise LonasEdgeError(f"{target.name}: no prompt of {self.task} fits the context of {target.max_length} tokens")
+        options = {"until": [], "max_gen_toks": limit, "do_sample": False}
+        requests = [
+            Instance("generate_until", {}, (prompt, options), 0, (self.task, index, 1)) for index, prompt in prompts.items()
+        ]
+        model = BatchedLM(logged, lambda name, done: progress(f"{target.name}  {name}", done))
+        answers = [text.strip() for text in model.generate_until(requests)]
+        return self._score(dict(zip(prompts, answers, strict=True)), skipped)
+
+    def _prompts(self, target: Target) -> dict[int, str]:
+        prompting = prompting_of(self.prompt_of(target), target.record, target.tokenizer)
+        return {index: prompt_of(example, prompting, target.tokenizer) for index, example in self._examples.items()}
+
+    def _score(self, answers: Mapping[int, str], skipped: Sequence[SkippedSample]) -> list[TaskAnswers]:
+        """Score the answers; each metric has a result of its own, and the first one the sample log."""
+        texts, references = list(answers.values()), [self._references[index] for index in answers]
+        pairs = list(zip(texts, references, strict=True))
+        functions = {name: score for metric in self._metrics for name, score in metric.figures.items()}
+        rows = {name: np.array([score(*pair) for pair in pairs]) for name, score in functions.items()}
+        samples = [
+            {"doc_id": index, "reference": reference, "answer": answer, **{name: float(row[at]) for name, row in rows.items()}}
+            for at, (index, answer, reference) in enumerate(zip(answers, texts, references, strict=True))
+        ]
+        results, given = list[TaskAnswers](), np.array(texts, dtype=object)
+        for metric in self._metrics:
+            for name in metric.figures:
+                value = {name: Metric(float(rows[name].mean()), standard_error(rows[name]))}
+                result = TaskResult.of(
+                    name,
+                    name,
+                    value,
+                    metric.share,
+                    questions=len(texts),
+                    skipped=tuple(skipped),
+                    harness=False,
+                    classes=_classes(name, references, rows[name]),
+                )
+                unit = 100 if metric.share else 1
+                compared = Answers(name, np.array([*answers]), rows[name], given, unit=unit)
+                results.append(TaskAnswers(result, [] if results else samples, compared))
+        return results
+
+
+def _classes(name: str, references: Sequence[str], scores: np.ndarray) -> dict[str, tuple[int, float]]:
+    """Examples and accuracy in percent by class, where the references are few and occur often, as those of classes do."""
+    counts = Counter(references)
+    if name != EXACT_MATCH or len(counts) ** 2 > len(references):
+        return {}
+    found = np.array(references)
+    return {each: (count, 100 * float(scores[found == each].mean())) for each, count in sorted(counts.items())}

@@ -1,0 +1,153 @@
+"""`eval --data`: answers as plain transformers generate them, scores as the definitions of the metrics give them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import TinyModels, TinySource
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lonas_edge
+from lonas_edge.evaluate.compare import EvalRecord
+from lonas_edge.exporting.export import ExportOptions, export
+
+TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+TEMPLATE = TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
+F32 = ("--property", "INFERENCE_PRECISION_HINT=f32", "--property", "KV_CACHE_PRECISION=f32")
+NEW_TOKENS = 32  # at least; twice the longest reference is less
+
+
+@pytest.fixture(scope="module")
+def chatty(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> TinySource:
+    """The tiny LLaMA with a chat template, and a context that the prompts fit in. Not to be changed."""
+    source = tiny_models.source("llama").copied_to(tmp_path_factory.mktemp("chatty"))
+    path = source.base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 1024}))
+    (source.base / "chat_template.jinja").write_text(TEMPLATE)
+    return source
+
+
+def generate(base: Path, prompt: str) -> str:
+    """A greedy answer by plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)[0]
+    return tokenizer.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def conversation(*turns: str) -> dict[str, Any]:
+    """System, user and assistant messages."""
+    roles = ["system", *["user", "assistant"] * len(turns)]
+    return {"messages": [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]}
+
+
+def test_answers_to_the_last_message_of_conversations(
+    chatty: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lonas_edge.evaluate.generated._ROOM", 0)
+    rows = [conversation("Be brief.", "hello", "yes", "again", "no"), conversation("Be long.", "what", "none")]
+    prompts = [
+        "<system>Be brief.\n<user>hello\n<assistant>yes\n<user>again\n<assistant>",
+        "<system>Be long.\n<user>what\n<assistant>",
+    ]
+    expected = [generate(chatty.base, prompt) for prompt in prompts]
+    rows[1]["messages"][-1]["content"] = expected[1]  # this reference is what the model says
+    ran = run_cli(
+        "eval", chatty.base, "--data", write(tmp_path / "d.jsonl", rows), "--metric", "exact-match", "--metric", "chrf",
+        "--output", tmp_path / "out", "--json",
+    )  # fmt: skip
+
+    assert ran.code == 0, ran.err
+    target = json.loads(ran.out)["targets"][0]
+    assert target["metrics"]["exact-match"] == pytest.approx({"value": 50, "low": -48, "high": 148}, abs=0.1)
+    assert target["prompt"] == "chat"
+    assert list(target["metrics"]) == ["exact-match", "chrf"]
+    (log,) = (tmp_path / "out/samples").glob("*/*.jsonl")
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["answer"] for entry in entries] == expected
+    assert [entry["exact-match"] for entry in entries] == [0, 1]
+    assert entries[0]["reference"] == "no"
+
+
+def test_an_ir_answers_as_its_network_and_differences_are_paired(chatty: TinySource, run_cli: Callable, tmp_path: Path):
+    folder, source = tmp_path / "ir", chatty.opened()
+    export(source, source.select("maximal"), folder, ExportOptions(weight_format="fp32", verify=False))
+    rows = [{"instruction": text, "input": "", "output": "x"} for text in ("one", "two", "three", "four")]
+    (tmp_path / "own.py").write_text("def length(answer, reference):\n    return len(answer)\n")
+    adapter = [chatty.adapter, "--model", chatty.base, "--nncf-config", chatty.space, "--subnet", "maximal,minimal"]
+    data = write(tmp_path / "d.jsonl", rows)
+    ran = run_cli("eval", folder, *adapter, "--data", data, "--metric", f"{tmp_path}/own.py:length", "--json", *F32)
+
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out)
+    ir, maximal, minimal = found["targets"]
+    assert ir["metrics"] == maximal["metrics"]
+    assert ir["metrics"] != minimal["metrics"]
+    same, other = found["differences"]
+    assert (same["identical"], same["points"]) == (1.0, 0.0)
+    assert other["points"] == pytest.approx(minimal["metrics"]["length"]["value"] - ir["metrics"]["length"]["value"])
+
+
+def test_from_python(chatty: TinySource, tmp_path: Path):
+    data = write(tmp_path / "d.jsonl", [{"instruction": "one", "input": "", "output": "x"}])
+    record = lonas_edge.evaluate(chatty.base, data=data, metric=["exact-match", "chrf"], output=tmp_path / "out")
+
+    assert list(record.targets[0].metrics) == ["exact-match", "chrf"]
+    assert EvalRecord.read(tmp_path / "out/eval.json").targets == record.targets
+    assert "| exact-match | chrf |" in record._repr_markdown_()
+
+
+def test_classes_have_a_table(chatty: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lonas_edge.evaluate.generated.BatchedLM.generate_until", lambda _, requests: ["yes"] * len(requests))
+    rows = [{"instruction": str(number), "input": "", "output": "yes" if number < 6 else "no"} for number in range(8)]
+    data = write(tmp_path / "d.jsonl", rows)
+    ran = run_cli("eval", chatty.base, "--data", data, "--output", tmp_path / "out", "--json")
+
+    task = json.loads(ran.out)["targets"][0]["tasks"][0]
+    assert (task["metric"], task["classes"]) == ("exact-match", {"no": [2, 0.0], "yes": [6, 100.0]})
+    assert "| yes | 6 | 100.0 |" in (tmp_path / "out/eval.md").read_text()
+
+
+def test_the_standard_error_is_that_of_the_mean(chatty: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr("lonas_edge.evaluate.generated.BatchedLM.generate_until", lambda _, requests: ["a", "b", "a", "a"])
+    rows = [{"instruction": "x", "input": "", "output": "a"}] * 4
+    found = json.loads(run_cli("eval", chatty.base, "--data", write(tmp_path / "d.jsonl", rows), "--json").out)
+
+    half = 1.959964 * np.std([1, 0, 1, 1], ddof=1) / 2
+    interval = found["targets"][0]["metrics"]["exact-match"]
+    assert interval == pytest.approx({"value": 75, "low": 75 - 100 * half, "high": 75 + 100 * half})
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "code", "problem"),
+    [
+        ({"instruction": "x", "output": "y"}, ["--metric", "bleu"], 1, "--metric bleu: unknown; expected auto, exact-match"),
+        ({"instruction": "x", "output": " "}, [], 1, "the reference answer is empty:\n  - example 2"),
+        ({"instruction": "x", "output": "y"}, ["--tasks", "boolq"], 2, "--tasks has no effect: --data"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(
+    chatty: TinySource, run_cli: Callable, tmp_path: Path, row: dict[str, Any], more: list[str], code: int, problem: str
+):
+    data = write(tmp_path / "d.jsonl", [{"instruction": "x", "output": "y"}, row])
+    ran = run_cli("eval", chatty.base, "--data", data, *more)
+
+    assert ran.code == code
+    assert problem in ran.err
+
+
+def test_conversations_without_an_answer_are_refused(chatty: TinySource, run_cli: Callable, tmp_path: Path):
+    ran = run_cli("eval", chatty.base, "--data", write(tmp_path / "d.jsonl", [conversation("s", "question")]))
+
+    assert ran.code == 1
+    assert "no message of the assistant" in ran.err

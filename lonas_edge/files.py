@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -110,3 +112,12 @@ def replace_text(path: Path, text: str) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise LonasEdgeError(f"{path}: cannot be written: {error}") from error
+
+
+def link(source: str, target: str) -> str:
+    """Link a file, or copy it where links are impossible. Neither may be changed in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target

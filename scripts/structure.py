@@ -38,7 +38,7 @@ BUDGET = {  # lines of Python, comments and blank lines included; what is not li
     "cli": 1_500,
     "the rest": 1_300,
 }
-TOTAL = 24_000
+TOTAL = 24_600
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 CHECKS = re.compile(r"^_*(raise|check|refuse|require|reject|validate|assert)(_|$)|_(errors|faults|mismatches|misfits)$")
 ERRORS = re.compile(r"^(errors|faults|problems|mismatches|misfits|wrong|missing|unknown)$")

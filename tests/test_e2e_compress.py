@@ -20,11 +20,11 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "models/smollm2-135m"
 PROGRAM = Path(sys.executable).parent / "lonas-edge"
-# the program with few measurements and short answers
+# the program with few measurements, short answers and no GPTQ, which takes minutes
 SHORT = """
 if __name__ == "__main__":
-    from lonas_edge.pipeline import measure
-    measure.ROUNDS, measure.ANSWER_TOKENS = 3, 8
+    from lonas_edge.pipeline import baselines, measure
+    measure.ROUNDS, measure.ANSWER_TOKENS, baselines._SHARE = 3, 8, 0.0
     from lonas_edge.cli import main
     main()
 """
@@ -56,7 +56,7 @@ def command(folder: Path, program: list[str], source: str, output: str) -> dict[
 def compressed(place: Path) -> Path:
     """The output of a run that was killed in its recovery and continued. Its target needs no table of latencies."""
     folder, line = place, command(place, [sys.executable, "-c", SHORT], "model", "out")
-    line["args"] += ["--target", "weights<=0.93x"]
+    line["args"] += ["--target", "weights<=0.93x", "--epochs", "1"]
     with (folder / "log").open("w") as log:
         first = subprocess.Popen(**line, stdout=log, stderr=log)
         found = folder / "out.partial/steps/search/search.json"
@@ -75,11 +75,12 @@ def compressed(place: Path) -> Path:
 
 def test_the_model_is_smaller(compressed: Path) -> None:
     record = json.loads((compressed / "compress.json").read_text())
-    baseline, stock_int4, ours = record["networks"]
+    baseline, *_, ours = record["networks"]
     assert ours["parameters"] < baseline["parameters"]
-    assert max(ours["file_bytes"], stock_int4["file_bytes"]) < 0.75 * baseline["file_bytes"]
+    assert ours["file_bytes"] < 0.75 * baseline["file_bytes"]
+    assert record["metric"] in record["networks"][0]["quality"]
     assert all(0 < network["quality"]["loss"]["value"] < 6 for network in record["networks"])
-    assert {step["name"].split()[0] for step in record["steps"]} == {
+    assert {step["name"].split()[0] for step in record["steps"]} - {"gptq"} == {
         "fine-tune", "space", "search", "recover", "export", "baselines", "measure",
     }  # fmt: skip
     answers = [sample["answers"] for sample in record["samples"]]
@@ -118,10 +119,10 @@ def test_a_lora_of_plain_peft(place: Path) -> None:
     done = subprocess.run(**command(place, [str(PROGRAM)], "lora", "of-lora"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record = json.loads((place / "of-lora/compress.json").read_text())
-    assert [step["name"].split()[0] for step in record["steps"]] == [
-        "space", "search", "recover", "export", "baselines", "measure",
+    assert [step["name"].split()[0] for step in record["steps"] if step["name"] != "gptq"] == [
+        "space", "search", "baselines", "recover", "export", "measure",
     ]  # fmt: skip
-    baseline, _, ours = record["networks"]
+    baseline, *_, ours = record["networks"]
     assert ours["parameters"] < baseline["parameters"]
     lines = (place / "of-lora/steps/data/held_out.jsonl").read_text().splitlines()
     tokenizer = AutoTokenizer.from_pretrained(place / "model")

@@ -119,6 +119,17 @@ def read_property(folder: Path, name: str) -> str | None:
     return None if element is None else element.get("value")
 
 
+def set_property(folder: Path, name: str, value: str) -> None:
+    """Write a runtime property into an IR."""
+    tree = ET.parse(folder / MODEL)
+    info = tree.getroot().find("rt_info")
+    info = ET.SubElement(tree.getroot(), "rt_info") if info is None else info
+    options = info.find("runtime_options")
+    options = ET.SubElement(info, "runtime_options") if options is None else options
+    ET.SubElement(options, name, value=value)
+    tree.write(folder / MODEL, encoding="utf-8", xml_declaration=True)
+
+
 def remove_property(folder: Path, name: str) -> None:
     """Remove a runtime property from the IR, so that the plugin's default applies."""
     tree = ET.parse(folder / MODEL)

@@ -5,7 +5,7 @@ import io
 from typing import Any
 
 from lonas_edge.bench.statistics import Interval
-from lonas_edge.pipeline.display import Display
+from lonas_edge.pipeline.display import Display, qualities_of
 from lonas_edge.pipeline.record import CompressRecord, Curve, Network
 from lonas_edge.search.cost import COSTS
 
@@ -37,7 +37,7 @@ def _save(figure: Any, **options: Any) -> bytes:
 
 def networks(record: CompressRecord, display: Display, width: float = 4.0) -> Any:
     """Draw latency and difference in quality of each network with 95 % intervals."""
-    timed, column = display.latencies[-1], display.qualities[0]
+    timed, column = display.latencies[-1], qualities_of(record)[0]
     figure, [axis] = _figure(width, 2.6 + 0.19 * len(record.networks))
     for index, network in enumerate(record.networks):
         time = network.latency[timed.name].median
@@ -45,7 +45,8 @@ def networks(record: CompressRecord, display: Display, width: float = 4.0) -> An
         bars: dict[str, Any] = {"xerr": _error_bar(time), "yerr": _error_bar(change), "capsize": 3, "linestyle": "none"}
         axis.errorbar([time.value], [change.value], **bars, **_look(index), label=network.name)
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(xlabel=f"{timed.title} in ms (lower is faster)", ylabel=f"{column.title} Δ{column.unit} (lower is better)")
+    better = "higher" if record.metric else "lower"
+    axis.set(xlabel=f"{timed.title} in ms (lower is faster)", ylabel=f"{column.title} Δ{column.unit} ({better} is better)")
     figure.legend(loc="outside lower left", frameon=False, fontsize=8.5)
     return figure
 

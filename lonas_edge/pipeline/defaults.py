@@ -1,6 +1,5 @@
 """How models of each task are compressed by default, and which options and targets fit them."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lonas_edge.data.pooling import EMBEDS
@@ -8,9 +7,8 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, output_names
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.source import Source
-from lonas_edge.pipeline.options import AUTO, CompressOptions
-from lonas_edge.search.cost import COSTS, CostSettings, context_errors, default_cost
-from lonas_edge.search.picks import Pick, parse_picks
+from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.search.cost import CostSettings, context_errors
 
 _ATTENTION, _LAYER = BLOCK_KINDS[0], BLOCK_KINDS[2]
 
@@ -51,7 +49,7 @@ LANGUAGE_MODEL = Defaults(
     recovery_tokens=100_000,  # as in docs/benchmarks/recovery.md
     prompts=(16, 64),
     search_tokens=3_000,  # an evaluation takes some five seconds on two cores at 135M
-    baselines=("int8", "int4"),
+    baselines=("int8",),
 )
 EMBEDDING_MODEL = Defaults(
     name=EMBEDDING.name,
@@ -68,7 +66,7 @@ EMBEDDING_MODEL = Defaults(
     recovery_tokens=1_000_000,  # as in docs/benchmarks/embeddings.md
     prompts=(64, 256),
     search_tokens=10_000,
-    baselines=("int8", "int4", "fp32"),
+    baselines=("int8", "fp32"),
 )
 # a sixth of the layers (docs/benchmarks/embeddings.md): distances of two classifiers or rerankers have no common scale
 CLASSIFIER = replace(EMBEDDING_MODEL, name=CLASSIFICATION.name, kind=CLASSIFICATION, target="macs<=0.84x")
@@ -86,12 +84,13 @@ def defaults_of(source: Source) -> Defaults:
 def resolve_options(defaults: Defaults, options: CompressOptions, source: Source) -> CompressOptions:
     """Fill in the defaults, and refuse options that mean nothing for a task or source."""
     problems = []
-    for name, value in (("--prompt", options.prompt), ("--new-tokens", options.new_tokens)):
+    for name, value in (("--prompt", options.prompt), ("--new-tokens", options.new_tokens), ("--metric", options.metric)):
         if value is not None and not defaults.kind.generates:
             problems.append(f"{name} {value}: a {defaults.name} generates no text; omit it")
     if options.epochs is not None and (source.adapter or not defaults.adapts):
         what = "the adapter" if source.adapter else f"a {defaults.name}"
-        problems.append(f"--epochs {options.epochs:g}: {what} is compressed without fine-tuning; omit it")
+        epochs = options.epochs if isinstance(options.epochs, str) else f"{options.epochs:g}"
+        problems.append(f"--epochs {epochs}: {what} is compressed without fine-tuning; omit it")
     resolved = replace(
         options,
         weight_format=options.weight_format or defaults.weight_format,
@@ -119,29 +118,3 @@ def check_head(source: Source) -> None:
             f"{source.folder}: has no classification head; fine-tune it first: lonas-edge train --model {folder} "
             f"--data TASK.tsv --output ADAPTER. Then compress ADAPTER. {EMBEDS}"
         )
-
-
-def parse_targets(targets: Sequence[str], defaults: Defaults) -> dict[str, Pick]:
-    """The picks by target, each in one spelling: `tpot<=0.7x` for `tpot <= 0.70X`."""
-    expressions = [defaults.target if target == AUTO else target for target in targets]
-    costs = [name for name, cost in COSTS.items() if not cost.timed or cost.generates == defaults.kind.generates]
-    picks: dict[str, Pick] = {}
-    for target, pick in zip(targets, parse_picks(expressions, ["kl", *costs], "--target"), strict=True):
-        name = f"{pick.measure}<={pick.file.removeprefix(pick.measure)[1:]}"
-        if name in picks:
-            raise LonasEdgeError(f"--target {target}: the same bound as {name}. Name it once.")
-        picks[name] = pick
-    return picks
-
-
-def cost_of(picks: Mapping[str, Pick], defaults: Defaults) -> str:
-    """The cost that the search minimizes: the latency that a target bounds, else the size, else the default.
-
-    Raises:
-        LonasEdgeError: If targets bound several latencies.
-    """
-    bounded = [pick.measure for pick in picks.values() if pick.measure in COSTS]
-    timed = sorted({measure for measure in bounded if COSTS[measure].timed})
-    if len(timed) > 1:
-        raise LonasEdgeError(f"--target bounds {' and '.join(timed)}; one run searches for one of them. Run compress twice.")
-    return next(iter([*timed, *bounded]), default_cost(defaults.kind))

@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lonas_edge.bench.statistics import Interval
+from lonas_edge.evaluate.answer_metrics import METRICS
 from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
+from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.tables import MISSING
 
 
@@ -72,6 +74,26 @@ RERANKER = replace(
 )
 DISPLAYS = {CAUSAL_LM.name: LANGUAGE_MODEL, EMBEDDING.name: EMBEDDING_MODEL, CLASSIFICATION.name: CLASSIFIER}
 DISPLAYS["reranker"] = RERANKER
+
+
+ANSWER_TIME = Column("answer", "answer", 0, "time of a greedy answer of at most 256 tokens to a held-out prompt")
+
+
+def qualities_of(record: CompressRecord) -> list[Column]:
+    """The columns of the qualities that were measured; the metric of answers comes first, and then the first other one."""
+    known = [column for column in DISPLAYS[record.task].qualities if column.name in record.networks[0].quality]
+    if record.metric is None:
+        return known
+    if record.metric in METRICS:
+        answers = Column(record.metric, record.metric, 1, "of greedy answers to held-out prompts, percent", ", points")
+    else:
+        answers = Column(record.metric, record.metric, 3, "mean over greedy answers to held-out prompts")
+    return [answers, *known[:1]]
+
+
+def latencies_of(record: CompressRecord) -> list[Column]:
+    """The columns of the latencies that were measured."""
+    return [each for each in (*DISPLAYS[record.task].latencies, ANSWER_TIME) if each.name in record.networks[0].latency]
 
 
 def interval(value: Interval | None, digits: int, sign: str = "", unit: str = "") -> str:

@@ -1,7 +1,10 @@
 """Measure exported networks on held-out examples: qualities, latency and answers. The first network is the baseline."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +21,17 @@ from lonas_edge.bench.statistics import (
     paired_ratio,
 )
 from lonas_edge.bench.variants import SUBNET, Case
-from lonas_edge.data.encoding import Learned, encode, encode_prompt
-from lonas_edge.data.language import LanguageTask
+from lonas_edge.data.encoding import Learned, Prompting, encode, encode_prompt
+from lonas_edge.data.language import LanguageTask, question_and_reference
 from lonas_edge.data.task import MAX_LENGTH, Task
-from lonas_edge.data.templates import Example
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.encoders import ir_outputs
 from lonas_edge.evaluate.metrics import compute
+from lonas_edge.evaluate.options import EvalSettings, RunOptions
+from lonas_edge.evaluate.protocols import ANSWERS
+from lonas_edge.evaluate.run import evaluate
+from lonas_edge.evaluate.targets import open_targets
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.core import inputs_of, openvino_core
@@ -34,7 +40,7 @@ from lonas_edge.pipeline.record import Latency, Quality, Sample
 from lonas_edge.progress import Progress
 
 ROUNDS = 18  # in six process starts, over which `bench` computes intervals
-ANSWERS, ANSWER_TOKENS = 4, 96
+SAMPLES, TIMED_ANSWERS, ANSWER_TOKENS = 10, 16, 256  # answers in the report, timed ones, and tokens of these
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 Qualities = dict[str, dict[str, Quality]]  # by the name of the quality and that of the network
@@ -135,36 +141,100 @@ def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:
     )
 
 
-def answers(folders: Mapping[str, Path], data: LanguageTask, source: Path, progress: Progress) -> list[Sample]:
-    """Generate greedy answers of the networks to the first examples, by openvino_genai. Arguments as for `losses`."""
+def answers(
+    folders: Mapping[str, Path], data: LanguageTask, metrics: Sequence[str], log: Path, progress: Progress
+) -> tuple[Qualities, list[Sample]]:
+    """Score greedy answers to held-out prompts, by `eval`.
+
+    Args:
+        folders: The networks by name, the baseline first and ours last.
+        data: The held-out examples; plain texts have no answers.
+        metrics: Metrics by name, or FILE.py:FUNCTION; the first one orders the samples.
+        log: File of finished answers.
+        progress: Reports what is being done.
+
+    Returns:
+        The figures of the metrics, and the answers where ours differs from the baseline's, the worst first.
+    """
+    if all(isinstance(example, Texts) for example in data.examples):
+        return {}, []
+    targets = [
+        replace(target, name=name)
+        for name, folder in folders.items()
+        for target in open_targets([str(folder)], [None], RunOptions())
+    ]
+    settings = EvalSettings((), None, ANSWERS, data.description, data=data.path, metrics=tuple(metrics), skips_empty=True)
+    record, logs = evaluate(targets, settings, progress, log)
+    qualities: Qualities = {figure: {} for figure in record.targets[0].metrics}
+    for target in record.targets:
+        for figure, interval in target.metrics.items():
+            qualities[figure][target.name] = Quality(interval.value, None, interval)
+    for each in record.differences:
+        # where all answers score alike: at most 3 of n differ, with 95 % confidence
+        half = 300 / each.questions if each.half_width_95 is None else each.half_width_95
+        change = Interval(each.points, each.points - half, each.points + half)
+        qualities[each.scope][each.target] = replace(qualities[each.scope][each.target], difference=change)
+    figure = next(iter(qualities))
+    return qualities, _differing(data, {name: list(each[figure]) for name, each in logs.items()}, figure)
+
+
+def _differing(data: LanguageTask, logs: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> list[Sample]:
+    """The answers of all networks where the last differs from the first, the worst first; else one of all."""
+    rows = {name: {row["doc_id"]: row for row in each} for name, each in logs.items()}
+    first, *_, ours = rows.values()
+    common = [index for index in first if all(index in each for each in rows.values())]
+    differing = [index for index in common if first[index]["answer"] != ours[index]["answer"]]
+    differing.sort(key=lambda index: ours[index][figure] - first[index][figure])
+    return [
+        Sample(*question_and_reference(data.examples[index]), {name: each[index]["answer"] for name, each in rows.items()})
+        for index in (differing or common[:1])[:SAMPLES]
+    ]
+
+
+def answer_times(folders: Mapping[str, Path], data: LanguageTask, source: Path, progress: Progress) -> dict[str, Latency]:
+    """Measure the time of a greedy answer to held-out prompts, one at a time: each network in turn with the first one.
+
+    `source` has the tokenizer of the prompts; ratios are from the first network, over prompts.
+    """
+    chosen = [example for example in data.examples if not isinstance(example, Texts)][:TIMED_ANSWERS]
+    prompting = data.prompting(require_tokenizer(source, "generating answers"))
+    (baseline, folder), *others = folders.items()
+    answer, measured = _answerer(folder, prompting), dict[str, Latency]()
+    for name, other in others:
+        answerers, times = {baseline: answer, name: _answerer(other, prompting)}, {baseline: list[float](), name: list[float]()}
+        for number, example in enumerate([chosen[0], *chosen]):  # the first warms up
+            progress(f"time of answers of {name}", number / (len(chosen) + 1))
+            for each in (baseline, name) if number % 2 else (name, baseline):
+                start = time.perf_counter()
+                answerers[each](example)
+                times[each].append(1000 * (time.perf_counter() - start))
+        first, ours = (each[1:] for each in times.values())
+        measured.setdefault(baseline, Latency(median_interval(first), None, tuple(first)))
+        measured[name] = Latency(median_interval(ours), _ratio(ours, first, range(len(ours)), 1.0), tuple(ours))
+    return measured
+
+
+def _answerer(folder: Path, prompting: Prompting) -> Callable[[Learned], Any]:
+    """Load a network; return the function that generates its answer to an example."""
     import openvino as ov
     import openvino_genai
 
-    chosen = [example for example in data.examples if not isinstance(example, Texts)][:ANSWERS]
-    samples = [Sample(*_prompt_and_answer(example), {}) for example in chosen]
-    prompting = data.prompting(require_tokenizer(source, "generating answers"))
-    for name, folder in folders.items() if chosen else ():
-        progress(f"answers of {name}", None)
-        tokenizer = require_tokenizer(folder, "generating answers")
-        pipeline = openvino_genai.LLMPipeline(folder, "CPU")
-        config = openvino_genai.GenerationConfig()
-        config.max_new_tokens, config.do_sample, config.apply_chat_template = ANSWER_TOKENS, False, False
-        config.eos_token_id = tokenizer.eos_token_id
-        for sample, example in zip(samples, chosen, strict=True):
-            ids = np.array([encode_prompt(example, prompting, tokenizer, MAX_LENGTH)], np.int64)
-            prompt = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
-            tokens = pipeline.generate(prompt, config).tokens[0]
-            sample.answers[name] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    return samples
+    pipeline, tokenizer = openvino_genai.LLMPipeline(folder, "CPU"), require_tokenizer(folder, "generating answers")
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens, config.do_sample, config.apply_chat_template = ANSWER_TOKENS, False, False
+    config.eos_token_id = tokenizer.eos_token_id
+
+    def answer(example: Learned) -> Any:
+        ids = np.array([encode_prompt(example, prompting, tokenizer, MAX_LENGTH)], np.int64)
+        return pipeline.generate(openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids))), config)
+
+    return answer
 
 
-def _prompt_and_answer(example: Learned) -> tuple[str, str]:
-    """The prompt of an example, and its last answer."""
-    if isinstance(example, Example):
-        return "\n\n".join(filter(None, (example.instruction, example.input))), example.output
-    assert not isinstance(example, Texts)
-    last = max(index for index, (role, _) in enumerate(example.messages) if role == "assistant")
-    return "\n\n".join(f"{role}: {content}" for role, content in example.messages[:last]), example.messages[last][1]
+def _ratio(times: Sequence[float], baseline: Sequence[float], starts: Sequence[int], tokens: float) -> Interval:
+    """The paired ratio of times to a baseline's; `tokens` are the tokens of a text, relative to the baseline's."""
+    found = paired_ratio(times, baseline, starts)
+    return Interval(*(tokens * bound for bound in (found.value, found.low or found.value, found.high or found.value)))
 
 
 def latencies(
@@ -199,9 +269,7 @@ def latencies(
             common, ratio = [each for each in samples if each.round in baseline], None
             if common:
                 pairs = [times[each.round] for each in common], [baseline[each.round] for each in common]
-                found = paired_ratio(*pairs, [each.start for each in common])
-                bounds = (found.value, found.low or found.value, found.high or found.value)
-                ratio = Interval(*(tokens.get(name, 1.0) * bound for bound in bounds))
+                ratio = _ratio(*pairs, [each.start for each in common], tokens.get(name, 1.0))
             baseline = baseline or times
             values = tuple(round(time, 3) for time in times.values())
             measured[name][title] = Latency(median_interval(values), ratio, values)

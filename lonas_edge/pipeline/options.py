@@ -6,13 +6,12 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.evaluate.options import METRIC_HELP, METRIC_UNSET
 from lonas_edge.formats import INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Options, PathOrName, UserPath, option
-from lonas_edge.training.options import MOST_EPOCHS
+from lonas_edge.training.options import AUTO, Epochs
 
-EPOCHS = 1.0  # of the fine-tuning
-
-AUTO, KEEP = "auto", "keep"
+KEEP = "keep"
 
 
 def _vocabulary(text: str) -> str:
@@ -41,8 +40,8 @@ class CompressOptions(Options):
         (AUTO,),
         metavar="EXPRESSION",
         repeat=True,
-        help="Bound: 'tpot<=0.7x', 'ttft<=99' (ms). "
-        "auto: kl<=0.15, of embedding models kl<=0.2, of other encoders macs<=0.84x.",
+        help="Bound: 'exact-match>=-1' (points below unpruned INT8), 'tpot<=0.7x', 'kl<=0.1'.",
+        unset="auto: kl<=0.15, of embedding models kl<=0.2, of other encoders macs<=0.84x",
     )
     weight_format: str | None = option(
         None,
@@ -54,6 +53,13 @@ class CompressOptions(Options):
         KEEP,
         metavar="keep|auto|N",
         help="Tokens to keep: keep all, N, or auto: the fewest that add at most 3 % tokens to a text.",
+    )
+    metric: str | None = option(
+        None,
+        panel="Data",
+        metavar="NAME|FILE.py:FUNCTION",
+        help=METRIC_HELP,
+        unset=METRIC_UNSET,
     )
     eval_data: UserPath | None = option(
         None,
@@ -69,13 +75,12 @@ class CompressOptions(Options):
         help="Prompt template.",
         unset="chat for conversations, else the adapter's, else alpaca",
     )
-    epochs: float | None = option(
+    epochs: Epochs | None = option(
         None,
         panel="Training",
-        above=0,
-        maximum=MOST_EPOCHS,
-        help="Passes over the data of the LoRA fine-tuning.",
-        unset=f"{EPOCHS:g}",
+        metavar="N|auto",
+        help="Passes over the data of the LoRA fine-tuning; auto: until the held-out loss no longer falls, at most 5.",
+        unset=AUTO,
     )
     recovery_steps: int | None = option(
         None,

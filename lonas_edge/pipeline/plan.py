@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,12 +10,14 @@ from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source, open_source
-from lonas_edge.pipeline.defaults import Defaults, cost_of, cost_settings
-from lonas_edge.pipeline.options import EPOCHS, CompressOptions
+from lonas_edge.pipeline.defaults import Defaults, cost_settings
+from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.probe import Probe
+from lonas_edge.pipeline.targets import OWN, MetricBound, cost_of
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
-from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.options import AUTO, TrainOptions
+from lonas_edge.training.plateau import Plateau
 
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
 SPACE = "space.json"
@@ -50,7 +52,13 @@ class Paths:
 
     def subnetwork(self, pick: Pick) -> Path:
         """The sub-network of a target."""
+        if isinstance(pick, MetricBound):
+            return self.choice(pick) / "subnetwork.json"
         return self.work / "search" / "subnetworks" / f"{pick.file}.json"
+
+    def choice(self, bound: MetricBound) -> Path:
+        """The directory of the networks that are tried for a target in a metric."""
+        return self.work / "choice" / bound.file
 
     def recovered(self, pick: Pick) -> Path:
         """The recovered adapter of a target."""
@@ -97,8 +105,19 @@ class Plan:
     @property
     def lora_options(self) -> TrainOptions:
         """Options of the fine-tuning."""
-        steps = (self.options.epochs or EPOCHS) * math.ceil(self.counts["train"] / self.defaults.batch)
-        return self._train_options(max(1, round(steps)), self.probe.lora_step, None)
+        epochs, options = self.options.epochs or AUTO, self._train_options(self.lora_steps, self.probe.lora_step, None)
+        return replace(options, steps=None, epochs=epochs, eval_steps=None if epochs == AUTO else options.eval_steps)
+
+    @property
+    def lora_steps(self) -> int:
+        """Steps of the fine-tuning; with `--epochs auto` at most."""
+        epochs = self.options.epochs or AUTO
+        return Plateau(self.steps_per_epoch).end if epochs == AUTO else max(1, round(epochs * self.steps_per_epoch))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a pass over the training examples."""
+        return math.ceil(self.counts["train"] / self.defaults.batch)
 
     @property
     def recovery_options(self) -> TrainOptions:
@@ -140,14 +159,38 @@ class Plan:
 
     def training_seconds(self, options: TrainOptions, step: float) -> float:
         """Estimate the seconds of a training with its evaluations; `step` has those of one step."""
-        assert options.steps and options.eval_steps
-        evaluations = 1 + math.ceil(options.steps / options.eval_steps)  # also before the first step
-        return round(options.steps * step + evaluations * self.counts["held_out"] * self.probe.evaluation, 1)
+        steps = options.steps or self.lora_steps
+        evaluations = 1 + math.ceil(
+            steps / (options.eval_steps or Plateau(self.steps_per_epoch).every)
+        )  # also before the first step
+        return round(steps * step + evaluations * self.counts["held_out"] * self.probe.evaluation, 1)
 
     @property
     def search_seconds(self) -> float:
         """Estimate the seconds of the search."""
         return round(self.search_options.evals * self.search_options.num_prompts * self.probe.evaluation, 1)
+
+    @property
+    def default_seconds(self) -> float:
+        """Estimate the seconds of a run with the default epochs and steps, and one target."""
+        steps = math.ceil(self.defaults.recovery_tokens / self.defaults.batch / self.probe.tokens)
+        tuning = Plateau(self.steps_per_epoch).end * self.probe.lora_step if self.paths.trains_lora else 0.0
+        return tuning + self.search_seconds + steps * self.probe.recovery_step
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of answers: that of --metric or, without one, those that targets bound; then the other bounded ones."""
+        given, bounded = self.options.metric, [each.measure for each in self.bounds.values() if each.measure != OWN]
+        return tuple(dict.fromkeys([given, *bounded] if given else bounded or [AUTO]))
+
+    @property
+    def bounds(self) -> dict[str, MetricBound]:
+        """The targets in a metric."""
+        return {target: pick for target, pick in self.picks.items() if isinstance(pick, MetricBound)}
+
+    def metric_of(self, bound: MetricBound) -> str:
+        """The metric of a bound, as --metric has it."""
+        return str(self.options.metric) if bound.measure == OWN else bound.measure
 
 
 def trained_for(options: CompressOptions) -> str | None:

@@ -1,6 +1,6 @@
 """The record of `compress`: `compress.json`, which the report is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lonas_edge.bench.statistics import Interval
@@ -26,6 +26,7 @@ class Quality:
 
     value: float
     difference: Interval | None
+    interval: Interval | None = None  # of the value itself, where it is a mean over answers
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Network:
     weight_format: str
     file_bytes: int  # of the IR's weights
     parameters: int
-    quality: dict[str, Quality]  # `loss` and `accuracy`; of encoders `distance`, and with labels `spearman` or `accuracy`
-    latency: dict[str, Latency]  # `ttft` and `tpot`; of encoders `latency`
+    # figures of the metric of answers, `loss` and `accuracy`; of encoders `distance`, and with labels `spearman` or `accuracy`
+    quality: dict[str, Quality]
+    latency: dict[str, Latency]  # `ttft`, `tpot` and `answer`; of encoders `latency`
     removed: tuple[Layer, ...]  # the kept parts of each layer; empty for unpruned networks
     target: str | None = None  # that it was searched for; None for baselines
 
@@ -70,6 +72,15 @@ class Candidate:
     kl: float  # from the unpruned network, nats per learned token; of encoders their distance
     optimal: bool  # in the Pareto front
     picks: tuple[str, ...] = ()  # the targets that it was picked for
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network that was tried for a target in a metric, after a short recovery."""
+
+    pick: str  # of the search
+    network: str  # what was removed
+    difference: Interval  # of the metric from the unpruned INT8 model, in points or the metric's unit
 
 
 @dataclass(frozen=True)
@@ -106,5 +117,7 @@ class CompressRecord(Record):
     samples: tuple[Sample, ...]
     prompt_len: int  # prompt or text tokens of the latencies
     new_tokens: int  # generated tokens of the latencies; 0 where none are generated
+    trials: dict[str, tuple[Trial, ...]] = field(default_factory=dict)  # by target in a metric
+    metric: str | None = None  # of greedy answers to held-out prompts: its first figure among the qualities
     tokens_per_text: float = 1.0  # of the compressed networks, relative to the baselines; ratios of latencies include it
     warnings: tuple[str, ...] = ()  # limits of the latencies

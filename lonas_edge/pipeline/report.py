@@ -5,7 +5,7 @@ from typing import Any
 
 from lonas_edge.files import replace_text
 from lonas_edge.pipeline import charts
-from lonas_edge.pipeline.display import DISPLAYS, Column, interval
+from lonas_edge.pipeline.display import DISPLAYS, interval, latencies_of, qualities_of
 from lonas_edge.pipeline.record import CompressRecord, Network
 from lonas_edge.search.cost import COSTS
 from lonas_edge.tables import Table, duration, in_markdown, megabytes
@@ -56,7 +56,7 @@ def comparison(record: CompressRecord) -> str:
 
 def network_table(record: CompressRecord) -> Table:
     """Return the table of the measured networks; differences and ratios are from the first one."""
-    qualities, latencies = _qualities(record), DISPLAYS[record.task].latencies
+    qualities, latencies = qualities_of(record), latencies_of(record)
     headings = ["network"]
     for column in qualities:
         headings += [column.title, f"{column.title} Δ{column.unit} [95 %]"]
@@ -67,7 +67,9 @@ def network_table(record: CompressRecord) -> Table:
         row = [network.name]
         for column in qualities:
             quality = network.quality[column.name]
-            row += [f"{quality.value:.{column.digits}f}", interval(quality.difference, column.digits, sign="+")]
+            value = f"{quality.value:.{column.digits}f}"
+            own = interval(quality.interval, column.digits) if quality.interval else value
+            row += [own, interval(quality.difference, column.digits, sign="+")]
         for column in latencies:
             latency = network.latency[column.name]
             row += [f"{latency.median.value:.{column.digits}f}", interval(latency.ratio, 2, unit="x")]
@@ -85,7 +87,7 @@ def step_table(record: CompressRecord) -> Table:
 def explain(record: CompressRecord) -> str:
     """Explain the table."""
     display = DISPLAYS[record.task]
-    columns = [*_qualities(record), *display.latencies]
+    columns = [*qualities_of(record), *latencies_of(record)]
     sentences = [f"{column.title[:1].upper()}{column.title[1:]}: {column.meaning}." for column in columns]
     sentences.append(f"Quality: {record.examples['held_out']:,} held-out examples.")
     sentences.append(f"Times: medians, {display.lengths.format(record.prompt_len, record.new_tokens)}.")
@@ -106,7 +108,7 @@ def summary(record: CompressRecord) -> list[str]:
 def _result(record: CompressRecord, network: Network) -> str:
     """State what was removed, what the search predicted for the target, and what was measured."""
     display, baseline = DISPLAYS[record.task], record.networks[0]
-    found = next((each for each in record.candidates if network.target in each.picks), None)
+    found = next((each for each in record.candidates if network.target in ", ".join(each.picks).split(", ")), None)
     predicted = ""
     if found:
         predicted = (
@@ -115,11 +117,18 @@ def _result(record: CompressRecord, network: Network) -> str:
         )
     timed = display.latencies[-1]
     changes = [f"{timed.title} {interval(network.latency[timed.name].ratio, 2, unit='x')}"]
-    for column in _qualities(record):
+    for column in qualities_of(record):
         changes.append(f"{column.title} {interval(network.quality[column.name].difference, column.digits, sign='+')}")
     size = f"{megabytes(network.file_bytes)} MB ({network.file_bytes / baseline.file_bytes:.2f}x)"
     measured = f"Compared with {baseline.name}: {', '.join(changes)}, {size}."
-    return f"{network.name}: {_removed(record, network)}.{predicted} {measured}"
+    return f"{network.name}: {_removed(record, network)}.{predicted}{_tried(record, network)} {measured}"
+
+
+def _tried(record: CompressRecord, network: Network) -> str:
+    """State which networks were tried for a target in a metric."""
+    trials = record.trials.get(network.target or "", ())
+    found = [f"{each.network} {interval(each.difference, 1, sign='+')}" for each in trials]
+    return f" Tried for {network.target} after a short recovery: {'; '.join(found)}." if found else ""
 
 
 def _removed(record: CompressRecord, network: Network) -> str:
@@ -154,8 +163,3 @@ def _sections(record: CompressRecord) -> dict[str, list[tuple[str, str]]]:
     return {
         heading: [(title, charts.as_svg(figure)) for title, figure in figures.items()] for heading, figures in drawn.items()
     }
-
-
-def _qualities(record: CompressRecord) -> list[Column]:
-    """The qualities that were measured: data of encoders may have no labels."""
-    return [column for column in DISPLAYS[record.task].qualities if column.name in record.networks[0].quality]

@@ -5,7 +5,6 @@ The output DIR holds an exported directory for each target (`model` where there 
 """
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,32 +15,34 @@ from typing import Any
 from lonas_edge.bench import machine
 from lonas_edge.data.task import MAX_LENGTH
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.answers import FILE
 from lonas_edge.exporting.exported import update_card
 from lonas_edge.exporting.model_card import COMPARISON
 from lonas_edge.families import CLASSIFICATION
-from lonas_edge.files import sha256
+from lonas_edge.files import link, sha256
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
+from lonas_edge.pipeline.baselines import merge
 from lonas_edge.pipeline.defaults import (
     Defaults,
     check_head,
-    cost_of,
     cost_settings,
     defaults_of,
-    parse_targets,
     resolve_options,
 )
-from lonas_edge.pipeline.options import EPOCHS, KEEP, CompressOptions
+from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.pipeline.plan import Paths, Plan, disk_bytes, source_hashes, trained_for
 from lonas_edge.pipeline.probe import PROBE, Probe, time_steps
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
 from lonas_edge.pipeline.results import make_record
-from lonas_edge.pipeline.stages import check_steps, make_steps, merge
+from lonas_edge.pipeline.stages import check_steps, make_steps
 from lonas_edge.pipeline.steps import Step, Steps
+from lonas_edge.pipeline.targets import check_metrics, cost_of, parse_targets
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.picks import Pick
+from lonas_edge.training.options import AUTO
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 STEPS = "steps"
@@ -103,7 +104,7 @@ def compress_model(
     defaults = defaults_of(source)
     if defaults.kind is CLASSIFICATION:
         check_head(source)
-    picks = parse_targets(options.target, defaults)
+    picks = parse_targets(options.target, defaults, options.metric)
     cost_of(picks, defaults)
     options = resolve_options(defaults, options, source)
     run = _Run(source, defaults, options, picks, source_hashes(source), progress)
@@ -163,13 +164,14 @@ class _Run:
         options, defaults, trims = self.options, self.defaults, self.options.vocabulary != KEEP
         paths = Paths(folder, self.source, options.source if self.source.adapter else None, defaults.adapts, trims)
         counts, fitting = self._split(paths)
+        check_metrics(paths.held_out, options.metric, self.picks.values())
         check_steps(self.source, defaults, paths, self.picks, cost_settings(options))
         size = choose_size(paths.base, paths.train, options.vocabulary, options.prompt) if trims else None
         probe = self._probe(paths)
         steps_of_tokens = math.ceil(defaults.recovery_tokens / defaults.batch / probe.tokens)
         options = replace(
             options,
-            epochs=(options.epochs or EPOCHS) if paths.trains_lora else None,
+            epochs=(options.epochs or AUTO) if paths.trains_lora else None,
             recovery_steps=options.recovery_steps or steps_of_tokens,
         )
         plan = Plan(self.source, defaults, options, self.picks, paths, self.hashes, counts, fitting, probe, size)
@@ -231,21 +233,21 @@ class _Run:
         """Link the results of a finished run into the working directory."""
         output, temporary = self.options.output, work / f"{STEPS}.copy"
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(output / STEPS, temporary, copy_function=_link)
+        shutil.copytree(output / STEPS, temporary, copy_function=link)
         for pick_file, folder in finished.options["folders"].items():
             if (output / folder).is_dir():
-                shutil.copytree(output / folder, temporary / "models" / pick_file, copy_function=_link)
+                shutil.copytree(output / folder, temporary / "models" / pick_file, copy_function=link)
         temporary.rename(work / STEPS)
 
     def _publish(self, directory: OutputDirectory, steps: Steps, earlier: CompressRecord | None) -> CompressRecord:
         folder = directory.partial / STEPS
         record = replace(CompressRecord.read(folder / COMPRESS), steps=self._step_times(steps, folder))
         with directory.publish() as new:
-            ignored = shutil.ignore_patterns("baselines", "models")
-            shutil.copytree(folder, new / STEPS, copy_function=_link, ignore=ignored)
+            ignored = shutil.ignore_patterns("baselines", "models", FILE)
+            shutil.copytree(folder, new / STEPS, copy_function=link, ignore=ignored)
             for target, pick in self.picks.items():
                 model = new / self.folders[target]
-                shutil.copytree(folder / "models" / pick.file, model, copy_function=_link)
+                shutil.copytree(folder / "models" / pick.file, model, copy_function=link)
                 update_card(model, COMPARISON, comparison(record))
             record.write(new / COMPRESS)
             write_report(record, new)
@@ -259,7 +261,7 @@ class _Run:
         for path in self.options.output.iterdir():
             if path.name not in ours and not (new / path.name).exists():
                 if path.is_dir() and not path.is_symlink():
-                    shutil.copytree(path, new / path.name, copy_function=_link, symlinks=True)
+                    shutil.copytree(path, new / path.name, copy_function=link, symlinks=True)
                 else:
                     shutil.copy2(path, new / path.name, follow_symlinks=False)
 
@@ -277,12 +279,3 @@ class _Run:
                 state = steps.states[name]
                 times.append(StepTime(name, command, state.seconds, state.estimate))
         return tuple(times)
-
-
-def _link(source: str, target: str) -> str:
-    """Link a file, or copy it where links are impossible; no step changes a file in place."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target

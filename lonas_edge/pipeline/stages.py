@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.commands import Command
+from lonas_edge.evaluate.answer_metrics import identity
 from lonas_edge.exporting.export import export
-from lonas_edge.exporting.optimum import optimum_options, run_optimum
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.files import replace_text
 from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
+from lonas_edge.pipeline.baselines import BASELINES, GPTQ, LORA, compared, compares_gptq, export_baselines, export_gptq
+from lonas_edge.pipeline.choice import CHOOSE, choose
 from lonas_edge.pipeline.defaults import Defaults
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.plan import NEW_RANK, SPACE, Paths, Plan
-from lonas_edge.pipeline.steps import Step
+from lonas_edge.pipeline.recovery import open_network, train_or_continue
+from lonas_edge.pipeline.steps import SEARCH, Step
+from lonas_edge.pipeline.targets import MetricBound, searched_picks
 from lonas_edge.progress import Progress
 from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, counted_cost
 from lonas_edge.search.dimensions import find_dimensions
@@ -30,14 +34,12 @@ from lonas_edge.space.generate import generate_space, removable_blocks
 from lonas_edge.space.search_space import parse_search_space
 from lonas_edge.space.selection import select
 from lonas_edge.training.defaults import lora_config
-from lonas_edge.training.inputs import Inputs, open_inputs, open_recovery, with_eval_data, with_teacher
-from lonas_edge.training.options import EVAL_LOSS, TrainOptions
-from lonas_edge.training.train import train
+from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data, with_teacher
+from lonas_edge.training.options import TrainOptions
 from lonas_edge.vocabulary.model_vocabulary import trim
 
-LORA, TRIM, WRITE_SPACE, SEARCH, BASELINES, MEASURE = "fine-tune", "trim", "space", "search", "baselines", "measure"
+TRIM, WRITE_SPACE, MEASURE = "trim", "space", "measure"
 RECOVER, EXPORT = "recover ", "export "  # and the target
-COMPARED = {"unpruned INT8 (optimum-cli)": "int8", "unpruned INT4 (optimum-cli)": "int4"}  # formats by name in reports
 
 
 def make_steps(plan: Plan, measure: Callable[[Progress], None], processor: str) -> list[Step]:
@@ -46,9 +48,11 @@ def make_steps(plan: Plan, measure: Callable[[Progress], None], processor: str) 
     steps += [trim_vocabulary(plan)] if plan.paths.trims else []
     steps += [write_space(plan)] if plan.paths.space else []
     steps.append(search_networks(plan, tuple(step.name for step in steps)))
+    steps += [export_baselines(plan), *(choose(plan, target) for target in plan.bounds)]
     for target in plan.picks:
         steps += [recover(plan, target), export_network(plan, target)]
-    return [*steps, export_baselines(plan), measure_networks(plan, measure, processor)]
+    steps += [export_gptq(plan)] if compares_gptq(plan) else []
+    return [*steps, measure_networks(plan, measure, processor)]
 
 
 def fine_tune(plan: Plan) -> Step:
@@ -57,7 +61,7 @@ def fine_tune(plan: Plan) -> Step:
 
     def work(progress: Progress) -> None:
         inputs = open_inputs(paths.base, paths.train, None, elastic=False)
-        _train(with_eval_data(inputs, paths.held_out), Path(paths.unpruned), options, progress)
+        train_or_continue(with_eval_data(inputs, paths.held_out), Path(paths.unpruned), options, progress)
 
     files = {"model": paths.base, "data": paths.train, "eval-data": paths.held_out, "output": paths.unpruned}
     command = Command("lonas-edge train --no-elastic", options, files)
@@ -102,7 +106,7 @@ def _make_space(source: Source, defaults: Defaults) -> dict[str, Any]:
 def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
     """Search the networks of the targets, or continue a search with other targets."""
     paths, options = plan.paths, plan.search_options
-    picks = [pick.expression for pick in plan.picks.values()]
+    picks = [pick.expression for pick in searched_picks(plan.picks)]
 
     def work(progress: Progress) -> None:
         search(make_plan(plan.start, replace(options, picks=tuple(picks))), progress)
@@ -112,7 +116,7 @@ def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
         values |= {"prompt-len": plan.options.prompt_len, "new-tokens": plan.options.new_tokens}
     files = {"": paths.start, "model": paths.start_base, "nncf-config": paths.space, "pick": picks}
     command = Command("lonas-edge search", options, files, values)
-    outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in plan.picks.values())
+    outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in searched_picks(plan.picks))
     return Step(SEARCH, [command], work, outputs, needs, plan.inputs, folder="search", estimate=plan.search_seconds)
 
 
@@ -134,15 +138,14 @@ def recover(plan: Plan, target: str) -> Step:
         if unpruned and not options.weight_format and not paths.trims:
             with OutputDirectory(output).open():
                 return
-        inputs = open_recovery(paths.start, paths.train, str(network), paths.start_base, paths.space)
-        inputs = with_teacher(with_eval_data(inputs, paths.held_out), paths.unpruned, paths.unpruned_base)
-        _train(inputs, output, options, progress)
+        train_or_continue(open_network(paths, network), output, options, progress)
 
     files = {"from": paths.start, "model": paths.start_base, "nncf-config": paths.space, "subnet": network}
     files |= {"teacher": paths.unpruned, "data": paths.train, "eval-data": paths.held_out, "output": output}
     command = Command("lonas-edge train", options, files)
     seconds = plan.training_seconds(options, plan.probe.recovery_step)
-    return Step(RECOVER + target, [command], work, (f"recovered/{pick.file}",), (SEARCH,), estimate=seconds)
+    needs = (CHOOSE + target if isinstance(pick, MetricBound) else SEARCH,)
+    return Step(RECOVER + target, [command], work, (f"recovered/{pick.file}",), needs, estimate=seconds)
 
 
 def _trained_before(plan: Plan, pick: Pick) -> Path | None:
@@ -171,44 +174,15 @@ def export_network(plan: Plan, target: str) -> Step:
     return Step(EXPORT + target, [command], work, (f"models/{pick.file}",), (RECOVER + target,))
 
 
-def export_baselines(plan: Plan) -> Step:
-    """Store the unpruned model with `optimum-cli`, an adapter merged, once for each weight format."""
-    paths, defaults, architecture = plan.paths, plan.defaults, plan.source.architecture
-    merged = paths.baseline("merged")
-    files = {"": paths.unpruned, "model": paths.unpruned_base, "subnet": "maximal", "output": merged}
-    merging = Command("lonas-edge export", ExportOptions(stage="checkpoint", verify=False), files)
-    storing = []
-    for name in defaults.baselines:
-        values = optimum_options(architecture, name)
-        storing.append(Command("optimum-cli export openvino", None, {"model": merged, "": paths.baseline(name)}, values))
-
-    def work(progress: Progress) -> None:
-        if not merged.exists():
-            merge(plan.unpruned, merged, progress)
-        for command in storing:
-            output = command.paths[""]
-            if not output.exists():
-                progress(f"optimum-cli, {output.name}", None)
-                run_optimum(command, architecture.family.raised_guards)
-        shutil.rmtree(merged)
-
-    outputs, needs = tuple(f"baselines/{name}" for name in defaults.baselines), (LORA,) if paths.trains_lora else ()
-    return Step(BASELINES, [merging, *storing], work, outputs, needs, plan.inputs, folder="baselines")
-
-
-def merge(unpruned: Source, output: Path, progress: Progress) -> None:
-    """Write the unpruned model as a checkpoint, an adapter merged."""
-    export(unpruned, unpruned.select("maximal"), output, ExportOptions(stage="checkpoint", verify=False), progress)
-
-
 def measure_networks(plan: Plan, measure: Callable[[Progress], None], processor: str) -> Step:
     """Measure the exported networks and the baselines, and write the record."""
     first, *others = [plan.paths.model(pick) for pick in plan.picks.values()]
-    arms = ("subnet", *(plan.paths.baseline(name) for name in COMPARED.values()), *others)
+    arms = ("subnet", *(plan.paths.baseline(each.folder) for each in compared(plan)), *others)
     values = {"prompt-len": plan.options.prompt_len, "new-tokens": plan.options.new_tokens, "rounds": ROUNDS}
     command = Command("lonas-edge bench", None, {"": first, "arms": ",".join(map(str, arms))}, values)
-    needs = (*(EXPORT + target for target in plan.picks), BASELINES)
-    return Step(MEASURE, [command], measure, ("compress.json",), needs, {"processor": processor}, quick=True)
+    needs = (*(EXPORT + target for target in plan.picks), GPTQ if compares_gptq(plan) else BASELINES)
+    inputs = {"processor": processor, "metric": ", ".join(map(identity, plan.metrics))}
+    return Step(MEASURE, [command], measure, ("compress.json",), needs, inputs, quick=True)
 
 
 def check_steps(source: Source, defaults: Defaults, paths: Paths, picks: Mapping[str, Pick], settings: CostSettings) -> None:
@@ -228,18 +202,3 @@ def check_steps(source: Source, defaults: Defaults, paths: Paths, picks: Mapping
         source = replace(source, elasticity=bind(source.architecture, space, SPACE))
     costs = {name: counted_cost(name, source, settings.weight_format) for name in COUNTED}
     check_picks(picks.values(), find_dimensions(source).named(), costs)
-
-
-def _train(inputs: Inputs, output: Path, options: TrainOptions, progress: Progress) -> None:
-    """Train, or continue; held-out losses stay on the terminal."""
-    shown = set[int]()
-
-    def report(step: int, steps: int, log: Mapping[str, float]) -> None:
-        line = f"step {step}/{steps}"
-        if EVAL_LOSS in log and step not in shown:  # the Trainer logs the last one twice
-            shown.add(step)
-            line = f"{line}  held-out loss {log[EVAL_LOSS]:.3f}\n{line}"
-        progress(line, step / steps)
-
-    resume = OutputDirectory(output).partial.exists()
-    train(inputs, output, options, resume, False, report, lambda line: progress(f"{line}\nLoading", None))

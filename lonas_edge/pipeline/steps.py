@@ -21,6 +21,7 @@ from lonas_edge.schema import Record, differences
 from lonas_edge.tables import duration
 
 STEPS = "steps.json"
+SEARCH = "search"  # name of a step that others need
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lonas_edge.commands import Command
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.job import compared_inputs
-from lonas_edge.exporting.optimum import optimum_options, run_optimum
+from lonas_edge.exporting.optimum import gptq_options, optimum_options, run_optimum
 from lonas_edge.families import tokens_of
 from lonas_edge.network.modeling import repair
 from lonas_edge.network.rounding import rounding_costs
@@ -228,6 +228,7 @@ def test_baselines_of_compress(case: str, ignores: bool, ids: torch.Tensor, tiny
     base = tiny_models.base(case)
     source = open_source(str(base))
     options = {name: optimum_options(source.architecture, name) for name in ("int8", "int4")}
+    options["int4"] |= gptq_options(source.architecture)
     assert (options["int4"]["group-size-fallback"] == "ignore") == ignores and options["int4"]["group-size"] in (32, 64)
     for name in ("int8", "int4") if ignores else ("int8",):
         command = Command("optimum-cli export openvino", None, {"model": base, "": tmp_path / name}, options[name])

@@ -14,8 +14,13 @@ from tiny_models import TinySource
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.bench.variants import Case
 from lonas_edge.commands import Command
+from lonas_edge.evaluate import generated
+from lonas_edge.exporting.export import export
+from lonas_edge.exporting.manifest import MANIFEST
+from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.ir.write import ACTIVATION_GROUP, remove_property
 from lonas_edge.network.source import open_source
-from lonas_edge.pipeline import measure, run, stages
+from lonas_edge.pipeline import baselines, measure, run
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.probe import Probe
 from lonas_edge.pipeline.record import CompressRecord, Latency
@@ -46,8 +51,11 @@ def make_quick(monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> None:
     if not whole:
         monkeypatch.setattr(measure, "latencies", equal_latencies)
         monkeypatch.setattr(measure, "ANSWER_TOKENS", 2)
+        monkeypatch.setattr(generated, "_FEWEST", 2)
+        monkeypatch.setattr(generated, "_ROOM", 0)
         monkeypatch.setattr(run, "write_report", lambda *_given: None)
-    monkeypatch.setattr(stages, "run_optimum", own_baseline)
+    monkeypatch.setattr(baselines, "run_optimum", own_baseline)
+    monkeypatch.setattr(baselines, "_SHARE", 0.0)  # no GPTQ
 
 
 def equal_latencies(folders: Mapping[str, Path], case: Case, *_given: Any) -> tuple[dict[str, Any], Any]:
@@ -59,11 +67,13 @@ def equal_latencies(folders: Mapping[str, Path], case: Case, *_given: Any) -> tu
 
 def own_baseline(command: Command, _guards: Any) -> None:
     """Export a baseline; the files of equal weights are made once."""
-    merged, output, weight_format = command.paths["model"], command.paths[""], command.settings["--weight-format"]
+    merged, output, weight_format = command.paths["model"], command.paths[""], command.settings.get("--weight-format", "int4")
     key = (merged / "model.safetensors").read_bytes(), weight_format
     if key not in _baselines:
         opened = open_source(str(merged))
-        stages.export(opened, opened.select("maximal"), output, stages.ExportOptions(weight_format=weight_format))
+        export(opened, opened.select("maximal"), output, ExportOptions(weight_format=weight_format))
+        (output / MANIFEST).unlink()  # stock files have neither
+        remove_property(output, ACTIVATION_GROUP)
         files = (path for path in output.rglob("*") if path.is_file())
         _baselines[key] = {str(path.relative_to(output)): path.read_bytes() for path in files}
         return

@@ -63,9 +63,9 @@ def test_the_output(made: tuple[Path, int, CompressRecord]) -> None:
     assert [step.name for step in record.steps] == [
         "space",
         "search",
+        "baselines",
         "recover macs<=0.84x",
         "export macs<=0.84x",
-        "baselines",
         "measure",
     ]
     exported, ours = open_exported(folder / "out/model"), record.networks[-1]

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from lonas_edge.bench import machine
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
-from lonas_edge.pipeline import stages
+from lonas_edge.pipeline import baselines, recovery, stages
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.run import compress, compress_model
@@ -32,7 +32,7 @@ RECOVER = "recover weights<=0.95x"
 def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
     out, record = finished.folder / "out", finished.record
     assert CompressRecord.read(out / "compress.json") == record
-    baseline, _, ours = record.networks
+    baseline, *_, ours = record.networks
     assert ours.folder == "model"
     assert ours.parameters < baseline.parameters
     assert any(part.kept == 0 for layer in ours.removed for part in layer)
@@ -45,7 +45,7 @@ def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
     table = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| ")][:4]
     assert len(table) == 4 and all(line in (out / "model/README.md").read_text() for line in table)
     assert [step.name for step in record.steps] == [
-        "fine-tune", "space", "search", RECOVER, "export weights<=0.95x", "baselines", "measure",
+        "fine-tune", "space", "search", "baselines", RECOVER, "export weights<=0.95x", "measure",
     ]  # fmt: skip
     assert all(step.seconds > 0 for step in record.steps)
     assert [step.name for step in record.steps if step.estimated_seconds] == ["fine-tune", "search", RECOVER]
@@ -56,21 +56,18 @@ def test_another_processor(finished: Finished, tmp_path: Path, quick: None, monk
     out = finished.copied(tmp_path / "copy")
     here = machine.describe("CPU")
     monkeypatch.setattr(machine, "describe", lambda _device: {**here, "processor": "Another"})
-    monkeypatch.setattr(stages, "train", forbidden)
+    monkeypatch.setattr(recovery, "train", forbidden)
     compress(finished.source.base, data=out.parent / "data.json", output=out, **QUICK)
     assert json.loads((out / "compress.json").read_text())["machine"]["processor"] == "Another"
 
 
 def test_the_printed_baselines_are_those_of_the_run(finished: Finished) -> None:
-    """The task and, for INT4, the group size; the printed directories are those of the output."""
+    """The printed directories are those of the output."""
     [step] = [step for step in finished.record.steps if step.name == "baselines"]
-    out, lines = finished.folder / "out", step.command.splitlines()
-    for line, name in zip(lines[1:], ("int8", "int4"), strict=True):
-        words = shlex.split(line)
-        assert words[:3] == ["optimum-cli", "export", "openvino"]
-        assert str(out / "steps" / "baselines" / name) in words
-        assert words[words.index("--task") + 1] == "text-generation-with-past"
-    assert "--group-size 64" in lines[2]  # of widths 64 and 128
+    out, words = finished.folder / "out", shlex.split(step.command.splitlines()[1])
+    assert words[:3] == ["optimum-cli", "export", "openvino"]
+    assert str(out / "steps" / "baselines" / "int8") in words
+    assert words[words.index("--task") + 1] == "text-generation-with-past"
     [measured] = [step for step in finished.record.steps if step.name == "measure"]
     assert shlex.split(measured.command)[2] == str(out / "model")
 
@@ -106,7 +103,8 @@ def again(command: str, run_cli: Callable[..., Any], output: Path) -> tuple[Path
 
 def test_the_same_command_again_changes_nothing(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = finished.copied(tmp_path / "copy")
-    monkeypatch.setattr(stages, "train", forbidden)
+    monkeypatch.setattr(recovery, "train", forbidden)
+    monkeypatch.setattr(baselines, "_SHARE", 0.0)  # no GPTQ, as in the finished run
     for target in ("weights<=0.95x", "weights <= 0.950X"):
         options = {**QUICK, "target": target}
         record = compress(finished.source.base, data=out.parent / "data.json", output=out, **options)
@@ -128,7 +126,7 @@ def test_another_target_uses_the_finished_steps(
     targets = ["weights <= 0.950X", "kl<=100"]
     record = compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": targets})
     assert [network.target for network in record.networks] == [None, None, "weights<=0.95x", "kl<=100"]
-    assert [step.name for step in record.steps][3:7] == [RECOVER, "export weights<=0.95x", "recover kl<=100", "export kl<=100"]
+    assert [step.name for step in record.steps][4:8] == [RECOVER, "export weights<=0.95x", "recover kl<=100", "export kl<=100"]
     assert [network.folder for network in record.networks] == [None, None, "weights-0.95x", "kl-100"]
     assert not (out / "model").exists()
     for folder in ("weights-0.95x", "kl-100"):
@@ -181,7 +179,7 @@ def test_changed_options_need_overwrite(finished: Finished, tmp_path: Path, quic
     write_data(tmp_path / "other.json", 90)
     for changes, expected in (
         ({"recovery_steps": 5}, [f"--steps: was 4, is 5 ({RECOVER})"]),
-        ({"epochs": 2}, ["--steps: was 5, is 10 (fine-tune)"]),
+        ({"epochs": 2}, ["--epochs: was auto, is 2.0 (fine-tune)"]),
         ({"seed": 7}, [f"--seed: was 42, is 7 (fine-tune, search, {RECOVER})"]),
         ({"data": tmp_path / "other.json"}, ["(fine-tune, space, search, baselines)"]),
         ({"weight_format": "int4_sym"}, ["--weight-format: was int8_sym, is int4_sym (search, export weights<=0.95x)"]),
@@ -244,7 +242,7 @@ def test_an_adapter_of_plain_peft_in_int4(tiny_models: TinyModels, tmp_path: Pat
     adapter = tiny_models.adapter("llama", target_modules=["q_proj", "v_proj"], rank_pattern={}, r=4)
     options = {**QUICK, "weight_format": "int4_sym"}
     record = compress(adapter, model=source.base, data=data, output=tmp_path / "out", **options)
-    assert [step.name.split()[0] for step in record.steps] == ["space", "search", "recover", "export", "baselines", "measure"]
+    assert [step.name.split()[0] for step in record.steps] == ["space", "search", "baselines", "recover", "export", "measure"]
     assert record.networks[-1].weight_format == "int4_sym"
     trained = json.loads((tmp_path / "out" / "steps" / "recovered" / "weights-0.95x" / "training.json").read_text())
     assert trained["options"]["weight_format"] == "int4_sym"
@@ -289,7 +287,7 @@ def test_a_super_adapter_keeps_its_search_space(
 ) -> None:
     options = {**QUICK, "target": "weights<=0.8x", "data": data, "output": tmp_path / "out", "model": llama.base}
     record = compress(super_adapter, **options)
-    assert [step.name.split()[0] for step in record.steps] == ["search", "recover", "export", "baselines", "measure"]
+    assert [step.name.split()[0] for step in record.steps] == ["search", "baselines", "recover", "export", "measure"]
     assert record.networks[-1].parameters < record.networks[0].parameters
 
 
@@ -297,7 +295,7 @@ def test_the_unpruned_network_of_a_super_adapter(
     super_adapter: Path, llama: TinySource, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In INT8 it is neither trained nor cut, although the adapter has its search space in its directory."""
-    monkeypatch.setattr(stages, "train", forbidden)
+    monkeypatch.setattr(recovery, "train", forbidden)
     options = {**QUICK, "target": "weights<=1x", "data": data, "output": super_adapter / "out", "model": llama.base}
     record = compress(super_adapter, **options)
     whole = AutoModelForCausalLM.from_pretrained(llama.base).num_parameters()
@@ -318,7 +316,7 @@ def test_the_largest_network_of_a_narrow_space_is_recovered(
     def trained(*_given: object) -> None:
         raise LonasEdgeError("trained")
 
-    monkeypatch.setattr(stages, "train", trained)
+    monkeypatch.setattr(recovery, "train", trained)
     options = {**QUICK, "target": "weights<=1x", "data": data, "output": tmp_path / "out", "model": llama.base}
     with pytest.raises(LonasEdgeError, match="recover weights<=1x: trained"):
         compress(super_adapter, **options)
@@ -329,9 +327,9 @@ def test_two_targets_that_choose_the_same_network(
 ) -> None:
     """It is trained once, and exported for both."""
     outputs: list[str] = []
-    train = stages.train
+    train = recovery.train
     monkeypatch.setattr(
-        stages, "train", lambda inputs, output, *rest: (outputs.append(output.name), train(inputs, output, *rest))
+        recovery, "train", lambda inputs, output, *rest: (outputs.append(output.name), train(inputs, output, *rest))
     )
     targets = ["weights<=0.95x", "weights<=0.951x"]
     record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": targets})
@@ -351,15 +349,15 @@ def test_a_dry_run_writes_nothing(
     [(steps, needed)] = announced
     seconds = {step.name: step.estimate for step in steps}
     recover = "recover kl<=0.15"  # `auto`
-    names = ["fine-tune", "space", "search", recover, "export kl<=0.15", "baselines", "measure"]
+    names = ["fine-tune", "space", "search", "baselines", recover, "export kl<=0.15", "measure"]
     assert list(seconds) == names
-    # 80 training examples in batches of 16 at 0.1 s; two evaluations of 16 held-out examples at 0.01 s
-    assert seconds["fine-tune"] == pytest.approx(5 * 0.1 + 2 * 16 * 0.01, abs=0.05)
+    # at most five epochs of 80 examples in batches of 16 at 0.1 s; 16 held-out examples at 0.01 s, every second step
+    assert seconds["fine-tune"] == pytest.approx(25 * 0.1 + 14 * 16 * 0.01, abs=0.05)
     # 100,000 tokens of 12 per example are 521 steps of 0.2 s; four evaluations
     assert seconds[recover] == pytest.approx(521 * 0.2 + 4 * 16 * 0.01, abs=0.05)
     assert seconds["search"] == pytest.approx(60 * 16 * 0.01)
     assert seconds["measure"] is None
-    assert "--steps 521" in steps[3].command
+    assert "--steps 521" in steps[4].command
     assert needed["memory_bytes"] == 10**9 and needed["disk_bytes"] > 0
     ran = run_cli("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--prompt-len", 8, "--dry-run")
     assert ran.code == 0 and recover in ran.err and "memory 1.0 GB" in ran.err

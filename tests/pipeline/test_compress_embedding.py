@@ -52,7 +52,7 @@ def made(tiny_bert: TinyBert, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_the_output(made: tuple[Path, CompressRecord]) -> None:
     """A layer is removed without a fine-tuning, the result is INT8, and all of it is in the report."""
     out, record = made
-    names = ["space", "search", "recover weights<=0.8x", "export weights<=0.8x", "baselines", "measure"]
+    names = ["space", "search", "baselines", "recover weights<=0.8x", "export weights<=0.8x", "measure"]
     assert [step.name for step in record.steps] == names
     first, _, ours = record.networks
     exported = open_exported(out / "model")
@@ -120,7 +120,7 @@ def test_an_adapter_in_int4_with_fewer_tokens(tiny_bert: TinyBert, tmp_path: Pat
     data = write_pairs(tmp_path / "data.jsonl")
     record = compress(source.adapter, model=source.base, data=data, output=tmp_path / "out", **options)
     assert [step.name.split()[0] for step in record.steps] == [
-        "trim", "space", "search", "recover", "export", "baselines", "measure",
+        "trim", "space", "search", "baselines", "recover", "export", "measure",
     ]  # fmt: skip
     assert record.networks[-1].weight_format == "int4_sym" and record.networks[-1].name == "compressed INT4"
     assert json.loads((tmp_path / "out/model/config.json").read_text())["vocab_size"] == 142

@@ -1,0 +1,119 @@
+"""A target in a metric of answers, `exact-match>=-1`: choose the most pruned network whose measured difference meets the bound.
+
+The search removes one block after another, and bounds on its KL divergence give candidates. A candidate with fewer removed
+blocks answers better, so a bisection tries few of them, each after a short recovery. The chosen one gets a whole recovery.
+"""
+
+import math
+import shutil
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from lonas_edge.commands import Command
+from lonas_edge.data.language import LanguageTask
+from lonas_edge.evaluate.answer_metrics import identity
+from lonas_edge.evaluate.answers import FILE
+from lonas_edge.exporting.export import export
+from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.network.source import open_source
+from lonas_edge.pipeline.baselines import BASELINES, NAMES
+from lonas_edge.pipeline.measure import answers
+from lonas_edge.pipeline.plan import Plan
+from lonas_edge.pipeline.record import Trial
+from lonas_edge.pipeline.recovery import open_network, train_or_continue
+from lonas_edge.pipeline.steps import SEARCH, Step
+from lonas_edge.pipeline.targets import MetricBound, candidate_picks
+from lonas_edge.progress import Progress
+from lonas_edge.schema import Record
+from lonas_edge.search.picks import Pick
+from lonas_edge.space.selection import SubnetworkRecord, select
+from lonas_edge.training.options import TrainOptions
+
+CHOOSE, CHOICE = "choose ", "choice.json"
+_SHORT, _LEAST_STEPS = 4, 8  # a short recovery has a quarter of the steps, and eight at least
+
+
+@dataclass(frozen=True)
+class ChoiceRecord(Record):
+    """How the network of a target in a metric was chosen."""
+
+    NAME: ClassVar = "compress-choice"
+    VERSION: ClassVar = 1
+    AGAIN: ClassVar = "Run `lonas-edge compress --overwrite`."
+
+    chosen: str | None  # the pick; None for the unpruned network
+    trials: tuple[Trial, ...]  # the least pruned first
+
+
+def choose(plan: Plan, target: str) -> Step:
+    """Choose the network of a target in a metric."""
+    bound, paths, options = plan.picks[target], plan.paths, plan.recovery_options
+    assert isinstance(bound, MetricBound)
+    assert options.steps
+    folder, steps = paths.choice(bound), min(options.steps, max(_LEAST_STEPS, math.ceil(options.steps / _SHORT)))
+    short = replace(options, steps=steps, eval_steps=steps, save_steps=steps)
+
+    def work(progress: Progress) -> None:
+        candidates = _candidates(plan)
+        trials, low, high = dict[int, Trial](), -1, len(candidates)
+        while high - low > 1:  # candidates up to `low` meet the bound, those from `high` on do not
+            middle = (low + high) // 2
+            trials[middle] = _try(plan, bound, candidates[middle], short, progress)
+            low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
+        chosen = candidates[low] if low >= 0 else None
+        folder.mkdir(parents=True, exist_ok=True)
+        elasticity = plan.start.elasticity
+        network = select(elasticity, str(paths.subnetwork(chosen)) if chosen else "maximal")
+        SubnetworkRecord.of(network).write(paths.subnetwork(bound))
+        record = ChoiceRecord(chosen.expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
+        record.write(folder / CHOICE)
+        for pick in candidates:
+            shutil.rmtree(folder / pick.file, ignore_errors=True)
+
+    files = {"from": paths.start, "model": paths.start_base, "nncf-config": paths.space, "teacher": paths.unpruned}
+    files |= {"data": paths.train, "eval-data": paths.held_out, "subnet": "CANDIDATE", "output": folder / "CANDIDATE"}
+    commands = [Command("lonas-edge train", short, files)]
+    compared = {"": paths.baseline("int8"), "data": paths.held_out}
+    commands.append(Command("lonas-edge eval", None, compared, {"metric": plan.metric_of(bound)}))
+    seconds = len(bin(len(candidate_picks()))[2:]) * plan.training_seconds(short, plan.probe.recovery_step)
+    inputs = {"metric": identity(plan.metric_of(bound))}
+    outputs, folders = (f"choice/{bound.file}/{CHOICE}",), f"choice/{bound.file}"
+    return Step(CHOOSE + target, commands, work, outputs, (SEARCH, BASELINES), inputs, folder=folders, estimate=seconds)
+
+
+def _candidates(plan: Plan) -> list[Pick]:
+    """The picks of pruned networks, each network once, the least pruned first."""
+    elasticity = plan.start.elasticity
+    found = {select(elasticity, "maximal").canonical: Pick("", "", 0.0)}
+    for pick in candidate_picks():
+        found.setdefault(select(elasticity, str(plan.paths.subnetwork(pick))).canonical, pick)
+    return list(found.values())[1:]
+
+
+def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, progress: Progress) -> Trial:
+    """Train a candidate for a short time, export it, and score its answers; continues where it was stopped."""
+    paths, network = plan.paths, plan.paths.subnetwork(pick)
+    folder = paths.choice(bound) / pick.file
+    recovered, exported = folder / "recovered", folder / "model"
+
+    def report(what: str, done: float | None) -> None:
+        progress(f"{pick.expression}: {what}", done)
+
+    if not recovered.exists():
+        train_or_continue(open_network(paths, network), recovered, options, report)
+    if not exported.exists():
+        source = open_source(str(recovered), paths.student)
+        stored = ExportOptions(weight_format=str(plan.options.weight_format), verify=False)
+        export(source, source.select(None), exported, stored, report)
+    data = plan.unpruned.open_data(paths.held_out, plan.options.prompt)
+    assert isinstance(data, LanguageTask)
+    measured = {NAMES["int8"]: paths.baseline("int8"), pick.file: exported}
+    qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)
+    difference = next(iter(qualities.values()))[pick.file].difference
+    assert difference
+    source = plan.start
+    chosen = select(source.elasticity, str(network))
+    share = source.sizes(chosen).linear_weights / source.sizes(source.unpruned).linear_weights
+    described = f"{len(chosen.removed)} blocks removed" if chosen.removed else f"{share:.2f}x linear weights"
+    report(f"{described}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]\nnext", None)
+    return Trial(pick.expression, described, difference)

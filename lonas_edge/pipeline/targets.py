@@ -1,0 +1,106 @@
+"""Targets of `compress`: bounds on the KL divergence or a cost, and bounds on a metric of answers."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lonas_edge.data.language import question_and_reference, read_examples
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric
+from lonas_edge.pipeline.defaults import Defaults
+from lonas_edge.search.cost import COSTS, default_cost
+from lonas_edge.search.picks import Pick, parse_picks
+from lonas_edge.training.options import AUTO
+
+OWN = "metric"  # in a target, the metric of --metric
+_FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
+_LEVELS = (0.02, 0.04, 0.08, 0.15, 0.25, 0.4)  # KL divergences of the candidates, before their recovery
+
+
+@dataclass(frozen=True)
+class MetricBound(Pick):
+    """A bound on the difference of a metric from the unpruned INT8 model, in points; of a user's metric in its unit."""
+
+    @property
+    def file(self) -> str:
+        """File name: `exact-match-1` for `exact-match>=-1`."""
+        return f"{self.measure}-{abs(self.bound):g}"
+
+
+def _parse_bound(text: str, defaults: Defaults, metric: str | None) -> MetricBound | None:
+    """Parse a target in a metric; None for other targets. `metric` is the value of --metric."""
+    parsed = _FORM.fullmatch(text)
+    if not parsed or parsed[1].lower() in ("kl", *COSTS):  # whose bounds are from above
+        return None
+    name, bound = parsed[1].lower(), float(parsed[2])
+    problem = None
+    if not defaults.kind.generates:
+        problem = f"a {defaults.name} generates no answers; bound kl or a cost"
+    elif name not in (*METRICS, OWN):
+        problem = f"no metric {name!r}; expected {', '.join(METRICS)}, or {OWN} for that of --metric"
+    elif name == OWN and not metric:
+        problem = "pass --metric"
+    elif bound > 0:
+        problem = "no network is sure to be better than the unpruned INT8 model; expected a bound of 0 or less"
+    if problem:
+        raise LonasEdgeError(f"--target {text.strip()}: {problem}.")
+    return MetricBound(f"{name}>={bound:g}", name, bound)
+
+
+def parse_targets(targets: Sequence[str], defaults: Defaults, metric: str | None = None) -> dict[str, Pick]:
+    """The picks by target, each in one spelling: `tpot<=0.7x` for `tpot <= 0.70X`."""
+    expressions = [defaults.target if target == AUTO else target for target in targets]
+    bounds = [_parse_bound(text, defaults, metric) for text in expressions]
+    costs = [name for name, cost in COSTS.items() if not cost.timed or cost.generates == defaults.kind.generates]
+    others = iter(
+        parse_picks([text for text, bound in zip(expressions, bounds, strict=True) if not bound], ["kl", *costs], "--target")
+    )
+    picks: dict[str, Pick] = {}
+    for target, bound in zip(targets, bounds, strict=True):
+        pick = bound or next(others)
+        name = bound.expression if bound else f"{pick.measure}<={pick.file.removeprefix(pick.measure)[1:]}"
+        if name in picks:
+            raise LonasEdgeError(f"--target {target}: the same bound as {name}. Name it once.")
+        picks[name] = pick
+    return picks
+
+
+def searched_picks(picks: Mapping[str, Pick]) -> list[Pick]:
+    """The picks of the search: those of the targets, and the candidates of targets in a metric."""
+    found = [pick for pick in picks.values() if not isinstance(pick, MetricBound)]
+    if len(found) < len(picks):
+        found += [pick for pick in candidate_picks() if pick.file not in {each.file for each in found}]
+    return found
+
+
+def candidate_picks() -> list[Pick]:
+    """The picks whose networks a target in a metric chooses from, the least pruned first."""
+    return [Pick(f"kl<={level:g}", "kl", level) for level in _LEVELS]
+
+
+def check_metrics(held_out: Path, metric: str | None, picks: Iterable[Pick]) -> None:
+    """Refuse, before the first step, metrics that do not exist or fail, and metrics of plain texts, which have no answers."""
+    bounds = [pick for pick in picks if isinstance(pick, MetricBound)]
+    if not (metric or bounds):
+        return
+    references = [text for example in read_examples(held_out)[1] if (text := question_and_reference(example)[1]).strip()]
+    if not references:
+        what = f"--target {bounds[0].expression}" if bounds else f"--metric {metric}"
+        raise LonasEdgeError(f"{what}: plain texts have no answers to score; pass conversations or instructions, or bound kl.")
+    for name in filter(None, [metric, *(bound.measure for bound in bounds if bound.measure != OWN)]):
+        for score in choose_metric(name, references).figures.values():
+            score(references[0], references[0])
+
+
+def cost_of(picks: Mapping[str, Pick], defaults: Defaults) -> str:
+    """The cost that the search minimizes: the latency that a target bounds, else the size, else the default.
+
+    Raises:
+        LonasEdgeError: If targets bound several latencies.
+    """
+    bounded = [pick.measure for pick in picks.values() if pick.measure in COSTS]
+    timed = sorted({measure for measure in bounded if COSTS[measure].timed})
+    if len(timed) > 1:
+        raise LonasEdgeError(f"--target bounds {' and '.join(timed)}; one run searches for one of them. Run compress twice.")
+    return next(iter([*timed, *bounded]), default_cost(defaults.kind))

@@ -1,0 +1,108 @@
+"""Targets in a metric of answers: which network a bisection chooses, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pipeline_runs import QUICK
+from tiny_models import TinySource
+
+from lonas_edge.bench.statistics import Interval
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.pipeline import choice
+from lonas_edge.pipeline.defaults import EMBEDDING_MODEL, LANGUAGE_MODEL
+from lonas_edge.pipeline.record import Trial
+from lonas_edge.pipeline.run import compress
+from lonas_edge.pipeline.targets import parse_targets
+from lonas_edge.search.picks import Pick
+
+TARGET = "exact-match>=-1"
+LEVELS = ["kl<=0.02", "kl<=0.04", "kl<=0.08", "kl<=0.15", "kl<=0.25", "kl<=0.4"]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[str]:
+    """Replace the trials by differences in points; return the picks in the order in which they are tried."""
+    tried: list[str] = []
+
+    def trial(_plan: object, _bound: object, pick: Pick, *_given: object) -> Trial:
+        tried.append(pick.expression)
+        value = points[pick.expression]
+        return Trial(pick.expression, f"trial {len(tried)}", Interval(value, value - 2, value + 2))
+
+    monkeypatch.setattr(choice, "_try", trial)
+    monkeypatch.setattr(choice, "_candidates", lambda _plan: [Pick(name, "kl", float(name[4:])) for name in points])
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("points", "chosen", "tried"),
+    [
+        ([0.5, 0, -0.5, -1, -1.2, -5], "kl<=0.15", [2, 4, 3]),  # three of six are tried
+        ([0, 0, 0, 0, 0, 0], "kl<=0.4", [2, 4, 5]),
+        ([-2, -3, -4, -5, -6, -7], None, [2, 0]),
+        ([-0.9], "kl<=0.02", [0]),
+        ([], None, []),
+    ],
+)
+def test_the_most_pruned_network_within_the_bound(
+    llama: TinySource,
+    tmp_path: Path,
+    data: Path,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    points: list[float],
+    chosen: str | None,
+    tried: list[int],
+) -> None:
+    order = scripted(monkeypatch, dict(zip(LEVELS, points, strict=False)))
+    record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": TARGET})
+
+    found = json.loads((tmp_path / "out/steps/choice/exact-match-1/choice.json").read_text())
+    assert found["chosen"] == chosen
+    assert order == [LEVELS[index] for index in tried]
+    assert [each.pick for each in record.trials[TARGET]] == [LEVELS[index] for index in sorted(tried)]
+    widths = json.loads((tmp_path / "out/steps/choice/exact-match-1/subnetwork.json").read_text())["widths"]
+    name = f"{chosen.replace('<=', '-')}.json" if chosen else None
+    subnetworks = tmp_path / "out/steps/search/subnetworks"
+    assert widths == json.loads((subnetworks / (name or "kl-0.02.json")).read_text())["widths"] or chosen is None
+    ours = record.networks[-1]
+    assert (ours.target, ours.folder) == (TARGET, "model")
+    assert chosen or not any(part.kept < part.full for layer in ours.removed for part in layer)
+
+
+def test_a_trial_is_trained_exported_and_scored(llama: TinySource, tmp_path: Path, data: Path, quick: None) -> None:
+    """Any difference is within the bound, so the most pruned candidate is chosen."""
+    record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "exact-match>=-100"})
+
+    trials = record.trials["exact-match>=-100"]
+    assert trials and all(-100 <= each.difference.value <= 100 for each in trials)
+    removed = sum(part.kept == 0 for layer in record.networks[-1].removed for part in layer)
+    assert trials[-1].network == f"{removed} blocks removed"
+    assert sorted(path.name for path in (tmp_path / "out/steps/choice/exact-match-100").iterdir()) == [
+        "choice.json",
+        "subnetwork.json",
+    ]
+    assert record.metric == "exact-match"
+    assert any("held-out examples say little" in warning for warning in record.warnings)
+
+
+@pytest.mark.parametrize(
+    ("target", "metric", "problem"),
+    [
+        ("bleu>=-1", None, "no metric 'bleu'; expected exact-match, json"),
+        ("metric>=-1", None, "pass --metric"),
+        ("exact-match>=1", None, "expected a bound of 0 or less"),
+        ("exact-match>=-1x", None, "expected MEASURE<=NUMBER"),
+        ("kl<=0.1", "bleu", "--metric bleu: unknown"),
+        ("kl<=0.1", "none.py:score", "there is no such file"),
+    ],
+)
+def test_wrong_targets(refused: Callable[..., str], target: str, metric: str | None, problem: str) -> None:
+    assert problem in refused(target=target, metric=metric)
+
+
+def test_encoders_have_no_answers() -> None:
+    with pytest.raises(LonasEdgeError, match="generates no answers; bound kl or a cost"):
+        parse_targets(("exact-match>=-1",), EMBEDDING_MODEL)
+    assert list(parse_targets(("exact-match >= -1.0", "tpot<=0.7x"), LANGUAGE_MODEL)) == [TARGET, "tpot<=0.7x"]

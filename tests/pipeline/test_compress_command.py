@@ -61,6 +61,15 @@ def test_another_processor(finished: Finished, tmp_path: Path, quick: None, monk
     assert json.loads((out / "compress.json").read_text())["machine"]["processor"] == "Another"
 
 
+def test_another_metric(finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the measurement is repeated, without asking."""
+    out = finished.copied(tmp_path / "copy")
+    monkeypatch.setattr(recovery, "train", forbidden)
+    record = compress(finished.source.base, data=out.parent / "data.json", output=out, metric="chrf", **QUICK)
+    assert (finished.record.metric, record.metric) == ("exact-match", "chrf")
+    assert all("chrf" in network.quality for network in record.networks)
+
+
 def test_the_printed_baselines_are_those_of_the_run(finished: Finished) -> None:
     """The printed directories are those of the output."""
     [step] = [step for step in finished.record.steps if step.name == "baselines"]

@@ -69,7 +69,7 @@ class EvalSettings:
     seed: int = 0  # seed of that choice
     data: Path | None = None  # a data file, whose prompts are answered instead of tasks
     metrics: tuple[str, ...] = ()  # of these answers
-    skips_empty: bool = False  # whether examples without a reference are left out; else they are refused
+    skips_empty: bool = False  # whether examples without a reference are skipped; otherwise they are an error
 
     @property
     def beams(self) -> int | None:

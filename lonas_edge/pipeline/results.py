@@ -114,7 +114,7 @@ def _remarks(plan: Plan, targets: Mapping[str, str], qualities: Qualities) -> li
     failure = plan.paths.work / "gptq.txt"
     if plan.defaults.kind.generates and not compares_gptq(plan):
         minutes, commands = math.ceil(gptq_seconds(plan) / 60), shlex.join(to_argv(gptq_command(plan)))
-        remarks.append(f"GPTQ of optimum-intel was left out; it takes about {minutes} min: {commands}")
+        remarks.append(f"GPTQ of optimum-intel was not compared; it takes about {minutes} min: {commands}")
     elif failure.exists() and (reason := failure.read_text(encoding="utf-8")):
         remarks.append(f"GPTQ of optimum-intel failed: {reason}.")
     if count < LEAST_EXAMPLES and plan.defaults.kind.generates:

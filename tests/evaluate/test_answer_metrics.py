@@ -1,4 +1,4 @@
-"""Metrics of answers: expected scores are computed by hand from their definitions."""
+"""Metrics of answers: expected scores follow from their definitions, without the code."""
 
 from pathlib import Path
 

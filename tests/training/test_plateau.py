@@ -1,4 +1,4 @@
-"""When a training with --epochs auto ends: the expected steps are computed by hand."""
+"""When a training with --epochs auto ends: the expected steps follow from the rule, without the code."""
 
 import pytest
 

@@ -1,6 +1,5 @@
 """`lonas-edge chat`: answer prompts with an exported model in openvino_genai."""
 
-import random
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +29,7 @@ class ChatOptions(Options):
 
     exported: UserPath = option(argument=True, help="Directory written by `lonas-edge export` or `compress`.")
     prompt: str | None = option(None, metavar="TEXT", help="Answer this prompt only, on standard output.")
-    system: str | None = option(None, metavar="TEXT", help="System message of the conversation.")
     max_new_tokens: int = option(512, minimum=1, help="Maximum number of tokens of an answer.")
-    temperature: float = option(0.0, minimum=0, maximum=2, help="Sampling temperature; 0 for greedy decoding.")
     device: str = option("CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO or another.")
 
 
@@ -40,8 +37,8 @@ class ChatOptions(Options):
 def run(options: ChatOptions) -> None:
     """Chat with an exported model in openvino_genai.
 
-    /reset starts a new conversation; /exit or Ctrl-D ends the program. Ctrl-C stops an answer. Without a terminal, each line of
-    standard input is a prompt.
+    /reset [TEXT] starts a new conversation with this system message; /exit or Ctrl-D ends the program. Ctrl-C stops an answer.
+    Without a terminal, each line of standard input is a prompt.
     """
     with progress(left=False):
         from lonas_edge.exporting.exported import open_exported
@@ -55,11 +52,16 @@ def run(options: ChatOptions) -> None:
         _say(chat.note)
     terminal = options.prompt is None and sys.stdin.isatty()
     if terminal:
-        _say(f"{folder} ({exported.weight_format}, {options.device}). {_RESET}: new conversation. {_EXIT}: end.")
+        commands = f"{_RESET} [TEXT]: new conversation, TEXT as system message. {_EXIT}: end."
+        _say(f"{folder} ({exported.weight_format}, {options.device}). {commands}")
     answered = False
-    for prompt in _prompts(chat, terminal) if options.prompt is None else [options.prompt]:
-        answered = True
+    for prompt in _prompts(terminal) if options.prompt is None else [options.prompt]:
         try:
+            command, _, system = prompt.partition(" ")
+            if command == _RESET:
+                chat.reset(system.strip())
+                continue
+            answered = True
             if not chat.answer(prompt) and not terminal:
                 raise LonasEdgeError("interrupted: the answer is incomplete")
         except LonasEdgeError as error:
@@ -83,15 +85,13 @@ def _find_export(folder: Path, model: str) -> Path:
     return exported[0]
 
 
-def _prompts(chat: "Chat", terminal: bool) -> Iterator[str]:
-    """Yield the prompts of standard input, and follow the commands."""
+def _prompts(terminal: bool) -> Iterator[str]:
+    """Yield the lines of standard input until /exit."""
     for line in _typed_lines() if terminal else sys.stdin:
         text = line.strip()
         if text == _EXIT:
             return
-        if text == _RESET:
-            chat.reset()
-        elif text:
+        if text:
             yield text
 
 
@@ -134,8 +134,6 @@ class Chat:
         recorded = recorded_prompt(manifest.prompt, manifest.subnetwork.search_space) if manifest else None
         self._template = TEMPLATES.get(recorded or "")
         self._multi_turn = self._template is None and bool(self._tokenizer.chat_template)
-        if options.system is not None and not self._multi_turn:
-            raise LonasEdgeError(f"{exported.folder}: --system needs a model with a chat template. {self.note}")
         self.reset()
 
     @property
@@ -147,10 +145,11 @@ class Chat:
             return f"Prompt template: {self._template.name}, as in the training. Each prompt is answered on its own."
         return "No chat template and no recorded prompt template: each prompt is continued as plain text, on its own."
 
-    def reset(self) -> None:
-        """Start a new conversation."""
-        system = self.options.system
-        self._messages = [] if system is None else [{"role": "system", "content": system}]
+    def reset(self, system: str = "") -> None:
+        """Start a new conversation, with a system message if there is one."""
+        if system and not self._multi_turn:
+            raise LonasEdgeError(f"{self.exported.folder}: a system message needs a model with a chat template. {self.note}")
+        self._messages = [{"role": "system", "content": system}] if system else []
 
     def answer(self, prompt: str) -> bool:
         """Print the answer to a prompt while it is generated, and add both to the conversation.
@@ -230,13 +229,11 @@ class Chat:
             yield str(self._tokenizer.decode(read))[len(shown) :]
 
     def _config(self, max_new_tokens: int) -> Any:
-        """The model's own generation configuration, with one answer and these options."""
+        """The model's own generation configuration, but greedy, with one answer and these options."""
         config = self._pipeline.get_generation_config()
         config.max_new_tokens, config.apply_chat_template = max_new_tokens, self._multi_turn
         config.num_beams = config.num_beam_groups = config.num_return_sequences = 1
-        config.do_sample = self.options.temperature > 0
-        if config.do_sample:
-            config.temperature, config.rng_seed = self.options.temperature, random.randrange(2**32)
+        config.do_sample = False
         return config
 
 

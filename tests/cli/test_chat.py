@@ -139,11 +139,11 @@ def test_a_turn_sees_the_turns_before(letters: Path, typed: Callable) -> None:
     assert (ran.code, ran.out.splitlines()) == (0, [first, second, alone])
 
 
-def test_a_system_message_stays(letters: Path, typed: Callable) -> None:
-    expected = continued(letters, rendered(letters, "one", system="Be brief."))
-    assert expected != continued(letters, rendered(letters, "one"))
-    ran = typed(letters, "one\n/reset\none", "--system", "Be brief.")
-    assert (ran.code, ran.out.splitlines()) == (0, [expected, expected])
+def test_a_conversation_with_a_system_message(letters: Path, typed: Callable) -> None:
+    plain, brief = (continued(letters, rendered(letters, "one", system=system)) for system in (None, "Be brief."))
+    assert plain != brief
+    ran = typed(letters, "one\n/reset  Be brief.\none\n/reset\none")
+    assert (ran.code, ran.out.splitlines()) == (0, [plain, brief, plain])
 
 
 def test_whole_characters_and_no_control_sequences(model: Callable[..., Path], run_cli: Callable) -> None:
@@ -185,9 +185,9 @@ def test_plain_text(model: Callable[..., Path], typed: Callable) -> None:
     ran = typed(folder, "one\ntwo\n")
     assert (ran.code, ran.out.splitlines()) == (0, [continued(folder, text) for text in ("one", "two")])
     assert ran.err.count(NO_TEMPLATE) == 1
-    ran = typed(folder, "one\n", "--system", "Be brief.")
+    ran = typed(folder, "/reset Be brief.\none\n")
     assert (ran.code, ran.out) == (1, "")
-    assert f"error: {folder}: --system needs a model with a chat template." in ran.err
+    assert f"error: {folder}: a system message needs a model with a chat template." in ran.err
 
 
 def test_an_export_of_another_tool(letters: Path, typed: Callable, tmp_path: Path) -> None:

@@ -119,6 +119,11 @@ def option(
     return Field(default, description=help, ge=minimum, le=maximum, gt=above, json_schema_extra=settings)
 
 
+def base_model(unset: str, **settings: Any) -> Any:
+    """Declare the base model of an adapter as an option."""
+    return option(None, metavar="MODEL", help="Base model, a directory or hub id (ID or ID@REVISION).", unset=unset, **settings)
+
+
 def declared(cls: type) -> dict[str, Option]:
     """The options that a dataclass declares, by field name, sorted by panel."""
     found = {}

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.variants import Case
-from lonas_edge.options import COMMAS, Options, PathOrName, option
+from lonas_edge.options import COMMAS, Options, PathOrName, base_model, option
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,7 @@ class BenchOptions(Options):
     torch_dtype: str = "fp32"
     properties: tuple[tuple[str, str], ...] = ()
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge"
-    model: PathOrName | None = option(
-        None,
-        panel="Model",
-        help="Base model, a directory or hub id (ID or ID@REVISION).",
-        unset="the recorded hub id",
-    )
+    model: PathOrName | None = base_model("the recorded hub id", panel="Model")
     adapter: PathOrName | None = option(
-        None,
-        panel="Model",
-        help="Adapter, a directory or hub id.",
-        unset="the recorded hub id",
+        None, panel="Model", help="Adapter, a directory or hub id.", unset="the recorded hub id"
     )

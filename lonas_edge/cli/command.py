@@ -13,7 +13,7 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 from lonas_edge.cli.commands import HELP
 from lonas_edge.errors import UsageError, one_line
 from lonas_edge.files import read_text
-from lonas_edge.options import PANELS, Option, Options, PathOrName, UserPath, declared, from_text, option, user_path
+from lonas_edge.options import PANELS, Option, Options, PathOrName, UserPath, base_model, declared, from_text, option, user_path
 from lonas_edge.output import OutputDirectory
 
 _METAVARS = {int: "INTEGER", float: "FLOAT", Path: "PATH", str: "TEXT"}
@@ -128,13 +128,7 @@ SearchSpaceFile = Annotated[Path, from_text(search_space)]
 class ModelOptions(Options):
     """The base model and the search space of an adapter."""
 
-    model: PathOrName | None = option(
-        None,
-        panel="Model",
-        metavar="MODEL",
-        help="Base model, a directory or hub id (ID or ID@REVISION).",
-        unset="the one that the adapter's configuration names",
-    )
+    model: PathOrName | None = base_model("the one that the adapter's configuration names", panel="Model")
     nncf_config: SearchSpaceFile | None = option(
         None,
         panel="Model",

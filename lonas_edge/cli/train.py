@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import SUBNET_HELP, SUBNET_UNSET, SearchSpaceFile, command
 from lonas_edge.cli.terminal import console, progress
-from lonas_edge.options import PathOrName, UserPath, from_text, option, user_path
+from lonas_edge.options import PathOrName, UserPath, base_model, from_text, option, user_path
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress
 from lonas_edge.space.selection import is_name
@@ -38,9 +38,7 @@ def _portion(text: str) -> tuple[Path, float]:
 class TrainCommand(TrainOptions):
     """All options of the command."""
 
-    model: PathOrName | None = option(
-        None, metavar="MODEL", help="Base model, a directory or hub id (ID or ID@REVISION).", unset="that of --from"
-    )
+    model: PathOrName | None = base_model("that of --from")
     data: tuple[Annotated[tuple[Path, float], from_text(_portion)], ...] = option(
         metavar="FILE[:WEIGHT]",
         repeat=True,

@@ -177,10 +177,3 @@ def bootstrap_error(statistic: Callable[[np.ndarray], float], count: int) -> flo
     """
     generator = np.random.default_rng(0)
     return float(np.std([statistic(generator.integers(count, size=count)) for _ in range(DRAWS)]))
-
-
-def sign_test(positive: int, negative: int) -> float:
-    """Return the two-sided exact p of a sign test; with examples that only one model answers correctly, McNemar's (1947)."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(positive, positive + negative).pvalue) if positive + negative else 1.0

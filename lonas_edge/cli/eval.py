@@ -14,12 +14,12 @@ from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.data.test_sets import TASKS, present_tasks, resolve
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.options import METRIC_HELP, METRIC_UNSET, RunOptions
-from lonas_edge.evaluate.protocols import ANSWERS, GENERATE, PROMPT_PROTOCOLS, choose_protocol
+from lonas_edge.evaluate.protocols import ANSWERS, PROMPT_PROTOCOLS, choose_protocol
 from lonas_edge.options import COMMAS, Names, PathOrName, UserPath, option
 
 if TYPE_CHECKING:
-    from lonas_edge.evaluate.compare import EvalRecord
     from lonas_edge.evaluate.options import EvalSettings
+    from lonas_edge.evaluate.report import EvalRecord
     from lonas_edge.evaluate.targets import Target
 
 _ROOM = 100_000_000  # bytes for the report and the sample logs
@@ -70,13 +70,6 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
         help="Prompt template. option-text has its own.",
         unset="that of the training; else lonas for published LoNAS adapters, alpaca for others",
     )
-    num_beams: int | None = option(
-        None,
-        panel="Data",
-        minimum=1,
-        help="Beams of the protocol generate; 1 is greedy.",
-        unset=str(GENERATE.num_beams),
-    )
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
@@ -100,14 +93,8 @@ def run(options: EvalCommand) -> None:
         from lonas_edge.evaluate.targets import open_targets
         from lonas_edge.ir.core import check_device
 
-        used = (
-            *references,
-            options.model,
-            options.nncf_config,
-            options.data,
-            options.datasets,
-            *filter(os.path.isfile, options.subnet),
-        )
+        used: list[Path | str | None] = [*references, options.model, options.nncf_config, options.data, options.datasets]
+        used += filter(os.path.isfile, options.subnet)
         options.check_output(used, _ROOM, resumable=True)  # before a base is downloaded
         report("Opening", None)
         check_device(options.openvino_device)
@@ -128,23 +115,21 @@ def _settings(options: EvalCommand, targets: "Sequence[Target]") -> "EvalSetting
 
     kind, names, datasets = kind_of_targets(targets), options.tasks or None, options.datasets
     if not kind.generates:
-        options.refuse_idle(("protocol", "prompt", "num_beams"), f"a {kind.name} has no prompt template")
+        options.refuse_idle(("protocol", "prompt"), f"a {kind.name} has no prompt template")
         if options.data:
             raise LonasEdgeError(f"--data {options.data}: a {kind.name} generates no answers; pass --datasets DIR")
         encodes, tasks = choose_tasks(kind, names, datasets)
         return EvalSettings(tasks, datasets, encodes, limit=options.limit)
     if options.data:
-        options.refuse_idle(("tasks", "datasets", "protocol", "num_beams"), "--data has its own")
+        options.refuse_idle(("tasks", "datasets", "protocol"), "--data has its own")
         metrics = options.metric or ("auto",)
         return EvalSettings((), None, ANSWERS, options.prompt, limit=options.limit, data=options.data, metrics=metrics)
     known = present_tasks(TASKS, datasets) if names is None else resolve(TASKS, names)
     protocol = choose_protocol(options.protocol, [target.prompt for target in targets], known)
-    if not protocol.generates:
-        options.refuse_idle(("num_beams",), f"{protocol.name} generates nothing")
     if protocol.prompt:
         options.refuse_idle(("prompt",), f"{protocol.name} has its own")
     tasks = tuple(present_tasks(protocol.tasks, datasets) if names is None else resolve(protocol.tasks, names))
-    return EvalSettings(tasks, datasets, protocol, options.prompt, options.num_beams, options.limit)
+    return EvalSettings(tasks, datasets, protocol, options.prompt, options.limit)
 
 
 def _print(result: "EvalRecord", output: Path | None) -> None:

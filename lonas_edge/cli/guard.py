@@ -20,7 +20,7 @@ _NEEDS_LESS = {
     "compress": "Shorter examples in --data need less memory.",
     "export": "--stage checkpoint or --no-verify needs less memory.",
     "bench": "Fewer --arms, a smaller --batch-size or a shorter --prompt-len needs less memory.",
-    "eval": "A smaller --batch-size or --num-beams 1 needs less memory.",
+    "eval": "A smaller --batch-size or --protocol option-text needs less memory.",
     "search": "A smaller --num-prompts needs less memory.",
     "train": "A smaller --micro-batch-size, a shorter --max-length or --gradient-checkpointing needs less memory.",
 }

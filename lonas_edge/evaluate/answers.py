@@ -7,7 +7,7 @@ rest in other batches, whose last bits may differ.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import LM
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.results import SkippedSample
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.files import json_sha256
 
@@ -141,3 +142,18 @@ def _batches(requests: "Sequence[Instance]", size: int) -> Iterator[list[int]]:
         by_prompt = [list(part) for _, part in groupby(indices, prompt)]
         for start in range(0, len(by_prompt), size):
             yield [index for part in by_prompt[start : start + size] for index in part]
+
+
+def skip_too_long(target: Target, task: str, lengths: Mapping[int, int]) -> tuple[list[int], tuple[SkippedSample, ...]]:
+    """Return the samples that fit the context, and those that are skipped: nothing is cut.
+
+    `lengths` has the tokens of each chosen sample, with its answer.
+
+    Raises:
+        LonasEdgeError: If none fits.
+    """
+    limit = target.max_length
+    skipped = tuple(SkippedSample(task, index, tokens, limit) for index, tokens in lengths.items() if tokens > limit)
+    if len(skipped) == len(lengths):
+        raise LonasEdgeError(f"{target.name}: no prompt fits the context of {limit} tokens (by config.json) in {task}")
+    return [index for index, tokens in lengths.items() if tokens <= limit], skipped

@@ -1,26 +1,16 @@
 """`lonas_edge.evaluate`, `eval --data` as a function."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lonas_edge.evaluate.answer_metrics import AUTO
-from lonas_edge.evaluate.compare import EvalRecord
 from lonas_edge.evaluate.options import EvalSettings, RunOptions
 from lonas_edge.evaluate.protocols import ANSWERS
-from lonas_edge.evaluate.report import markdown
+from lonas_edge.evaluate.report import EvalRecord
 from lonas_edge.evaluate.run import evaluate_into
 from lonas_edge.evaluate.targets import open_targets
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
-
-
-@dataclass(frozen=True)
-class Evaluation(EvalRecord):
-    """The record of an evaluation; a notebook shows its report."""
-
-    def _repr_markdown_(self) -> str:
-        return markdown(self)
 
 
 def evaluate(
@@ -33,7 +23,7 @@ def evaluate(
     output: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
-) -> Evaluation:
+) -> EvalRecord:
     """Answer the prompts of a data file with language models, and score the answers against its references.
 
     Args:
@@ -60,5 +50,4 @@ def evaluate(
     directory = OutputDirectory(Path(output), overwrite, [*references, data, base]) if output else None
     if directory:
         directory.check(0, resumable=True)
-    record = evaluate_into(directory, opened, settings, progress)
-    return Evaluation(**{field.name: getattr(record, field.name) for field in fields(record)})
+    return evaluate_into(directory, opened, settings, progress)

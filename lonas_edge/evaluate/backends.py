@@ -78,8 +78,11 @@ class OpenVinoLM(TorchLM):
         together = min(_BEAMS, _BEAM_TOKENS // (longest + options["max_gen_toks"])) // num_beams
         # a repetition penalty would take padding for text
         self.batch_size_per_gpu = 1 if "repetition_penalty" in options else max(1, together)
+        searcher = self._engine(_searcher)
+        searcher.generation_config = self.model.generation_config  # the request counts, not the directory's defaults
+        self._model = searcher
         texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
-        self._engine(_searcher).request.reset_state()
+        searcher.request.reset_state()
         return texts
 
     def _greedy(self, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
@@ -97,18 +100,6 @@ class OpenVinoLM(TorchLM):
         inputs = [ov.Tensor(np.array([tokens], np.int64)) for tokens in ids]
         results = self._engine(_pipeline).generate(inputs, [config] * len(inputs))
         return [postprocess_generated_text(self.tok_decode(each.m_generation_ids[0]), until, None) for each in results]
-
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: Sequence[str], **options: Any) -> torch.Tensor:
-        """See `HFLM`, whose own criterion for stop texts (0.4.13) looks at the first beams of a batch only."""
-        if not options.get("do_sample"):
-            options.pop("temperature", None)
-        end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)  # the harness adds it; tokens end a text here
-        texts = [text for text in stop if text != end]
-        searcher = self._engine(_searcher)
-        searcher.generation_config = self.model.generation_config  # the request counts, not the directory's defaults
-        ends = [_StopTexts(self.tokenizer, texts, context.shape[1])] if texts else None
-        tokens: torch.Tensor = searcher.generate(input_ids=context, max_length=max_length, stopping_criteria=ends, **options)
-        return tokens
 
 
 def _pipeline(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
@@ -142,21 +133,10 @@ def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
     finally:
         loading.setLevel(level)
     if isinstance(model, OVModelWithMambaForCausalLM):
-        raise LonasEdgeError(f"{folder}: optimum-intel mixes up the beams of this model type; pass --num-beams 1")
+        raise LonasEdgeError(f"{folder}: optimum-intel mixes up the beams of this model type; pass --protocol option-text")
     head = head_of(model.model)
     last = [ops.constant(np.array([value], np.int64)) for value in (-1, 2**31 - 1, 1, 1)]  # start, stop, step, axis
     head.input(0).replace_source_output(ops.slice(head.input_value(0), *last).output(0))
     model.model.validate_nodes_and_infer_types()
     model.compile()
     return model
-
-
-class _StopTexts:
-    """Ends a beam whose new tokens hold a text; transformers' own `stop_strings` (5.5) looks into the prompt, too."""
-
-    def __init__(self, tokenizer: Any, texts: Sequence[str], length: int):
-        self._tokenizer, self._texts, self._length = tokenizer, texts, length
-
-    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-        new = self._tokenizer.batch_decode(input_ids[:, self._length :])
-        return torch.tensor([any(stop in text for stop in self._texts) for text in new])

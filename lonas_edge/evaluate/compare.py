@@ -1,4 +1,4 @@
-"""Compare two models on the same questions: paired differences, McNemar's test, share of equal answers. The record."""
+"""Compare two models on the same questions: paired differences, share of equal answers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lonas_edge.bench.statistics import Z_95, bootstrap_error, sign_test, standard_error
-from lonas_edge.evaluate.metrics import ACCURACY, compute
-from lonas_edge.evaluate.results import Conditions, TargetResult, TaskResult
-from lonas_edge.schema import Record
+from lonas_edge.bench.statistics import Z_95, bootstrap_error, standard_error
+from lonas_edge.evaluate.results import ACCURACY, TaskResult, compute
 
 AVERAGE = "average"
 
@@ -62,28 +60,10 @@ class Difference:
     scope: str  # a task, or `average` for the mean over the tasks
     points: float  # difference of accuracy (of the task's metric) in percentage points; of a user's metric in its own unit
     half_width_95: float | None  # half of the 95 % interval
-    only_target: int  # questions that only `target` answers correctly, or nearer to the label, or with a higher nDCG
+    only_target: int  # questions that only `target` answers correctly, or nearer to the label
     only_against: int
-    mcnemar_p: float  # two-sided exact p of McNemar's test (1947), a sign test on those two
     identical: float  # share of questions with equal answers, right or wrong
     questions: int
-
-
-@dataclass(frozen=True)
-class EvalRecord(Record):
-    """An evaluation, `eval.json`. The other targets are compared with the first."""
-
-    NAME = "eval"
-    VERSION = 1
-    AGAIN = "Run `lonas-edge eval` again."
-
-    protocol: str  # name of the protocol
-    num_beams: int | None  # where it generates
-    limit: int | None  # samples of each task; None for complete test sets
-    seed: int  # seed of their choice
-    targets: tuple[TargetResult, ...]
-    differences: tuple[Difference, ...]  # of each from the first, by task and on average
-    conditions: Conditions
 
 
 def compare(
@@ -106,20 +86,18 @@ def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Di
     ours, theirs = ours.at(here), theirs.at(there)
     differences = ours.correct - theirs.correct
     if ours.labels is None:
-        points, error = ours.unit * float(differences.mean()), standard_error(differences)
+        error = standard_error(differences)
     else:
-        points = 100 * (ours.score() - theirs.score())
         error = bootstrap_error(lambda drawn: ours.score(drawn) - theirs.score(drawn), count)
     only_target, only_against = int((differences > 0).sum()), int((differences < 0).sum())
     return Difference(
         target=target,
         against=against,
         scope=ours.task,
-        points=points,
+        points=ours.unit * (ours.score() - theirs.score()),
         half_width_95=None if error is None or only_target + only_against == 0 else ours.unit * Z_95 * error,
         only_target=only_target,
         only_against=only_against,
-        mcnemar_p=sign_test(only_target, only_against),
         identical=int((ours.given == theirs.given).sum()) / count,
         questions=count,
     )
@@ -139,7 +117,6 @@ def _average(tasks: Sequence[Difference]) -> Difference:
         half_width_95=half if known else None,
         only_target=only_target,
         only_against=only_against,
-        mcnemar_p=sign_test(only_target, only_against),
         identical=sum(round(task.identical * task.questions) for task in tasks) / questions,
         questions=questions,
     )

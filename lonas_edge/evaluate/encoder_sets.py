@@ -13,21 +13,18 @@ from lonas_edge.data.glue import TASKS, GlueTask, task_named
 from lonas_edge.data.task import Encoded
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.evaluate.answers import LoggedTarget
+from lonas_edge.evaluate.answers import LoggedTarget, skip_too_long
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.encoders import Arrays, Encoder, batches, normalize
-from lonas_edge.evaluate.metrics import ACCURACY, metrics_of
 from lonas_edge.evaluate.options import EvalSettings
-from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, SIMILARITY, EncoderProtocol
-from lonas_edge.evaluate.results import SkippedSample, TaskResult
+from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, SIMILARITY, Protocol
+from lonas_edge.evaluate.results import ACCURACY, SkippedSample, TaskResult, metrics_of
 from lonas_edge.evaluate.targets import Target
 from lonas_edge.families import EMBEDDING, ModelKind
 from lonas_edge.progress import Progress
 
 
-def choose_tasks(
-    kind: ModelKind, names: Sequence[str] | None, datasets: Path | None
-) -> tuple[EncoderProtocol, tuple[str, ...]]:
+def choose_tasks(kind: ModelKind, names: Sequence[str] | None, datasets: Path | None) -> tuple[Protocol, tuple[str, ...]]:
     """Choose the protocol of encoders and their tasks: by name, or those in the directory `datasets`."""
     protocol, known = (EMBED, [SIMILARITY]) if kind is EMBEDDING else (CLASSIFY, list(TASKS))
     expected = f"a directory with TASK/dev.tsv of GLUE ({', '.join(known)})"
@@ -54,8 +51,8 @@ class _TestSet:
 class EncoderEvaluation:
     """Evaluates encoders on the test sets of their protocol."""
 
-    def __init__(self, settings: EvalSettings, _progress: Progress):
-        """Read the test sets; all errors are reported together."""
+    def __init__(self, settings: EvalSettings, targets: Sequence[Target], _progress: Progress):
+        """Read the test sets, and refuse targets whose head does not fit one; all errors are reported together."""
         self._sets, errors = list[_TestSet](), list[str]()
         self._embeds = settings.protocol is EMBED
         for name in settings.tasks:
@@ -64,10 +61,6 @@ class EncoderEvaluation:
             except LonasEdgeError as error:
                 errors.append(str(error))
         raise_all("Test sets that cannot be used:", errors)
-
-    def check(self, targets: Sequence[Target]) -> None:
-        """Refuse targets whose head does not fit a test set."""
-        errors = []
         for target in () if self._embeds else targets:
             found = [each.task.head_error(len(target.outputs)) for each in self._sets]
             errors += [f"{target.name}: {error}" for error in found if error]
@@ -97,16 +90,11 @@ def _read(task: GlueTask, settings: EvalSettings) -> list[_TestSet]:
 def _classify(logged: LoggedTarget, test_set: _TestSet, progress: Progress) -> TaskAnswers:
     """Evaluate a classifier. Texts beyond the context are skipped, never cut."""
     target, name, task = logged.target, test_set.name, test_set.task
-    rows, skipped = dict[int, Encoded](), list[SkippedSample]()
     encoded = encode_pairs([pair.texts for pair in test_set.texts.values()], target.tokenizer, None)
-    for index, row in zip(test_set.texts, encoded, strict=True):
-        if len(row["input_ids"]) > target.max_length:
-            skipped.append(SkippedSample(name, index, len(row["input_ids"]), target.max_length))
-        else:
-            rows[index] = row
-    if not rows:
-        raise LonasEdgeError(f"{target.name}: {name}: every text is longer than the context of {target.max_length} tokens")
-    logits, texts = _outputs(logged, name, list(rows.values()), progress), {index: test_set.texts[index] for index in rows}
+    rows = dict(zip(test_set.texts, encoded, strict=True))
+    kept, skipped = skip_too_long(target, name, {index: len(row["input_ids"]) for index, row in rows.items()})
+    texts = {index: test_set.texts[index] for index in kept}
+    logits = _outputs(logged, name, [rows[index] for index in kept], progress)
     labels = np.array([pair.label for pair in texts.values()])
     given = logits[:, 0] if task.regression else logits[:, task.numbers_in(target.outputs)].argmax(1)
     correct = -np.abs(given - labels) if task.regression else (given == labels).astype(float)

@@ -11,9 +11,9 @@ from lonas_edge.data.conversations import Conversation
 from lonas_edge.data.encoding import prompt_of
 from lonas_edge.data.language import prompting_of, question_and_reference, read_examples
 from lonas_edge.data.templates import CHAT
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import raise_all
 from lonas_edge.evaluate.answer_metrics import EXACT_MATCH, choose_metric
-from lonas_edge.evaluate.answers import BatchedLM, LoggedTarget
+from lonas_edge.evaluate.answers import BatchedLM, LoggedTarget, skip_too_long
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.options import EvalSettings
 from lonas_edge.evaluate.results import Metric, SkippedSample, TaskResult
@@ -26,8 +26,8 @@ _ROOM, _FEWEST = 2, 32  # an answer may have twice the tokens of the longest ref
 class AnswerEvaluation:
     """Evaluates language models on a data file."""
 
-    def __init__(self, settings: EvalSettings, _progress: Progress):
-        """Read the file, and choose examples and metrics.
+    def __init__(self, settings: EvalSettings, targets: Sequence[Target], _progress: Progress):
+        """Read the file, and choose examples and metrics; render the prompts, which a chat template may refuse.
 
         Raises:
             LonasEdgeError: If examples have no reference (all are listed), or there is no such metric.
@@ -45,11 +45,7 @@ class AnswerEvaluation:
         self._examples = {index: examples[index] for index in self._references}
         metrics = [choose_metric(name, list(self._references.values())) for name in settings.metrics]
         self._metrics = list({metric.name: metric for metric in metrics}.values())
-
-    def check(self, targets: Sequence[Target]) -> None:
-        """Make each target's prompts, which fails where its chat template refuses them."""
-        for target in targets:
-            self._prompts(target)
+        self._prompts = {target.name: self._render(target) for target in targets}
 
     def prompt_of(self, target: Target) -> str:
         """Return the name of the prompt template."""
@@ -58,29 +54,22 @@ class AnswerEvaluation:
 
     def run(self, logged: LoggedTarget, progress: Progress) -> list[TaskAnswers]:
         """Evaluate a target. Prompts that leave no room for an answer are skipped, never cut."""
-        target, prompts, skipped = logged.target, self._prompts(logged.target), list[SkippedSample]()
+        target, prompts = logged.target, self._prompts[logged.target.name]
         encoded = target.tokenizer(list(self._references.values()), add_special_tokens=False)["input_ids"]
         limit = min(max(_FEWEST, _ROOM * max(map(len, encoded))), target.max_length // 2)
-        for index, prompt in list(prompts.items()):
-            tokens = len(target.tokenizer(prompt)["input_ids"]) + limit
-            if tokens > target.max_length:
-                skipped.append(SkippedSample(self.task, index, tokens, target.max_length))
-                del prompts[index]
-        if not prompts:
-            raise LonasEdgeError(f"{target.name}: no prompt of {self.task} fits the context of {target.max_length} tokens")
+        lengths = {index: len(target.tokenizer(prompt)["input_ids"]) + limit for index, prompt in prompts.items()}
+        kept, skipped = skip_too_long(target, self.task, lengths)
         options = {"until": [], "max_gen_toks": limit, "do_sample": False}
-        requests = [
-            Instance("generate_until", {}, (prompt, options), 0, (self.task, index, 1)) for index, prompt in prompts.items()
-        ]
+        requests = [Instance("generate_until", {}, (prompts[index], options), 0, (self.task, index, 1)) for index in kept]
         model = BatchedLM(logged, lambda name, done: progress(f"{target.name}  {name}", done))
         answers = [text.strip() for text in model.generate_until(requests)]
-        return self._score(dict(zip(prompts, answers, strict=True)), skipped)
+        return self._score(dict(zip(kept, answers, strict=True)), skipped)
 
-    def _prompts(self, target: Target) -> dict[int, str]:
+    def _render(self, target: Target) -> dict[int, str]:
         prompting = prompting_of(self.prompt_of(target), target.record, target.tokenizer)
         return {index: prompt_of(example, prompting, target.tokenizer) for index, example in self._examples.items()}
 
-    def _score(self, answers: Mapping[int, str], skipped: Sequence[SkippedSample]) -> list[TaskAnswers]:
+    def _score(self, answers: Mapping[int, str], skipped: tuple[SkippedSample, ...]) -> list[TaskAnswers]:
         """Score the answers; each metric has a result of its own, and the first one the sample log."""
         texts, references = list(answers.values()), [self._references[index] for index in answers]
         pairs = list(zip(texts, references, strict=True))
@@ -100,7 +89,7 @@ class AnswerEvaluation:
                     value,
                     metric.share,
                     questions=len(texts),
-                    skipped=tuple(skipped),
+                    skipped=skipped,
                     harness=False,
                     classes=_classes(name, references, rows[name]),
                 )

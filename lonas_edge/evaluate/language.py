@@ -16,7 +16,7 @@ from lonas_edge.data.language import prompting_of
 from lonas_edge.data.templates import CHAT, Template
 from lonas_edge.data.test_sets import TASKS, resolve, unknown_task
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.evaluate.answers import BatchedLM, LoggedTarget
+from lonas_edge.evaluate.answers import BatchedLM, LoggedTarget, skip_too_long
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
 from lonas_edge.evaluate.options import EvalSettings
 from lonas_edge.evaluate.protocols import GENERATE, HARNESS_TASKS, PromptProtocol
@@ -32,8 +32,8 @@ _BOOTSTRAPS = 1000  # for metrics whose standard error has no formula; accuracie
 class LanguageEvaluation:
     """Evaluates language models."""
 
-    def __init__(self, settings: EvalSettings, progress: Progress):
-        """Check tasks and data."""
+    def __init__(self, settings: EvalSettings, targets: Sequence[Target], progress: Progress):
+        """Check tasks and data; render each target's prompt template, which a damaged chat template refuses."""
         assert isinstance(settings.protocol, PromptProtocol)
         self.settings, self.protocol = settings, settings.protocol
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -42,9 +42,6 @@ class LanguageEvaluation:
         self._ours = [task for task in settings.tasks if task in self.protocol.tasks]
         self._check()
         self._harness = self._harness_tasks(progress)
-
-    def check(self, targets: Sequence[Target]) -> None:
-        """Make each target's prompt template, which fails for a damaged chat template."""
         for target in targets:
             self._template(target)
 
@@ -57,9 +54,10 @@ class LanguageEvaluation:
         target, ours = logged.target, self._load_tasks(logged.target)
         tasks = ours | self._harness
         samples = {name: self.settings.choose(self._label(name), len(task.eval_docs)) for name, task in tasks.items()}
-        skipped = {name: self._skip_too_long(target, name, task, samples[name]) for name, task in ours.items()}
-        empty = [f"{self._label(name)}: every chosen prompt is too long" for name in samples if not samples[name]]
-        raise_all(f"{target.name}: no prompt fits the context of {target.max_length} tokens (by config.json):", empty)
+        skipped: dict[str, tuple[SkippedSample, ...]] = {}
+        for name, task in ours.items():
+            lengths = {index: self._length(target, task.eval_docs[index]) for index in samples[name]}
+            samples[name], skipped[name] = skip_too_long(target, self._label(name), lengths)
         for task in tasks.values():
             task.set_fewshot_seed(seed=self.settings.seed)
         output: Any = evaluator.evaluate(
@@ -125,26 +123,15 @@ class LanguageEvaluation:
         metadata: dict[str, Any] = {"datasets": str(self.settings.datasets), "prompt": self.settings.prompt or target.prompt}
         metadata |= {"template": asdict(template)} if template else {}
         manager = TaskManager(include_path=HARNESS_TASKS, include_defaults=False, metadata=metadata)
-        loaded = dict(manager.load([f"{OURS}{task}_{self.protocol.name}" for task in self._ours])["tasks"])
-        for task in loaded.values() if self.protocol.generates else ():
-            task.set_config(key="generation_kwargs", value={"num_beams": self.settings.beams}, update=True)
-        return loaded
+        return dict(manager.load([f"{OURS}{task}_{self.protocol.name}" for task in self._ours])["tasks"])
 
-    def _skip_too_long(self, target: Target, name: str, task: Any, samples: list[int]) -> list[SkippedSample]:
-        """Remove the `samples` that exceed the context with their answer; they are reported, never truncated."""
+    def _length(self, target: Target, document: Mapping[str, Any]) -> int:
+        """Count the tokens of a prompt with its longest answer."""
 
         def count(text: str) -> int:
             return len(target.tokenizer(text)["input_ids"])
 
-        skipped = []
-        for index in samples:
-            document = task.eval_docs[index]
-            tokens = count(document["prompt"]) + self.protocol.longest_answer(document, count)
-            if tokens > target.max_length:
-                skipped.append(SkippedSample(self._label(name), index, tokens, target.max_length))
-        too_long = {sample.sample for sample in skipped}
-        samples[:] = [index for index in samples if index not in too_long]
-        return skipped
+        return count(document["prompt"]) + self.protocol.longest_answer(document, count)
 
     def _label(self, name: str) -> str:
         """Return a task's name in reports; the harness's are marked where ours have the same name."""
@@ -153,7 +140,7 @@ class LanguageEvaluation:
         return f"{HARNESS}{name}" if name in self.protocol.tasks else name
 
     def _task(
-        self, name: str, values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], skipped: Sequence[SkippedSample]
+        self, name: str, values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], skipped: tuple[SkippedSample, ...]
     ) -> TaskAnswers:
         """Read a task from the harness's results and sample log."""
         label, harness = self._label(name), not name.startswith(OURS)
@@ -162,7 +149,7 @@ class LanguageEvaluation:
         own = None if harness else self.protocol.metric_of(label)
         metric = own or next((share for share in SHARES if share in metrics), next(iter(metrics)))
         kept = [sample for sample in samples if sample["filter"] == counted]
-        result = TaskResult.of(label, metric, metrics, questions=len(kept), skipped=tuple(skipped), harness=harness)
+        result = TaskResult.of(label, metric, metrics, questions=len(kept), skipped=skipped, harness=harness)
         answers = None
         if metric in SHARES:
             correct = np.array([float(sample[metric]) for sample in kept])

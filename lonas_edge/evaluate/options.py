@@ -64,7 +64,6 @@ class EvalSettings:
     datasets: Path | None  # directory of the test sets; only the harness's own tasks need none
     protocol: Protocol = CLASSIFY
     prompt: str | None = None  # name of the prompt; each target's own when None
-    num_beams: int | None = None  # the protocol's own number when None
     limit: int | None = None  # samples of each task, a seeded choice; all when None
     seed: int = 0  # seed of that choice
     data: Path | None = None  # a data file, whose prompts are answered instead of tasks
@@ -72,14 +71,9 @@ class EvalSettings:
     skips_empty: bool = False  # whether examples without a reference are skipped; otherwise they are an error
 
     @property
-    def beams(self) -> int | None:
-        """Beams; None where nothing is generated."""
-        return self.num_beams or self.protocol.num_beams
-
-    @property
     def identity(self) -> dict[str, Any]:
         """Everything except the targets that answers depend on."""
-        names = {"tasks": list(self.tasks), "protocol": self.protocol.name, "prompt": self.prompt, "num_beams": self.beams}
+        names = {"tasks": list(self.tasks), "protocol": self.protocol.name, "prompt": self.prompt}
         data = {"data": sha256(self.data), "metrics": [identity(name) for name in self.metrics]} if self.data else {}
         return {**names, **data, "limit": self.limit, "seed": self.seed}
 

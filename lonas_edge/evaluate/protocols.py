@@ -5,10 +5,10 @@ A protocol of language models has the prompt of a sample, and the metric that is
 `generate` is the LoNAS reference's (run_commonsense.py, run_math.py): beam search, then the answer as the task reads it in the
 response, the first answer word or the last number. The others are for commonsense tasks only: `answer-word` ranks "the correct
 answer is WORD" after the same prompt; `option-text` ranks " OPTION" after "Question: Q", a new line and "Answer:", as the
-harness's own ARC tasks do. `harness_tasks/_NAME.yaml` tells lm-evaluation-harness how to run a protocol.
+harness's own ARC tasks do. `harness_tasks/_NAME.yaml` tells lm-evaluation-harness how to run a protocol; it calls the
+functions at the end of this module, stock `lm_eval` does so, too.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from lonas_edge.data.templates import PROMPTS, REFERENCE, Example, Template, evaluation_template
 from lonas_edge.data.test_sets import COMMONSENSE, EXPECTED, MATH, TASKS, CommonsenseTestSet, TestSet
-from lonas_edge.errors import raise_all
+from lonas_edge.errors import LonasEdgeError, raise_all
 
 HARNESS_TASKS = Path(__file__).parent / "harness_tasks"  # for `lm_eval --include_path`, too
 SIMILARITY = "STS-B"  # GLUE's task that embedding models have, too
@@ -26,16 +26,19 @@ Ask = Callable[[Any, Sample, Template], Document]  # the first is the task, of t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol(ABC):
-    """A way to evaluate models."""
+class Protocol:
+    """A way to evaluate models: encoders, whose texts have no prompt template, or answers to the prompts of a data file."""
 
     name: str  # on the command line, in records and in the harness's definitions
-    reported: str  # a phrase for reports; of language models with {beams} and {answers}
-    num_beams: int | None = None  # beams by default; None where nothing is generated
+    reported: str  # a phrase for reports; of prompts with {answers}, how they are read
 
-    @abstractmethod
-    def describe(self, num_beams: int | None, tasks: Mapping[str, Iterable[str]]) -> str:
+    def describe(self, tasks: Mapping[str, Iterable[str]]) -> str:
         """Describe the protocol in one line; `tasks` has the metrics of each evaluated task."""
+        judged = []
+        for task, metrics in tasks.items():
+            names = ", ".join(_TITLES.get(metric, metric) for metric in metrics)
+            judged.append(task if names == task else f"{task}: {names}")  # a metric of answers is a task of its own
+        return f"{self.name}: {self.reported}; {'; '.join(judged)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +49,18 @@ class PromptProtocol(Protocol):
     metric: str  # a task's accuracy, unless the task has another
     ask: Ask  # makes a document of a valid sample, or raises ValueError with the reason
     prompt: str | None = None  # its own prompt, as reports show it; None where a template makes the prompt
-
-    @property
-    def generates(self) -> bool:
-        """Whether it generates; otherwise it ranks choices."""
-        return self.num_beams is not None
+    generates: bool = False  # whether it generates; otherwise it ranks choices
 
     def metric_of(self, task: str) -> str:
         """The metric that is a task's accuracy."""
         return self.tasks[task].metric or self.metric
 
-    def describe(self, num_beams: int | None, tasks: Mapping[str, Iterable[str]]) -> str:
-        beams = "greedy" if num_beams == 1 else f"{num_beams} beams"
+    def describe(self, tasks: Mapping[str, Iterable[str]]) -> str:
         read: dict[str, list[str]] = {}
         for task in map(self.tasks.__getitem__, tasks):
             read.setdefault(f"{task.new_tokens} new tokens, {task.reads}", []).append(task.heading)
         answers = "; ".join(f"{way} ({', '.join(those)})" if len(read) > 1 else way for way, those in read.items())
-        return f"{self.name}: {self.reported.format(beams=beams, answers=answers)}"
+        return f"{self.name}: {self.reported.format(answers=answers)}"
 
     def read(self, datasets: Path, task: str) -> list[Sample]:
         """Read a task's test set from a directory with a folder for each task, and check every sample."""
@@ -121,23 +119,6 @@ def _document(prompt: str, answer: str, words: Sequence[str], choices: Sequence[
     return {"prompt": prompt, "answer": answer, "words": list(words), "choices": list(choices), "label": label}
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderProtocol(Protocol):
-    """How encoders are evaluated: texts without a prompt template."""
-
-    def describe(self, num_beams: int | None, tasks: Mapping[str, Iterable[str]]) -> str:
-        judged = [f"{task}: {', '.join(_TITLES[metric] for metric in metrics)}" for task, metrics in tasks.items()]
-        return f"{self.name}: {self.reported}; {'; '.join(judged)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerProtocol(Protocol):
-    """How answers to the prompts of a data file are evaluated: against the references in it."""
-
-    def describe(self, num_beams: int | None, tasks: Mapping[str, Iterable[str]]) -> str:
-        return f"{self.reported}, {', '.join(tasks)}"
-
-
 _TITLES = {
     "acc": "accuracy",
     "f1": "F1",
@@ -146,7 +127,14 @@ _TITLES = {
     "spearman": "Spearman",
 }
 
-GENERATE = PromptProtocol(name="generate", reported="{beams}, {answers}", tasks=TASKS, metric="acc", ask=_generate, num_beams=4)
+GENERATE = PromptProtocol(
+    name="generate",
+    reported="4 beams, {answers}",
+    tasks=TASKS,
+    metric="acc",
+    ask=_generate,
+    generates=True,
+)
 ANSWER_WORD = PromptProtocol(
     name="answer-word",
     reported='ranks "the correct answer is WORD"',
@@ -162,9 +150,9 @@ OPTION_TEXT = PromptProtocol(
     ask=_option_text,
     prompt="Question: …, Answer:",
 )
-CLASSIFY = EncoderProtocol(name="classify", reported="GLUE's development sets")
-EMBED = EncoderProtocol(name="embed", reported="cosines of embeddings")
-ANSWERS = AnswerProtocol(name="answers", reported="greedy answers", num_beams=1)
+CLASSIFY = Protocol(name="classify", reported="GLUE's development sets")
+EMBED = Protocol(name="embed", reported="cosines of embeddings")
+ANSWERS = Protocol(name="answers", reported="greedy answers to the prompts of a data file")
 PROMPT_PROTOCOLS = {protocol.name: protocol for protocol in (GENERATE, ANSWER_WORD, OPTION_TEXT)}
 PROTOCOLS: Mapping[str, Protocol] = {**PROMPT_PROTOCOLS, **{each.name: each for each in (CLASSIFY, EMBED, ANSWERS)}}
 
@@ -174,3 +162,34 @@ def choose_protocol(explicit: str | None, prompts: Iterable[str], tasks: Iterabl
     if explicit:
         return PROMPT_PROTOCOLS[explicit]
     return GENERATE if set(tasks) <= {*MATH} or REFERENCE in prompts else OPTION_TEXT
+
+
+def load_documents(
+    datasets: str = "",
+    task: str = "",
+    protocol: str = "",
+    prompt: str = "alpaca",
+    template: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Load the split `test`: `custom_dataset` of the definitions, called with `dataset_kwargs` and the harness's `--metadata`.
+
+    Its documents have finished prompts and choices, so that no text of a sample is read as a template.
+    `template` has the fields of a `Template`, instead of the name `prompt`.
+    """
+    from datasets import Dataset
+
+    if not datasets:
+        raise LonasEdgeError('no test sets: lm_eval takes their directory as --metadata \'{"datasets": "DIR"}\'')
+    known, chosen = PROMPT_PROTOCOLS[protocol], Template(**template) if template else prompt
+    return {"test": Dataset.from_list(known.documents(known.read(Path(datasets), task), task, chosen))}
+
+
+def read_answers(responses: Sequence[Sequence[str]], documents: Sequence[Document]) -> list[str]:
+    """`filter_fn` of the definitions: the answer in each response, as its task reads it."""
+    return [TASKS[document["task"]].answer_in(texts[0]) for texts, document in zip(responses, documents, strict=True)]
+
+
+def judge_answer(document: Document, results: Sequence[str]) -> dict[str, float]:
+    """`process_results` of the definitions: whether the answer is correct."""
+    return {"acc": float(TASKS[document["task"]].is_correct(results[0], document["answer"]))}

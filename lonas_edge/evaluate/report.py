@@ -1,13 +1,16 @@
-"""An evaluation as Markdown and CSV, in the layout of the adapter cards; and the files of `--output`."""
+"""The record of an evaluation; as Markdown, in the layout of the adapter cards; and the files of `--output`."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.test_sets import TASKS
-from lonas_edge.evaluate.compare import AVERAGE, EvalRecord
+from lonas_edge.evaluate.compare import AVERAGE, Difference
 from lonas_edge.evaluate.protocols import ANSWERS, CLASSIFY, EMBED, PROTOCOLS
+from lonas_edge.evaluate.results import Conditions, TargetResult
+from lonas_edge.schema import Record
 from lonas_edge.tables import Table
 
 SampleLogs = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # by target and task
@@ -29,6 +32,25 @@ _OF_ANSWERS = "Mean over the answers ± standard error, in percent; a metric of 
 _EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS, ANSWERS.name: _OF_ANSWERS}
 
 
+@dataclass(frozen=True)
+class EvalRecord(Record):
+    """An evaluation, `eval.json`. The other targets are compared with the first. A notebook shows its report."""
+
+    NAME = "eval"
+    VERSION = 1
+    AGAIN = "Run `lonas-edge eval` again."
+
+    protocol: str  # name of the protocol
+    limit: int | None  # samples of each task; None for complete test sets
+    seed: int  # seed of their choice
+    targets: tuple[TargetResult, ...]
+    differences: tuple[Difference, ...]  # of each from the first, by task and on average
+    conditions: Conditions
+
+    def _repr_markdown_(self) -> str:
+        return markdown(self)
+
+
 def explained(record: EvalRecord) -> str:
     """Explain the figures."""
     sizes = _SIZES if any(target.sizes for target in record.targets) else ""
@@ -42,7 +64,7 @@ def describe(record: EvalRecord) -> str:
     parts = []
     if own:
         prompts = " or ".join(sorted({target.prompt for target in record.targets} - {""}))
-        parts.append(PROTOCOLS[record.protocol].describe(record.num_beams, own) + (f"; prompt {prompts}" if prompts else ""))
+        parts.append(PROTOCOLS[record.protocol].describe(own) + (f"; prompt {prompts}" if prompts else ""))
     parts += [f"{task.task}: {task.metric}, as lm-evaluation-harness defines it" for task in tasks if task.harness]
     each = "" if record.protocol == ANSWERS.name else " of each task"
     parts += [f"{record.limit} samples{each}, seed {record.seed}"] if record.limit is not None else []
@@ -78,7 +100,7 @@ def percent(value: float | None, error: float | None, digits: int = 1) -> str:
 
 def difference_table(record: EvalRecord, every: bool = False) -> Table:
     """Differences of each target from the first: of the average, or of the only task; or all of them."""
-    headings = ("", "Accuracy Δ (points)", "95 % interval", "only this correct : only that", "McNemar p", "same answers")
+    headings = ("", "Accuracy Δ (points)", "95 % interval", "only this correct : only that", "same answers")
     rows, units = [], {task.task: 1 if task.share else 3 for task in record.targets[0].tasks}
     for name in dict.fromkeys(difference.target for difference in record.differences):
         own = [difference for difference in record.differences if difference.target == name]
@@ -89,8 +111,7 @@ def difference_table(record: EvalRecord, every: bool = False) -> Table:
             interval = "–" if half is None else f"{points - half:+.{digits}f} … {points + half:+.{digits}f}"
             counts = f"{difference.only_target} : {difference.only_against}"
             scope = f", {_heading(difference.scope)}" if every or len(averages or own) > 1 else ""
-            cells = [f"{points:+.{digits}f}", interval, counts, f"{difference.mcnemar_p:.2g}", f"{difference.identical:.1%}"]
-            rows.append([name + scope, *cells])
+            rows.append([name + scope, f"{points:+.{digits}f}", interval, counts, f"{difference.identical:.1%}"])
     return Table(headings, rows, f"Accuracy compared with {record.targets[0].name}, on the same questions")
 
 

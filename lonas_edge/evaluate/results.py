@@ -1,14 +1,23 @@
-"""Results of an evaluation, by target and task."""
+"""Results of an evaluation, by target and task; metrics of encoders (GLUE's, by scikit-learn and SciPy).
 
+Accuracies and means have a standard error by formula; F1, Matthews correlation, Pearson's and Spearman's have the standard
+deviation of a seeded bootstrap over the texts.
+"""
+
+import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from lonas_edge.bench.statistics import Z_95, Interval
+import numpy as np
+
+from lonas_edge.bench.statistics import Z_95, Interval, bootstrap_error, standard_error
 from lonas_edge.space.subnetwork import Sizes
 
-SHARES = ("acc_norm", "acc", "exact_match")  # metrics that are shares of correct answers; a task's first one counts
+ACCURACY = "acc"
+SHARES = ("acc_norm", ACCURACY, "exact_match")  # metrics that are shares of correct answers; a task's first one counts
 _IN_PERCENT = (*SHARES, "matthews", "pearson", "spearman")  # the others are GLUE's
 
 
@@ -78,6 +87,15 @@ class TargetResult:
     metrics: dict[str, Interval] = field(default_factory=dict)  # the accuracy by task, or by metric of a data file
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """Processor, versions and date of a measurement."""
+
+    processor: str
+    versions: dict[str, str]
+    date: str
+
+
 def averaged(tasks: Sequence[TaskResult]) -> tuple[float | None, float | None]:
     """Return the mean accuracy in percent and its standard error, where tasks have them."""
     shares = [task for task in tasks if task.metric in _IN_PERCENT]
@@ -86,10 +104,30 @@ def averaged(tasks: Sequence[TaskResult]) -> tuple[float | None, float | None]:
     return mean, sum(error**2 for error in known) ** 0.5 / len(known) if known and len(known) == len(shares) else None
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Processor, versions and date of a measurement."""
+def compute(metric: str, labels: np.ndarray, outputs: np.ndarray) -> float:
+    """Compute a metric of labels and outputs, both [texts]: a share or a correlation, which is 0 for a constant."""
+    if metric == ACCURACY:
+        return float((labels == outputs).mean())
+    if metric in ("f1", "matthews"):
+        from sklearn.metrics import f1_score, matthews_corrcoef
 
-    processor: str
-    versions: dict[str, str]
-    date: str
+        f1 = metric == "f1"
+        return float(f1_score(labels, outputs, zero_division=0.0) if f1 else matthews_corrcoef(labels, outputs))
+    from scipy import stats
+
+    correlate = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[metric]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constants
+        value = float(correlate(labels, outputs).statistic)
+    return value if math.isfinite(value) else 0.0
+
+
+def metrics_of(names: Sequence[str], labels: np.ndarray, outputs: np.ndarray) -> dict[str, Metric]:
+    """Compute metrics by name, each with its standard error: shares or correlations."""
+    return {name: Metric(compute(name, labels, outputs), _error(name, labels, outputs)) for name in names}
+
+
+def _error(name: str, labels: np.ndarray, outputs: np.ndarray) -> float | None:
+    if name == ACCURACY or len(labels) < 2:
+        return standard_error((labels == outputs).astype(float))
+    return bootstrap_error(lambda drawn: compute(name, labels[drawn], outputs[drawn]), len(labels))

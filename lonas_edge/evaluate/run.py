@@ -5,29 +5,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from lonas_edge.evaluate import protocols
 from lonas_edge.evaluate.answers import FILE, AnswerLog, LoggedTarget
-from lonas_edge.evaluate.compare import Difference, EvalRecord, TaskAnswers, compare
+from lonas_edge.evaluate.compare import Difference, TaskAnswers, compare
 from lonas_edge.evaluate.encoder_sets import EncoderEvaluation
 from lonas_edge.evaluate.generated import AnswerEvaluation
 from lonas_edge.evaluate.language import LanguageEvaluation
 from lonas_edge.evaluate.options import EvalSettings
-from lonas_edge.evaluate.report import SampleLogs, write
+from lonas_edge.evaluate.protocols import ANSWERS, CLASSIFY, EMBED
+from lonas_edge.evaluate.report import EvalRecord, SampleLogs, write
 from lonas_edge.evaluate.results import Conditions, TargetResult, averaged
-from lonas_edge.evaluate.targets import Target
+from lonas_edge.evaluate.targets import PACKAGES, Target
 from lonas_edge.ir.core import openvino_core
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
 from lonas_edge.versions import versions
 
-PACKAGES = ("lonas-edge", "lm-eval", "openvino", "openvino-genai", "torch", "transformers", "peft")
-
 
 class Evaluation(Protocol):
-    """Evaluates targets on test sets; it is made of the settings, and checks the test sets."""
-
-    def check(self, targets: Sequence[Target]) -> None:
-        """Refuse targets that do not fit the tasks, before the first is loaded."""
+    """Evaluates targets on test sets. It is made of settings and targets, and refuses those that do not fit."""
 
     def prompt_of(self, target: Target) -> str:
         """Return the prompt, as reports show it; empty without one."""
@@ -36,10 +31,10 @@ class Evaluation(Protocol):
         """Evaluate a target: for each task its result, its sample log, and a score of each example to compare targets by."""
 
 
-EVALUATIONS: Mapping[type[protocols.Protocol], Callable[[EvalSettings, Progress], Evaluation]] = {
-    protocols.PromptProtocol: LanguageEvaluation,
-    protocols.EncoderProtocol: EncoderEvaluation,
-    protocols.AnswerProtocol: AnswerEvaluation,
+EVALUATIONS: Mapping[str, Callable[[EvalSettings, Sequence[Target], Progress], Evaluation]] = {
+    CLASSIFY.name: EncoderEvaluation,
+    EMBED.name: EncoderEvaluation,
+    ANSWERS.name: AnswerEvaluation,
 }
 
 
@@ -67,8 +62,7 @@ def evaluate(
 
     Finished answers are saved in the file `log`, or only in memory. Returns the record, and the sample logs by target and task.
     """
-    evaluation = EVALUATIONS[type(settings.protocol)](settings, progress)
-    evaluation.check(targets)
+    evaluation = EVALUATIONS.get(settings.protocol.name, LanguageEvaluation)(settings, targets, progress)
     saved, results, answers = AnswerLog(log), list[TargetResult](), dict[str, list[TaskAnswers]]()
     for target in targets:
         logged = LoggedTarget(target, saved)
@@ -83,7 +77,6 @@ def evaluate(
     processor = openvino_core().get_property("CPU", "FULL_DEVICE_NAME").strip()
     record = EvalRecord(
         protocol=settings.protocol.name,
-        num_beams=settings.beams,
         limit=settings.limit,
         seed=settings.seed,
         targets=tuple(results),

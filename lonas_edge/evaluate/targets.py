@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 _FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # that a model is loaded from
 _RECORDS = (MANIFEST, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
-_PACKAGES = ("lonas-edge", "lm-eval", "transformers", "tokenizers")
+_LIBRARIES = ("lm-eval", "transformers", "tokenizers", "torch", "peft")
+PACKAGES = ("lonas-edge", *_LIBRARIES, "openvino", "openvino-genai", "optimum-intel")
 _LARGE_BYTES = 1_000_000_000  # of weights: batches of larger models are smaller, because a kill loses one
 _CONTEXT = 2048  # tokens, where config.json states none
 
@@ -57,8 +58,7 @@ class Target:
     sizes: Sizes | None
     batch_size: int  # prompts of a batch
     conditions: Mapping[str, Any]  # hashes of files, sub-network, device, properties
-    packages: Sequence[str]  # that run it
-    start: Callable[["Target"], Any]  # see `load`
+    load: Callable[[], Any]  # makes a model of lm-evaluation-harness, or an encoder
     base: Path | None = None  # the base model's directory, where it is not the target itself
     outputs: tuple[str, ...] = ()  # names of a classifier's outputs
     pooling: Pooling | None = None  # of an embedding model, with the longest text
@@ -69,12 +69,7 @@ class Target:
     def identity(self) -> dict[str, Any]:
         """Everything that its answers depend on."""
         stated = {"pooling": asdict(self.pooling)} if self.pooling else {}  # its files may be in another directory
-        used = versions((*_PACKAGES, *self.packages))
-        return {**self.conditions, **stated, "batch_size": self.batch_size, "versions": used}
-
-    def load(self) -> Any:
-        """Load a model of lm-evaluation-harness, or an encoder."""
-        return self.start(self)
+        return {**self.conditions, **stated, "batch_size": self.batch_size, "versions": versions(PACKAGES)}
 
 
 def open_targets(
@@ -129,16 +124,17 @@ def _exported(folder: Path, run: RunOptions) -> Target:
         raise LonasEdgeError(f"{folder}: an NPU computes one prompt at a time. Pass --device CPU or GPU.")
     exported, properties = open_exported(folder, ours=(folder / MANIFEST).exists()), dict(run.properties)
     manifest, device = exported.manifest, run.openvino_device
+    common = _common(folder, exported.config, exported.kind, exported.pooling)
 
-    def start(target: Target) -> Any:
-        if not target.model_kind.generates:
-            return ir_encoder(folder, device, properties, target.pooling)
+    def load() -> Any:
+        if not exported.kind.generates:
+            return ir_encoder(folder, device, properties, common["pooling"])
         from lonas_edge.evaluate.backends import OpenVinoLM
 
-        return OpenVinoLM(folder, target.tokenizer, target.max_length, device, properties)
+        return OpenVinoLM(folder, common["tokenizer"], common["max_length"], device, properties)
 
     return Target(
-        **_common(folder, exported.config, exported.kind, exported.pooling),
+        **common,
         name=folder.resolve().name,
         kind="ir",
         precision=exported.weight_format,
@@ -146,8 +142,7 @@ def _exported(folder: Path, run: RunOptions) -> Target:
         sizes=manifest.sizes.subnetwork if manifest else None,
         batch_size=_batch_size((folder / WEIGHTS).stat().st_size, run),
         conditions={"files": _hash_files(folder), "device": device, "properties": properties},
-        packages=("openvino", "openvino-genai", "optimum-intel", "torch"),
-        start=start,
+        load=load,
     )
 
 
@@ -200,7 +195,7 @@ def _subnetworks(source: Source, subnets: Sequence[str | None], run: RunOptions)
 def _in_torch(
     name: str,
     folder: Path,
-    load: Callable[[], Any],
+    network: Callable[[], Any],
     files: Mapping[str, Any],
     sizes: Sizes,
     prompt: str,
@@ -213,26 +208,28 @@ def _in_torch(
     if device == "cuda" and not torch.cuda.is_available():
         raise LonasEdgeError(f"{name}: --device cuda: PyTorch finds no CUDA device here")
 
-    def start(target: Target) -> Any:
-        model = load().to(device)
-        if not target.model_kind.generates:
-            return torch_encoder(model, target.pooling)
+    classifies = family is not None and family.kind == CLASSIFICATION
+    kind = EMBEDDING if pooling else CLASSIFICATION if classifies else CAUSAL_LM
+    common, batch_size = _common(folder, config, kind, pooling), _batch_size(sizes.bytes["fp16"], run)
+
+    def load() -> Any:
+        model = network().to(device)
+        if not kind.generates:
+            return torch_encoder(model, common["pooling"])
         from lonas_edge.evaluate.backends import TorchLM
 
-        return TorchLM(pretrained=model, tokenizer=target.tokenizer, batch_size=target.batch_size, backend="causal")
+        return TorchLM(pretrained=model, tokenizer=common["tokenizer"], batch_size=batch_size, backend="causal")
 
-    classifies = family is not None and family.kind == CLASSIFICATION
     return Target(
-        **_common(folder, config, EMBEDDING if pooling else CLASSIFICATION if classifies else CAUSAL_LM, pooling),
+        **common,
         name=name,
         kind="torch",
         precision="fp32",
         prompt=prompt,
         sizes=sizes,
-        batch_size=_batch_size(sizes.bytes["fp16"], run),
+        batch_size=batch_size,
         conditions={"files": files, "device": device, "dtype": "fp32"},
-        packages=("torch", "peft"),
-        start=start,
+        load=load,
     )
 
 

@@ -27,9 +27,9 @@ from lonas_edge.data.task import MAX_LENGTH, Task
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.encoders import ir_outputs
-from lonas_edge.evaluate.metrics import compute
 from lonas_edge.evaluate.options import EvalSettings, RunOptions
 from lonas_edge.evaluate.protocols import ANSWERS
+from lonas_edge.evaluate.results import compute
 from lonas_edge.evaluate.run import evaluate
 from lonas_edge.evaluate.targets import open_targets
 from lonas_edge.exporting.exported import open_exported

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.data.test_sets import COMMONSENSE as TASKS
 from lonas_edge.evaluate.backends import TorchLM
-from lonas_edge.evaluate.compare import EvalRecord
+from lonas_edge.evaluate.report import EvalRecord
 from lonas_edge.exporting.export import ExportOptions, export
 
 DATA = Path(__file__).parent / "data"
@@ -104,10 +104,9 @@ def test_ir_and_activated_super_network_answer_alike(roomy: TinySource, exported
 
 
 def test_generate_takes_the_first_answer_word(roomy: TinySource, run_cli: Callable, tmp_path: Path):
-    num_beams = 3
-    options = ["--protocol", "generate", "--num-beams", num_beams, "--output", tmp_path / "out", "--tasks", "boolq,winogrande"]
+    options = ["--protocol", "generate", "--output", tmp_path / "out", "--tasks", "boolq,winogrande"]
     found = result(run_cli("eval", roomy.base, "--datasets", DATA, *options, "--json"))
-    assert (found["protocol"], found["num_beams"], found["targets"][0]["prompt"]) == ("generate", num_beams, "alpaca")
+    assert (found["protocol"], found["targets"][0]["prompt"]) == ("generate", "alpaca")
     model = AutoModelForCausalLM.from_pretrained(roomy.base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(roomy.base)
     (log,) = (tmp_path / "out/samples").glob("*/samples_winogrande.jsonl")
@@ -118,7 +117,7 @@ def test_generate_takes_the_first_answer_word(roomy: TinySource, run_cli: Callab
             f"### Instruction:\n{sample['instruction']}\n\n### Response:\n"
         )
         ids = tokenizer(prompt, return_tensors="pt")
-        tokens = model.generate(**ids, max_new_tokens=32, num_beams=num_beams, do_sample=False, pad_token_id=1)
+        tokens = model.generate(**ids, max_new_tokens=32, num_beams=4, do_sample=False, pad_token_id=1)
         assert logged["resps"][0][0] == tokenizer.decode(tokens[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         assert logged["acc"] == float(logged["filtered_resps"][0] == sample["answer"])
 
@@ -149,7 +148,7 @@ def test_math_equals_a_plain_loop(roomy: TinySource, run_cli: Callable, tmp_path
                 f"{28 * ' '}### Instruction:\n{28 * ' '}{sample['instruction']}\n\n{28 * ' '}### Response:\n{28 * ' '}"
             )
             ids = tokenizer(prompt, return_tensors="pt")
-            tokens = model.generate(**ids, max_new_tokens=256, do_sample=False, pad_token_id=1)
+            tokens = model.generate(**ids, max_new_tokens=256, num_beams=4, do_sample=False, pad_token_id=1)
             text = tokenizer.decode(tokens[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
             found.append((text, answer_in(task, text)))
             answer, is_right = found[-1][1], index % 2
@@ -161,7 +160,7 @@ def test_math_equals_a_plain_loop(roomy: TinySource, run_cli: Callable, tmp_path
         expected[task] = found
         (data / task).mkdir(parents=True)
         (data / task / "test.json").write_text(json.dumps(samples))
-    options = ["--num-beams", 1, "--prompt", "lonas", "--tasks", "gsm8k,aqua", "--output", tmp_path / "out"]
+    options = ["--prompt", "lonas", "--tasks", "gsm8k,aqua", "--output", tmp_path / "out"]
     (target,) = result(run_cli("eval", roomy.base, "--datasets", data, *options, "--json"))["targets"]
     assert target["prompt"] == "lonas"
     for task in MATH:
@@ -317,7 +316,6 @@ def test_prompts_beyond_the_context_are_skipped_and_listed(llama: TinySource, ru
         (["--device", "cuda", "--tasks", "boolq"], 1, "PyTorch finds no CUDA device"),
         (["--device", "XPU"], 1, "--device XPU: not on this machine"),
         (["--subnet", "minimal"], 1, "--subnet has no effect: no TARGET has a search space"),
-        (["--protocol", "answer-word", "--num-beams", "4"], 2, "--num-beams has no effect: answer-word generates nothing"),
         (["--protocol", "option-text", "--prompt", "alpaca"], 2, "--prompt has no effect: option-text has its own"),
         (["--overwrite"], 2, "--overwrite needs --output"),
     ],

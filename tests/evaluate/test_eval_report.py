@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lonas_edge.evaluate.compare import Difference, EvalRecord
-from lonas_edge.evaluate.report import markdown
+from lonas_edge.evaluate.compare import Difference
+from lonas_edge.evaluate.report import EvalRecord, markdown
 from lonas_edge.evaluate.results import Conditions, Metric, SkippedSample, TargetResult, TaskResult, averaged
 from lonas_edge.space.subnetwork import Sizes
 
@@ -42,10 +42,10 @@ def target(name: str, winogrande: float, **changes: Any) -> TargetResult:
 IN_PYTORCH = {"device": "cpu", "batch_size": 64}
 TARGETS = (target("ir", 0.6), target("base", 0.4, kind="torch", precision="fp32", sizes=None, identity=IN_PYTORCH))
 DIFFERENCES = tuple(
-    Difference("base", "ir", scope, points, half, 0, lost, 1.0, 0.8, 12)
+    Difference("base", "ir", scope, points, half, 0, lost, 0.8, 12)
     for scope, points, half, lost in (("boolq", 0.0, None, 0), ("winogrande", -20.0, 39.2, 1), ("average", -10.0, 19.6, 1))
 )
-REPORT = EvalRecord("option-text", None, None, 0, TARGETS, DIFFERENCES, Conditions("CPU X", {"python": "3.11"}, "2026-11-25"))
+REPORT = EvalRecord("option-text", None, 0, TARGETS, DIFFERENCES, Conditions("CPU X", {"python": "3.11"}, "2026-11-25"))
 
 
 def test_markdown():

@@ -12,7 +12,7 @@ from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lonas_edge
-from lonas_edge.evaluate.compare import EvalRecord
+from lonas_edge.evaluate.report import EvalRecord
 from lonas_edge.exporting.export import ExportOptions, export
 
 TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"

@@ -14,7 +14,7 @@ from tiny_models import TinyModels, TinySource
 from lonas_edge.data.encoding import collate_pairs, encode_pairs
 from lonas_edge.data.glue import TASKS
 from lonas_edge.data.texts import Texts
-from lonas_edge.evaluate.metrics import metrics_of
+from lonas_edge.evaluate.results import metrics_of
 
 HEADERS = {
     "RTE": "index\tsentence1\tsentence2\tlabel",

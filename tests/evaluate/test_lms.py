@@ -4,7 +4,6 @@ import json
 import math
 import random
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -148,27 +147,6 @@ def test_greedy_generation_ends_at_a_stop_text(exported: Callable[[str], Path], 
     monkeypatch.setattr(backends, "postprocess_generated_text", lambda text, *_: text)
     (stopped,) = model.generate_until([request])
     assert whole.startswith(stopped) and len(tokenizer(stopped)["input_ids"]) <= 4 < len(tokenizer(whole)["input_ids"])
-
-
-def test_beams_end_at_a_stop_text_as_in_transformers(exported: Callable[[str], Path], tiny_models: TinyModels):
-    folder = exported("llama")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = OpenVinoLM(folder, tokenizer, 128, properties=F32)
-    asked = generations(4, 20)
-    letters = Counter(letter for text in model.generate_until(asked) for letter in set(text))
-    prompts = "".join(request.args[0] for request in asked)
-    stop = next(letter for letter, _ in letters.most_common() if letter not in prompts)
-    for request in asked:
-        request.args[1]["until"] = [stop]
-    reference = AutoModelForCausalLM.from_pretrained(tiny_models.base("llama"), dtype=torch.float32)
-    options = {"max_new_tokens": 12, "num_beams": 4, "do_sample": False, "stop_strings": [stop], "tokenizer": tokenizer}
-    expected = []
-    for request in asked:
-        ids = tokenizer(request.args[0], return_tensors="pt")
-        expected.append(reference.generate(**ids, **options, pad_token_id=1)[0, ids["input_ids"].shape[1] :])
-    assert sum(len(new) < 12 for new in expected) > 3
-    texts = [tokenizer.decode(new, skip_special_tokens=True).split(stop)[0] for new in expected]
-    assert model.generate_until(asked) == texts
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])

@@ -78,7 +78,7 @@ def test_the_definitions_of_stock_lm_eval_agree(protocol: Any):
         assert {key: value for key, value in own.items() if key not in others} == {
             key: value for key, value in common.items() if key not in others
         }
-        generation = {"until": [], "do_sample": False, "num_beams": protocol.num_beams, "max_gen_toks": task.new_tokens}
+        generation = {"until": [], "do_sample": False, "num_beams": 4, "max_gen_toks": task.new_tokens}
         assert own.get("generation_kwargs", {}) == (generation if protocol.generates else {})
 
 

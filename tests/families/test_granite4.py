@@ -134,7 +134,9 @@ def test_an_unpruned_model_in_stock_clients(tiny_models: TinyModels, tmp_path: P
     expected = model.generate(**ids, max_new_tokens=16, do_sample=False, eos_token_id=None, use_cache=False)
     found = pipeline.generate(openvino_genai.TokenizedInputs(*map(_tensor, (ids["input_ids"], ids["attention_mask"]))), config)
     assert list(found.tokens) == expected[:, ids["input_ids"].shape[1] :].tolist()
-    with pytest.raises(LonasEdgeError, match=r"optimum-intel mixes up the beams of this model type; pass --num-beams 1"):
+    with pytest.raises(
+        LonasEdgeError, match=r"optimum-intel mixes up the beams of this model type; pass --protocol option-text"
+    ):
         options = {"num_beams": 2, "max_gen_toks": 2, "until": []}
         request = Instance("generate_until", {}, ("there is", options), 0, ("task", 0, 1))
         OpenVinoLM(tmp_path / "out", tokenizer, 128).generate_until([request])

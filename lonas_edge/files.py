@@ -11,7 +11,7 @@ from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, one_line, out_of_memory, raise_all
 
-_READ_OF_A_MODEL = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # by us or by libraries
+READ_OF_A_MODEL = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # by us or by libraries
 _TEMPLATES = "additional_chat_templates"  # the directory inside a model's that transformers reads
 _MODULES = "[0-9]*_*/config.json"  # in directories that sentence-transformers reads
 
@@ -70,7 +70,7 @@ def check_model_folder(folder: Path) -> None:
     links = [
         f"{path.relative_to(folder)}: a link out of the directory, to {path.resolve()}; replace it by the file"
         for path in sorted(entries)
-        if path.suffix in _READ_OF_A_MODEL or path.name == _TEMPLATES
+        if path.suffix in READ_OF_A_MODEL or path.name == _TEMPLATES
         if not any(path.resolve().is_relative_to(home) for home in homes)
     ]
     raise_all(f"{folder}: files that cannot be used:", links)

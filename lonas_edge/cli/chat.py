@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ _RESET, _EXIT, _PROMPT = "/reset", "/exit", "> "
 class ChatOptions(Options):
     """The model, the prompt and the generation."""
 
-    exported: UserPath = option(argument=True, help="Directory written by `lonas-edge export` or `compress`.")
+    exported: UserPath = option(argument=True, help="Directory written by `lonas-edge export`.")
     prompt: str | None = option(None, metavar="TEXT", help="Answer this prompt only, on standard output.")
     max_new_tokens: int = option(512, minimum=1, help="Maximum number of tokens of an answer.")
     device: str = option("CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO or another.")
@@ -42,18 +41,16 @@ def run(options: ChatOptions) -> None:
     """
     with progress(left=False):
         from lonas_edge.exporting.exported import open_exported
-        from lonas_edge.exporting.manifest import MANIFEST
         from lonas_edge.ir import MODEL
 
-        folder = _find_export(options.exported, MODEL)
-        exported = open_exported(folder, ours=(folder / MANIFEST).exists() or not (folder / MODEL).exists())
+        exported = open_exported(options.exported, ours=not (options.exported / MODEL).exists())
         chat = Chat(exported, options)
     if chat.note:
         _say(chat.note)
     terminal = options.prompt is None and sys.stdin.isatty()
     if terminal:
         commands = f"{_RESET} [TEXT]: new conversation, TEXT as system message. {_EXIT}: end."
-        _say(f"{folder} ({exported.weight_format}, {options.device}). {commands}")
+        _say(f"{options.exported} ({exported.weight_format}, {options.device}). {commands}")
     answered = False
     for prompt in _prompts(terminal) if options.prompt is None else [options.prompt]:
         try:
@@ -70,19 +67,6 @@ def run(options: ChatOptions) -> None:
             _say(f"error: {error}", "red")
     if not (answered or terminal):
         raise LonasEdgeError("standard input has no prompt; write one per line, or pass --prompt TEXT")
-
-
-def _find_export(folder: Path, model: str) -> Path:
-    """Find the exported model of an output of `lonas-edge compress`; any other directory is returned as it is."""
-    from lonas_edge.pipeline.record import COMPRESS
-
-    if not (folder / COMPRESS).is_file():
-        return folder
-    exported = sorted(path.parent for path in folder.glob(f"*/{model}"))
-    if len(exported) != 1:
-        several = f"several exported models; pass one of them: {', '.join(map(str, exported))}"
-        raise LonasEdgeError(f"{folder}: {several if exported else 'no exported model in a directory of it'}")
-    return exported[0]
 
 
 def _prompts(terminal: bool) -> Iterator[str]:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lonas_edge.bench.statistics import Z_95, bootstrap_error, standard_error
+from lonas_edge.bench.statistics import difference_of_means, difference_of_statistics
 from lonas_edge.evaluate.results import ACCURACY, TaskResult, compute
 
 AVERAGE = "average"
@@ -29,12 +30,6 @@ class Answers:
         """Select the answers to some of the questions."""
         labels = None if self.labels is None else self.labels[kept]
         return replace(self, samples=self.samples[kept], correct=self.correct[kept], given=self.given[kept], labels=labels)
-
-    def score(self, drawn: Any = slice(None)) -> float:
-        """Compute the metric, optionally on drawn questions."""
-        if self.labels is None:
-            return float(self.correct[drawn].mean())
-        return compute(self.metric, self.labels[drawn], self.given[drawn])
 
 
 @dataclass(frozen=True)
@@ -84,18 +79,18 @@ def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Di
     if not count:
         return None
     ours, theirs = ours.at(here), theirs.at(there)
-    differences = ours.correct - theirs.correct
     if ours.labels is None:
-        error = standard_error(differences)
+        change = difference_of_means(theirs.correct, ours.correct)
     else:
-        error = bootstrap_error(lambda drawn: ours.score(drawn) - theirs.score(drawn), count)
-    only_target, only_against = int((differences > 0).sum()), int((differences < 0).sum())
+        change = difference_of_statistics(partial(compute, ours.metric), theirs.given, ours.given, ours.labels)
+    only_target, only_against = int((ours.correct > theirs.correct).sum()), int((ours.correct < theirs.correct).sum())
+    known = count > 1 and only_target + only_against > 0
     return Difference(
         target=target,
         against=against,
         scope=ours.task,
-        points=ours.unit * (ours.score() - theirs.score()),
-        half_width_95=None if error is None or only_target + only_against == 0 else ours.unit * Z_95 * error,
+        points=ours.unit * change.value,
+        half_width_95=ours.unit * (change.high - change.low) / 2 if known else None,
         only_target=only_target,
         only_against=only_against,
         identical=int((ours.given == theirs.given).sum()) / count,

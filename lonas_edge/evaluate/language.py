@@ -56,7 +56,7 @@ class LanguageEvaluation:
         samples = {name: self.settings.choose(self._label(name), len(task.eval_docs)) for name, task in tasks.items()}
         skipped: dict[str, tuple[SkippedSample, ...]] = {}
         for name, task in ours.items():
-            lengths = {index: self._length(target, task.eval_docs[index]) for index in samples[name]}
+            lengths = {index: self.protocol.length(task.eval_docs[index], target.tokenizer) for index in samples[name]}
             samples[name], skipped[name] = skip_too_long(target, self._label(name), lengths)
         for task in tasks.values():
             task.set_fewshot_seed(seed=self.settings.seed)
@@ -124,14 +124,6 @@ class LanguageEvaluation:
         metadata |= {"template": asdict(template)} if template else {}
         manager = TaskManager(include_path=HARNESS_TASKS, include_defaults=False, metadata=metadata)
         return dict(manager.load([f"{OURS}{task}_{self.protocol.name}" for task in self._ours])["tasks"])
-
-    def _length(self, target: Target, document: Mapping[str, Any]) -> int:
-        """Count the tokens of a prompt with its longest answer."""
-
-        def count(text: str) -> int:
-            return len(target.tokenizer(text)["input_ids"])
-
-        return count(document["prompt"]) + self.protocol.longest_answer(document, count)
 
     def _label(self, name: str) -> str:
         """Return a task's name in reports; the harness's are marked where ours have the same name."""

@@ -87,11 +87,12 @@ class PromptProtocol(Protocol):
         template = prompt if isinstance(prompt, Template) else evaluation_template(prompt, known.collection)
         return [{"task": task, **self.ask(known, sample, template)} for sample in samples]
 
-    def longest_answer(self, document: Mapping[str, Any], length: Callable[[str], int]) -> int:
-        """Return the length of the longest choice by `length`; the new tokens where it generates."""
-        if self.generates:
-            return self.tasks[document["task"]].new_tokens
-        return max(length(f" {choice}") for choice in document["choices"])
+    def length(self, document: Document, tokenizer: Any) -> int:
+        """Count the tokens of a prompt with its longest answer."""
+        choices = [] if self.generates else [f" {choice}" for choice in document["choices"]]
+        prompt, *answers = tokenizer([document["prompt"], *choices])["input_ids"]
+        longest = self.tasks[document["task"]].new_tokens if self.generates else max(map(len, answers))
+        return len(prompt) + longest
 
 
 def _generate(_task: TestSet, sample: Sample, template: Template) -> Document:

@@ -24,7 +24,7 @@ from lonas_edge.families import (
     family_of_config,
     output_names,
 )
-from lonas_edge.files import check_model_folder, sha256
+from lonas_edge.files import READ_OF_A_MODEL, check_model_folder, sha256
 from lonas_edge.ir import MODEL, WEIGHTS
 from lonas_edge.network.configuration import parse_config, read_config
 from lonas_edge.network.location import TRAINING
@@ -36,7 +36,6 @@ from lonas_edge.versions import versions
 if TYPE_CHECKING:
     from lonas_edge.network.super_network import SuperNetwork
 
-_FILES = (".safetensors", ".bin", ".xml", ".json", ".model", ".txt", ".jinja")  # that a model is loaded from
 _RECORDS = (MANIFEST, TRAINING, "subnetwork.json", "trainer_state.json")  # no answer depends on them
 _LIBRARIES = ("lm-eval", "transformers", "tokenizers", "torch", "peft")
 PACKAGES = ("lonas-edge", *_LIBRARIES, "openvino", "openvino-genai", "optimum-intel")
@@ -252,7 +251,7 @@ def _batch_size(weight_bytes: int, run: RunOptions) -> int:
 
 
 def _hash_files(folder: Path) -> dict[str, str]:
-    kept = [path for path in sorted(folder.iterdir()) if path.suffix in _FILES and path.name not in _RECORDS]
+    kept = [path for path in sorted(folder.iterdir()) if path.suffix in READ_OF_A_MODEL and path.name not in _RECORDS]
     return {path.name: sha256(path) for path in kept}
 
 

@@ -44,7 +44,7 @@ class AnswerEvaluation:
         self.task, self._references = path.stem, {index: text for index, text in references.items() if index not in empty}
         self._examples = {index: examples[index] for index in self._references}
         metrics = [choose_metric(name, list(self._references.values())) for name in settings.metrics]
-        self._metrics = list({metric.name: metric for metric in metrics}.values())
+        self._figures = {name: (score, metric.share) for metric in metrics for name, score in metric.figures.items()}
         self._prompts = {target.name: self._render(target) for target in targets}
 
     def prompt_of(self, target: Target) -> str:
@@ -70,32 +70,29 @@ class AnswerEvaluation:
         return {index: prompt_of(example, prompting, target.tokenizer) for index, example in self._examples.items()}
 
     def _score(self, answers: Mapping[int, str], skipped: tuple[SkippedSample, ...]) -> list[TaskAnswers]:
-        """Score the answers; each metric has a result of its own, and the first one the sample log."""
+        """Score the answers; each figure of a metric has a result of its own, and the first one the sample log."""
         texts, references = list(answers.values()), [self._references[index] for index in answers]
         pairs = list(zip(texts, references, strict=True))
-        functions = {name: score for metric in self._metrics for name, score in metric.figures.items()}
-        rows = {name: np.array([score(*pair) for pair in pairs]) for name, score in functions.items()}
+        scores = {name: np.array([score(*pair) for pair in pairs]) for name, (score, _) in self._figures.items()}
+        rows = [dict(zip(scores, map(float, row), strict=True)) for row in zip(*scores.values(), strict=True)]
         samples = [
-            {"doc_id": index, "reference": reference, "answer": answer, **{name: float(row[at]) for name, row in rows.items()}}
-            for at, (index, answer, reference) in enumerate(zip(answers, texts, references, strict=True))
+            {"doc_id": index, "reference": reference, "answer": answer, **row}
+            for (index, answer), reference, row in zip(answers.items(), references, rows, strict=True)
         ]
-        results, given = list[TaskAnswers](), np.array(texts, dtype=object)
-        for metric in self._metrics:
-            for name in metric.figures:
-                value = {name: Metric(float(rows[name].mean()), standard_error(rows[name]))}
-                result = TaskResult.of(
-                    name,
-                    name,
-                    value,
-                    metric.share,
-                    questions=len(texts),
-                    skipped=skipped,
-                    harness=False,
-                    classes=_classes(name, references, rows[name]),
-                )
-                unit = 100 if metric.share else 1
-                compared = Answers(name, np.array([*answers]), rows[name], given, unit=unit)
-                results.append(TaskAnswers(result, [] if results else samples, compared))
+        results, indices, given = list[TaskAnswers](), np.array([*answers]), np.array(texts, dtype=object)
+        for name, (_, share) in self._figures.items():
+            result = TaskResult.of(
+                name,
+                name,
+                {name: Metric(float(scores[name].mean()), standard_error(scores[name]))},
+                share,
+                questions=len(texts),
+                skipped=skipped,
+                harness=False,
+                classes=_classes(name, references, scores[name]),
+            )
+            compared = Answers(name, indices, scores[name], given, unit=100 if share else 1)
+            results.append(TaskAnswers(result, [] if results else samples, compared))
         return results
 
 

@@ -138,7 +138,7 @@ class LanguageEvaluation:
         label, harness = self._label(name), not name.startswith(OURS)
         counted = samples[0]["filter"]  # a task of the harness may read its answers in several ways: the first counts
         metrics = _metrics(values, counted)
-        own = None if harness else self.protocol.metric_of(label)
+        own = None if harness else self.protocol.tasks[label].metric or self.protocol.metric
         metric = own or next((share for share in SHARES if share in metrics), next(iter(metrics)))
         kept = [sample for sample in samples if sample["filter"] == counted]
         result = TaskResult.of(label, metric, metrics, questions=len(kept), skipped=skipped, harness=harness)

@@ -51,10 +51,6 @@ class PromptProtocol(Protocol):
     prompt: str | None = None  # its own prompt, as reports show it; None where a template makes the prompt
     generates: bool = False  # whether it generates; otherwise it ranks choices
 
-    def metric_of(self, task: str) -> str:
-        """The metric that is a task's accuracy."""
-        return self.tasks[task].metric or self.metric
-
     def describe(self, tasks: Mapping[str, Iterable[str]]) -> str:
         read: dict[str, list[str]] = {}
         for task in map(self.tasks.__getitem__, tasks):

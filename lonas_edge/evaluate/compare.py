@@ -20,7 +20,7 @@ class Answers:
 
     task: str
     samples: np.ndarray  # indices in the test set
-    correct: np.ndarray  # a score, mostly 1 or 0; of a regression minus the distance from the label or its rank
+    scores: np.ndarray  # mostly 1 or 0; their mean is the metric, unless there are labels
     given: np.ndarray  # words, numbers of choices, or cosines
     labels: np.ndarray | None = None  # where the metric is another one of GLUE's than accuracy
     metric: str = ACCURACY
@@ -29,7 +29,7 @@ class Answers:
     def at(self, kept: np.ndarray) -> "Answers":
         """Select the answers to some of the questions."""
         labels = None if self.labels is None else self.labels[kept]
-        return replace(self, samples=self.samples[kept], correct=self.correct[kept], given=self.given[kept], labels=labels)
+        return replace(self, samples=self.samples[kept], scores=self.scores[kept], given=self.given[kept], labels=labels)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,6 @@ class Difference:
     scope: str  # a task, or `average` for the mean over the tasks
     points: float  # difference of accuracy (of the task's metric) in percentage points; of a user's metric in its own unit
     half_width_95: float | None  # half of the 95 % interval
-    only_target: int  # questions that only `target` answers correctly, or nearer to the label
-    only_against: int
     identical: float  # share of questions with equal answers, right or wrong
     questions: int
 
@@ -80,19 +78,16 @@ def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Di
         return None
     ours, theirs = ours.at(here), theirs.at(there)
     if ours.labels is None:
-        change = difference_of_means(theirs.correct, ours.correct)
+        change, equal = difference_of_means(theirs.scores, ours.scores), np.array_equal(ours.scores, theirs.scores)
     else:
         change = difference_of_statistics(partial(compute, ours.metric), theirs.given, ours.given, ours.labels)
-    only_target, only_against = int((ours.correct > theirs.correct).sum()), int((ours.correct < theirs.correct).sum())
-    known = count > 1 and only_target + only_against > 0
+        equal = np.array_equal(ours.given, theirs.given)
     return Difference(
         target=target,
         against=against,
         scope=ours.task,
         points=ours.unit * change.value,
-        half_width_95=ours.unit * (change.high - change.low) / 2 if known else None,
-        only_target=only_target,
-        only_against=only_against,
+        half_width_95=ours.unit * (change.high - change.low) / 2 if count > 1 and not equal else None,
         identical=int((ours.given == theirs.given).sum()) / count,
         questions=count,
     )
@@ -100,18 +95,15 @@ def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Di
 
 def _average(tasks: Sequence[Difference]) -> Difference:
     """The mean over tasks, which are independent samples."""
-    only_target, only_against = sum(task.only_target for task in tasks), sum(task.only_against for task in tasks)
     questions = sum(task.questions for task in tasks)
-    half = math.sqrt(sum((task.half_width_95 or 0.0) ** 2 for task in tasks)) / len(tasks)
-    known = only_target + only_against > 0 and all(task.questions > 1 for task in tasks)
+    halves = [task.half_width_95 for task in tasks if task.half_width_95 is not None]
+    known = halves and all(task.questions > 1 for task in tasks)
     return Difference(
         target=tasks[0].target,
         against=tasks[0].against,
         scope=AVERAGE,
         points=sum(task.points for task in tasks) / len(tasks),
-        half_width_95=half if known else None,
-        only_target=only_target,
-        only_against=only_against,
+        half_width_95=math.hypot(*halves) / len(tasks) if known else None,
         identical=sum(round(task.identical * task.questions) for task in tasks) / questions,
         questions=questions,
     )

@@ -95,16 +95,12 @@ def _classify(logged: LoggedTarget, test_set: _TestSet, progress: Progress) -> T
     kept, skipped = skip_too_long(target, name, {index: len(row["input_ids"]) for index, row in rows.items()})
     texts = {index: test_set.texts[index] for index in kept}
     logits = _outputs(logged, name, [rows[index] for index in kept], progress)
-    labels = np.array([pair.label for pair in texts.values()])
     given = logits[:, 0] if task.regression else logits[:, task.numbers_in(target.outputs)].argmax(1)
-    correct = -np.abs(given - labels) if task.regression else (given == labels).astype(float)
-    return _judge(name, task.metrics, texts, given, correct, skipped, [{"logits": row} for row in logits.tolist()])
+    return _judge(name, task.metrics, texts, given, skipped, [{"logits": row} for row in logits.tolist()])
 
 
 def _embed(logged: LoggedTarget, test_set: _TestSet, progress: Progress) -> TaskAnswers:
     """Evaluate an embedding model on scored pairs by their cosines. Texts beyond the longest are cut, equal ones run once."""
-    from scipy.stats import rankdata
-
     pooling, pairs = logged.target.pooling, test_set.texts.values()
     assert pooling
     texts = [pooling.prompt() + pair.texts[side] for side in (0, 1) for pair in pairs]
@@ -112,9 +108,7 @@ def _embed(logged: LoggedTarget, test_set: _TestSet, progress: Progress) -> Task
     encoded = encode_pairs([(text,) for text in rows], logged.target.tokenizer, pooling.max_length)
     directions = normalize(_outputs(logged, test_set.name, encoded, progress))[[rows[text] for text in texts]]
     cosines = (directions[: len(pairs)] * directions[len(pairs) :]).sum(1)
-    # their scales differ
-    nearness = -np.abs(rankdata(cosines) - rankdata([pair.label for pair in pairs])) / len(pairs)
-    return _judge(test_set.name, ("spearman", "pearson"), test_set.texts, cosines, nearness)
+    return _judge(test_set.name, ("spearman", "pearson"), test_set.texts, cosines)
 
 
 def _judge(
@@ -122,7 +116,6 @@ def _judge(
     metrics: Sequence[str],
     texts: Mapping[int, Texts],
     given: np.ndarray,
-    correct: np.ndarray,
     skipped: Sequence[SkippedSample] = (),
     fields: Sequence[Mapping[str, Any]] | None = None,
 ) -> TaskAnswers:
@@ -133,7 +126,8 @@ def _judge(
     samples = []
     for (index, pair), answer, more in zip(texts.items(), given.tolist(), fields or [{}] * len(texts), strict=True):
         samples.append({"doc_id": index, "texts": list(pair.texts), "label": pair.label, "answer": answer, **more})
-    compared = Answers(name, np.array(list(texts)), correct, given, None if first == ACCURACY else labels, first)
+    scores = (given == labels).astype(float)
+    compared = Answers(name, np.array(list(texts)), scores, given, None if first == ACCURACY else labels, first)
     return TaskAnswers(result, samples, compared)
 
 

@@ -20,16 +20,9 @@ _SIZES = (
     "TFLOPs: their multiply-accumulates for one sequence, as the adapter cards count them."
 )
 _ACCURACY = "Accuracy in percent ± standard error. "
-_OF_GLUE = (
-    "First metric of each task in percent ± standard error (accuracies by formula, others by bootstrap). "
-    "For STS-B a text counts as correct only for the model that is nearer to its label. "
-)
-_OF_EMBEDDINGS = (
-    "First metric of each task in percent ± standard error (STS-B by bootstrap). "
-    "A pair of STS-B counts as correct only for the model that ranks it nearer to its label's rank. "
-)
+_OF_GLUE = "First metric of each task in percent ± standard error (accuracies by formula, others by bootstrap). "
 _OF_ANSWERS = "Mean over the answers ± standard error, in percent; a metric of your own in its unit. "
-_EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_EMBEDDINGS, ANSWERS.name: _OF_ANSWERS}
+_EXPLAINED = {CLASSIFY.name: _OF_GLUE, EMBED.name: _OF_GLUE, ANSWERS.name: _OF_ANSWERS}
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def percent(value: float | None, error: float | None, digits: int = 1) -> str:
 
 def difference_table(record: EvalRecord, every: bool = False) -> Table:
     """Differences of each target from the first: of the average, or of the only task; or all of them."""
-    headings = ("", "Accuracy Δ (points)", "95 % interval", "only this correct : only that", "same answers")
+    headings = ("", "Accuracy Δ (points)", "95 % interval", "same answers")
     rows, units = [], {task.task: 1 if task.share else 3 for task in record.targets[0].tasks}
     for name in dict.fromkeys(difference.target for difference in record.differences):
         own = [difference for difference in record.differences if difference.target == name]
@@ -109,9 +102,8 @@ def difference_table(record: EvalRecord, every: bool = False) -> Table:
             half, points = difference.half_width_95, difference.points
             digits = units.get(difference.scope, 1)
             interval = "–" if half is None else f"{points - half:+.{digits}f} … {points + half:+.{digits}f}"
-            counts = f"{difference.only_target} : {difference.only_against}"
             scope = f", {_heading(difference.scope)}" if every or len(averages or own) > 1 else ""
-            rows.append([name + scope, f"{points:+.{digits}f}", interval, counts, f"{difference.identical:.1%}"])
+            rows.append([name + scope, f"{points:+.{digits}f}", interval, f"{difference.identical:.1%}"])
     return Table(headings, rows, f"Accuracy compared with {record.targets[0].name}, on the same questions")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import pearsonr, rankdata, spearmanr
+from scipy.stats import pearsonr, spearmanr
 from tiny_bert import CONTEXT, TinyBert, oracle_embeddings, oracle_hidden, tokenizer
 from tiny_models import TinyModels, TinySource
 
@@ -125,11 +125,10 @@ def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
     assert np.abs(minimal - maximal).max() > 0.01
     report_text = (tmp_path / "out/eval.md").read_text()
     assert "embed: cosines of embeddings; STS-B: Spearman, Pearson" in report_text
-    assert "ranks it nearer to its label's rank" in report_text
 
 
 def test_paired_differences(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    """By SciPy on the answers: the difference, who ranks which pair nearer, a paired bootstrap of another seed."""
+    """By SciPy on the answers: the difference, and a paired bootstrap of another seed."""
     source, data = tiny_bert.embedder(), tmp_path / "data"
     pairs = write_similarity(data)
     command = ["eval", *source.arguments(), "--subnet", "maximal,minimal", "--datasets", data, "--output", tmp_path / "out"]
@@ -139,8 +138,6 @@ def test_paired_differences(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Pa
     (difference,) = report["differences"]
     points = 100 * (spearmanr(second, labels).statistic - spearmanr(first, labels).statistic)
     assert difference["points"] == pytest.approx(points) and difference["scope"] == "STS-B"
-    far, near = (abs(rankdata(given) - rankdata(labels)) for given in (first, second))
-    assert (difference["only_target"], difference["only_against"]) == ((near < far).sum(), (near > far).sum())
     draw, spread = np.random.default_rng(9), []
     for _ in range(1000):
         rows = draw.integers(PAIRS, size=PAIRS)

@@ -94,7 +94,7 @@ def run(options: EvalCommand) -> None:
         from lonas_edge.ir.core import check_device
 
         used: list[Path | str | None] = [*references, options.model, options.nncf_config, options.data, options.datasets]
-        used += filter(os.path.isfile, options.subnet)
+        used += [path for path in options.subnet if os.path.isfile(path)]
         options.check_output(used, _ROOM, resumable=True)  # before a base is downloaded
         report("Opening", None)
         check_device(options.openvino_device)

@@ -1,7 +1,6 @@
 """`lonas-edge eval`: accuracy of one or several models on tasks."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -94,7 +93,7 @@ def run(options: EvalCommand) -> None:
         from lonas_edge.ir.core import check_device
 
         used: list[Path | str | None] = [*references, options.model, options.nncf_config, options.data, options.datasets]
-        used += [path for path in options.subnet if os.path.isfile(path)]
+        used += [path for path in options.subnet if Path(path).is_file()]
         options.check_output(used, _ROOM, resumable=True)  # before a base is downloaded
         report("Opening", None)
         check_device(options.openvino_device)

@@ -138,6 +138,15 @@ def llama_copy(tiny_models: TinyModels, tmp_path: Path) -> TinySource:
     return tiny_models.source("llama").copied_to(tmp_path)
 
 
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """40 short examples."""
+    examples = [{"instruction": f"What is {a} plus {b}?", "output": f"the {a + b}"} for a in range(8) for b in range(5)]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(examples))
+    return path
+
+
 @pytest.fixture(scope="session")
 def ids() -> torch.Tensor:
     """Token ids [2, 12] for comparing logits."""

@@ -12,10 +12,15 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}  # the de
 _SCALE_AND_SHAPE = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
 
 
+def read_ir(folder: Path) -> Any:
+    """The ov.Model of an exported directory."""
+    return ov.Core().read_model(folder / "openvino_model.xml")
+
+
 def ir_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     """Logits [prompts, tokens, vocabulary] of `openvino_model.xml`, all arithmetic in fp32 (activations not quantized)."""
     properties = {**F32, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    return model_logits(ov.Core().read_model(folder / "openvino_model.xml"), ids, properties)
+    return model_logits(read_ir(folder), ids, properties)
 
 
 def model_logits(model: Any, ids: torch.Tensor, properties: dict[str, str]) -> torch.Tensor:
@@ -43,8 +48,7 @@ def stored_matrices(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 
     Skips a MatMul of two activations (attention), and a Gather from a constant of one dimension (shape arithmetic).
     """
-    model = ov.Core().read_model(folder / "openvino_model.xml")
-    for node in model.get_ordered_ops():
+    for node in read_ir(folder).get_ordered_ops():
         source = {"MatMul": 1, "Gather": 0}.get(node.get_type_name())
         if source is None:
             continue

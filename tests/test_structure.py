@@ -45,29 +45,3 @@ def test_all_kinds_of_imports_count(structure: ModuleType, tmp_path: Path) -> No
     for name, text in files.items():
         (package / f"{name}.py").write_text(text)
     assert structure.circles(package) == [["package.a", "package.b", "package.c"]]
-
-
-def test_shares_of_lines(structure: ModuleType, tmp_path: Path) -> None:
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "__init__.py").write_text(
-        '"""Docstring."""\n'
-        "\n"
-        "from os import (\n"
-        "    path,\n"
-        ")  # 3 of 10 code lines\n"
-        "\n"
-        "# comment\n"
-        "def f(x):\n"
-        '    """Docstring."""\n'
-        "    if not x:\n"
-        "        raise ValueError\n"
-        "    errors = [y for y in x]\n"
-        "    raise_all(errors)\n"
-        "    return path\n"
-        "def g(x): return x\n"
-    )
-    shares = structure.measure(package)
-    assert (shares.lines, shares.code_lines) == (15, 10)
-    assert (shares.import_lines, shares.check_lines) == pytest.approx((0.3, 0.4))
-    assert (shares.short_functions, shares.comprehensions) == pytest.approx((0.5, 100))

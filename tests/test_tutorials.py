@@ -35,14 +35,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TITLED = re.compile(r'^```python title="([^"]+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)  # files that the reader saves
-NOT_RUN = (
-    "pip ",
-    "docker ",
-    "sudo ",
-    "curl ",
-    "lonas-edge export ADAPTER",
-    "hf upload ",
-)
+NOT_RUN = ("pip ", "docker ", "sudo ", "curl ", "lonas-edge export ADAPTER", "hf upload ")
 
 
 def page(name: str) -> tuple[str, str]:
@@ -210,10 +203,7 @@ def test_classifier(place: Path) -> None:
         Path(f"glue_data/RTE/{name}.tsv").write_text("\n".join(rows) + "\n")
     # MACs instead of latency: most of the time of so small a model does not depend on its widths
     printed = run(
-        "classifier",
-        ("--cost latency", "--cost macs"),
-        ("latency<=0.7x", "macs<=0.7x"),
-        ("latency-0.7x", "macs-0.7x"),
+        "classifier", ("--cost latency", "--cost macs"), ("latency<=0.7x", "macs<=0.7x"), ("latency-0.7x", "macs-0.7x")
     )
     assert len(Path("RTE/held_out.tsv").read_text().splitlines()) == 251
     assert "unpruned-model" in printed and "model (int8_sym)" in printed

@@ -209,6 +209,20 @@ def oracle_hidden(source: TinySource, widths: list[int], inputs: Any) -> torch.T
     return hidden_states(*chosen_weights(source.base, source.adapter, source.space, widths), inputs)
 
 
+def expected_of(task: str, source: TinySource, widths: list[int]) -> torch.Tensor:
+    """The oracle's outputs for `pairs`: a classifier's logits, or an embedder's hidden states without those at padding."""
+    if task == "classifier":
+        return oracle_logits(source.base, source.adapter, source.space, widths, pairs())
+    return oracle_hidden(source, widths, pairs()) * pairs()["attention_mask"][..., None]
+
+
+def outputs_of(task: str, model: Any) -> torch.Tensor:
+    """The same of a live model, or of a client's."""
+    with torch.inference_mode():
+        output = model(**pairs())
+    return output.logits if task == "classifier" else output.last_hidden_state * pairs()["attention_mask"][..., None]
+
+
 def oracle_embeddings(hidden: torch.Tensor, mask: torch.Tensor, mode: str = "mean", normalize: bool = True) -> torch.Tensor:
     """Embeddings [texts, hidden] of hidden states, text by text without its padding."""
     rows = []

@@ -148,10 +148,8 @@ def test_the_unpruned_network_is_exported_once(int8: Path, source: TinySource, t
     assert (first.path / "lonas_edge.json").stat().st_mtime_ns == written
     (first.path / "openvino_model.xml").write_text("damaged")
     assert prepared(opened, asked)[1] == first and "</net>" in (first.path / "openvino_model.xml").read_text()
-    plain = replace(opened, manifest=replace(opened.own_manifest, fused=0))  # fused as the sub-network is
-    assert open_exported(prepared(plain, asked)[1].path).own_manifest.fused == 0
-    asked_for = replace(opened, manifest=replace(opened.own_manifest, weight_format="int4_sym", group_size=32))
-    same = open_exported(prepared(asked_for, asked)[1].path).own_manifest
-    assert (same.group_size, same.compression[0].group_size) == (32, 32)
-    own_head = replace(opened, manifest=replace(opened.own_manifest, head=Compression("int4_sym", 64, 1.0)))
-    assert open_exported(prepared(own_head, asked)[1].path).own_manifest.head == Compression("int4_sym", 64, 1.0)
+    head = Compression("int4_sym", 32, 1.0)  # as the sub-network has it: format, groups, head, matrices that are not fused
+    changes = {"weight_format": "int4_sym", "group_size": 32, "head": head, "fused": 0}
+    other = replace(opened, manifest=replace(opened.own_manifest, **changes))
+    same = open_exported(prepared(other, asked)[1].path).own_manifest
+    assert (same.group_size, same.compression[0].group_size, same.head, same.fused) == (32, 32, head, 0)

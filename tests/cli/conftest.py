@@ -1,6 +1,5 @@
 """Fixtures of `lonas-edge train`."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,6 @@ from tiny_models import TinyModels
 import lonas_edge.training.job
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.training.elastic_trainer import ElasticTrainer
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """40 short examples."""
-    examples = [{"instruction": f"What is {a} plus {b}?", "output": str(a + b)} for a in range(8) for b in range(5)]
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps(examples))
-    return path
 
 
 @pytest.fixture

@@ -234,15 +234,6 @@ def test_refused_prompts(letters: Path, run_cli: Callable, typed: Callable) -> N
     assert (ran.code, ran.err) == (1, "error: standard input has no prompt; write one per line, or pass --prompt TEXT\n")
 
 
-def test_no_export(letters: Path, run_cli: Callable, tmp_path: Path) -> None:
-    for folder in (letters.parent / "base", tmp_path):
-        ran = run_cli("chat", folder, "--prompt", "one")
-        assert (ran.code, ran.err) == (
-            1,
-            f"error: {folder}: no lonas_edge.json; expected a directory that `lonas-edge export` wrote\n",
-        )
-
-
 # the output of `compress`
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from oracle import oracle_logits
 from tiny_models import TinySource
 
 import lonas_edge
@@ -99,13 +97,3 @@ def test_nothing_written_carries_an_absolute_path(run_cli: Callable, llama: Tiny
     assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["verified"] is False
     assert "Not verified" in (tmp_path / "out/README.md").read_text()
     assert "not verified" in ran.out
-
-
-def test_plain_lora_is_merged_whole(run_cli: Callable, llama: TinySource, ids: torch.Tensor, tmp_path: Path) -> None:
-    arguments = [llama.adapter, "--model", llama.base, "--output", tmp_path / "out", "--stage", "checkpoint"]
-    ran = run_cli("export", *arguments)
-    assert ran.code == 0, ran.err
-    assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["verified"] is True
-    with torch.no_grad():
-        logits = lonas_edge.load_checkpoint(tmp_path / "out", torch.float64)(input_ids=ids).logits
-    assert (logits - oracle_logits(llama.base, llama.adapter, None, [], ids)).abs().max() < 1e-5

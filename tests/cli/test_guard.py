@@ -88,10 +88,7 @@ def run(*arguments: object, shell: str = "", **options: Any) -> "subprocess.Comp
     return subprocess.run(["bash", "-c", f"{words} {shell}"], capture_output=True, text=True, check=False, **options)
 
 
-@pytest.mark.parametrize(
-    ("shell", "error"),
-    [("| true", ""), (">/dev/full", "error: .*No space left on device.*\n")],
-)
+@pytest.mark.parametrize(("shell", "error"), [("| true", ""), (">/dev/full", "error: .*No space left on device.*\n")])
 def test_where_output_cannot_go(shell: str, error: str) -> None:
     assert re.fullmatch(error, run("bench", "--help", shell=shell).stderr)
 

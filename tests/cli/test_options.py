@@ -119,7 +119,6 @@ def test_a_flag_wins_over_the_file(run: Callable, tmp_path: Path) -> None:
     [
         ("rnak: 8\n", "FILE: unknown option 'rnak'; did you mean 'rank'?"),
         ("rank: many\n", "--rank many: input should be a valid integer, unable to parse string as an integer"),
-        ("widths: {a: 1}\n", "--widths {'a': 1}: input should be a valid tuple"),
         ("stage: gguf\n", "Invalid value for '--stage': 'gguf' is not one of 'ir', 'checkpoint'"),
         ("tune: maybe\n", "Invalid value for '--tune': 'maybe' is not a valid boolean"),
         ("- rank\n", "FILE: expected options as `name: value` lines, found list"),

@@ -74,10 +74,7 @@ def test_killed_and_resumed(
     output, changes = tmp_path / "out", {"seed": 3}
     command = arguments(llama, data, output, **changes)
     process = subprocess.Popen(
-        [sys.executable, "-c", STALLED, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", STALLED, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "in the middle\n"

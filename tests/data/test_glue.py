@@ -67,7 +67,6 @@ def test_quotes_are_characters(tmp_path: Path) -> None:
             ["sentence2 missing; expected the columns sentence1, sentence2, label"],
         ),
         ("RTE", "index\tsentence1\tsentence2\n0\ta\tb\n", ["label missing", "GLUE's test sets have no labels; take train.tsv"]),
-        ("RTE", "", ["sentence1, sentence2, label missing", "found nothing"]),
         ("CoLA", "", ["holds no examples"]),
         (
             "RTE",
@@ -79,7 +78,6 @@ def test_quotes_are_characters(tmp_path: Path) -> None:
             ],
         ),
         ("SST-2", "sentence\tlabel\na\t2\nb\t-1\n", ["line 2: label '2': expected 0 or 1", "line 3: label '-1'"]),
-        ("CoLA", "x\t3\t\tThe cat.\nx\t1\n", ["line 1: label '3': expected 0 or 1", "line 2: 2 columns, expected 4"]),
         (
             "STS-B",
             "sentence1\tsentence2\tscore\na\tb\t5.1\na\tb\tnan\na\tb\thigh\n",

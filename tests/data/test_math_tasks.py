@@ -64,12 +64,8 @@ SAMPLE = {"instruction": "What is 1 + 1?", "input": "", "output": "", "answer": 
 FAULTS = [
     ("gsm8k", {**SAMPLE, "answer": "12 apples"}, "sample 1: answer '12 apples' is not a number"),
     ("mawps", {**SAMPLE, "answer": "1,200"}, "sample 1: answer '1,200' is not a number"),
-    ("mawps", {**SAMPLE, "answer": "nan"}, "sample 1: answer 'nan' is not a number"),
     ("SVAMP", {**SAMPLE, "answer": [22.0]}, "sample 1: no text in 'answer'"),
-    ("gsm8k", {"answer": "2"}, "sample 1: no text in 'instruction'"),
-    ("gsm8k", 2, "sample 1: expected an object, found int"),
     ("AQuA", {**SAMPLE, "answer": "b"}, "sample 1: answer 'b' is not one of A, B, C, D, E"),
-    ("AQuA", {**SAMPLE, "answer": "AB"}, "sample 1: answer 'AB' is not one of A, B, C, D, E"),
 ]
 
 

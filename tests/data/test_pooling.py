@@ -1,7 +1,6 @@
 """sentence-transformers' files, and pooling against its definition."""
 
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from transformers import AutoTokenizer
 
 from lonas_edge.data.pooling import Pooling, embeds, pooling_of, read_pooling
 from lonas_edge.errors import LonasEdgeError, LonasEdgeWarning
-from lonas_edge.files import check_model_folder
 
 OLD, NEW = "sentence_transformers.models.", "sentence_transformers.{}.modules."
 FLAGS = {f"pooling_mode_{name}": False for name in ("cls_token", "max_tokens", "mean_sqrt_len_tokens")}
@@ -162,8 +160,6 @@ def test_written_files(pooling: Pooling, tmp_path: Path) -> None:
     ("files", "faults"),
     [
         ({"kinds": ("Transformer", "Pooling", "Dense")}, ["expected the modules .*, found Transformer, Pooling, Dense"]),
-        ({"kinds": ("Transformer",)}, ["expected the modules .*, found Transformer$"]),
-        ({"kinds": ("Pooling", "Transformer")}, ["expected the modules .*, found Pooling, Transformer"]),
         (
             {"pooling": {"pooling_mode_max_tokens": True}},
             [r"1_Pooling/config\.json: pooling max is not supported; expected one of mean"],
@@ -172,10 +168,8 @@ def test_written_files(pooling: Pooling, tmp_path: Path) -> None:
             {"pooling": {**MEAN, "pooling_mode_cls_token": True, "include_prompt": False}, "length": {"do_lower_case": 1}},
             ["pooling cls \\+ mean is not supported", "include_prompt false is not supported"],
         ),
-        ({"pooling": {"pooling_mode": []}}, ["pooling without a mode is not supported"]),
         ({"pooling": None}, [r"1_Pooling/config\.json: missing"]),
         ({"length": {"max_seq_length": 0}}, [r"sentence_bert_config\.json: max_seq_length 0"]),
-        ({"modules": {"0": "Transformer"}}, [r"modules\.json: not a list of modules"]),
         ({"modules": [{"path": ""}]}, [r"modules\.json: not a list of modules: .*type"]),
     ],
 )
@@ -244,20 +238,3 @@ def test_paths_of_strangers(path: str, tmp_path: Path) -> None:
     modules = [{"path": "0_Transformer", "type": OLD + "Transformer"}, {"path": "1_Pooling", "type": OLD + "Pooling"}]
     with pytest.raises(LonasEdgeError, match="expected the Transformer in the model's directory, found path '0_Transformer'"):
         read_pooling(write_files(tmp_path / "other", modules=modules))
-
-
-@pytest.mark.skipif(os.name != "posix", reason="links need a privilege on Windows")
-@pytest.mark.parametrize("whole", [False, True])
-def test_a_link_out_of_the_directory(whole: bool, tmp_path: Path) -> None:
-    (tmp_path / "secret").mkdir()
-    (tmp_path / "secret/config.json").write_text(json.dumps(MEAN))
-    folder = write_files(tmp_path / "model")
-    check_model_folder(folder)
-    (folder / "1_Pooling/config.json").unlink()
-    if whole:
-        (folder / "1_Pooling").rmdir()
-        (folder / "1_Pooling").symlink_to(tmp_path / "secret")
-    else:
-        (folder / "1_Pooling/config.json").symlink_to(tmp_path / "secret/config.json")
-    with pytest.raises(LonasEdgeError, match=r"1_Pooling/config\.json: a link out of the directory"):
-        check_model_folder(folder)

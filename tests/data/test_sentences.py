@@ -79,22 +79,15 @@ def test_classes_of_a_glue_file(tmp_path: Path) -> None:
     [
         ([{"anchor": "good", "positive": "bad"}, {"anchor": "good"}], "line 2: expected the fields anchor, positive, as in"),
         ([{"anchor": "good", "positive": " "}], "line 1: no text in 'positive'"),
-        ([{"text": ""}, {"text": 3}], "line 2: no text in 'text'"),
         ([{"sentence1": "a", "sentence2": "b", "score": 4.5}], "line 1: score 4.5: expected a cosine from -1 to 1"),
-        ([{"sentence1": "a", "sentence2": "b", "score": True}], "line 1: score True: expected a cosine"),
         ([{"sentence1": "a", "sentence2": "b", "score": float("nan")}], "line 1: score nan: expected a cosine"),
         ([{"instruction": "1", "input": "", "output": "3"}], "line 1: found the fields instruction, input, output"),
-        ([{"sentence1": "a", "score": 1}], "line 1: found the fields sentence1, score"),
-        ([["good", "bad"]], "record 1: found str"),
         ([{"query": "a", "pos": ["b"], "neg": ["c"]}], "line 1: found the fields query, pos, neg"),
         ([{"query": "a", "positive": ["b"]}], "line 1: no text in 'positive'"),
         (
             [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": "b", "negative": "c"}],
             "line 2: expected the fields anchor, positive, as in the first record; found the fields anchor, positive, negative",
         ),
-        ([{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": "b", "score": 1}], "line 2: expected the fields"),
-        ([{"anchor": "a", "positive": "b", "negative": "c", "score": 1}], "line 1: found the fields anchor, positive"),
-        ([{"text": "a"}, 7], "line 2: expected the fields text, as in the first record; found int"),
         ([{"text": "a", "prompt": 1}], "line 1: 'prompt' is no name"),
     ],
 )
@@ -134,25 +127,16 @@ def test_labels_with_probabilities(tmp_path: Path) -> None:
     [
         (("no", "yes"), "maybe", "label maybe: expected a class: no, yes, or 0 to 1"),
         (("no", "yes"), 2, "label 2: expected a class"),
-        (("no", "yes"), -1, "label -1: expected a class"),
         (("no", "yes"), 0.5, "label 0.5: expected a class"),
-        (("no", "yes"), True, "label True: expected a class"),
         (("no", "yes"), None, "label None: expected a class"),
         (("score",), "score", "label score: expected a finite number"),
         (("score",), float("inf"), "label inf: expected a finite number"),
-        (("score",), 10**60, f"label 1{'0' * 49}: expected a finite number"),
     ],
 )
 def test_labels_that_are_refused(outputs: tuple[str, ...], label: Any, fault: str, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError) as caught:
         labelled(write(tmp_path, {"text": "good", "label": label}), outputs)
     assert f"line 1: {fault}" in str(caught.value)
-
-
-def test_no_examples(tmp_path: Path) -> None:
-    (tmp_path / "data.json").write_text("[]")
-    with pytest.raises(LonasEdgeError, match="holds no examples"):
-        read(tmp_path / "data.json")
 
 
 def test_a_batch(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.data.test_sets import COMMONSENSE as TASKS
 from lonas_edge.evaluate.backends import TorchLM
-from lonas_edge.evaluate.report import EvalRecord
 from lonas_edge.exporting.export import ExportOptions, export
 
 DATA = Path(__file__).parent / "data"
@@ -237,20 +235,6 @@ def test_a_task_read_in_two_ways_counts_by_the_first(roomy: TinySource, run_cli:
     assert set(task["metrics"]) == {"exact_match", "exact_match,loose"}
     assert [each["questions"] for each in found["differences"]] == [4]
     assert found["differences"][0]["identical"] == 1.0  # "[invalid]" both
-
-
-def test_what_it_writes(roomy: TinySource, exported: Path, run_cli: Callable, tmp_path: Path):
-    exported = Path(shutil.copytree(exported, tmp_path / "ir"))
-    options = ["--tasks", "boolq,arc-e", "--output", tmp_path / "out"]
-    ran = run_cli("eval", exported, roomy.base, "--datasets", DATA, "--protocol", "option-text", *options)
-    assert ran.code == 0, ran.err
-    assert "BoolQ" in ran.out and "Accuracy compared with ir" in ran.out
-    saved = json.loads((tmp_path / "out/eval.json").read_text())
-    assert saved["schema"] == "lonas-edge/eval/1"
-    assert EvalRecord.read(tmp_path / "out/eval.json").to_json() == EvalRecord.from_json(saved, "saved").to_json()
-    message = (tmp_path / "out/eval.md").read_text()
-    average = saved["targets"][0]["average"]
-    assert f"{average:.1f}" in message
 
 
 def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

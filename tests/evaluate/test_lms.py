@@ -88,21 +88,6 @@ def test_rolling_log_likelihood_is_the_harness_s(exported: Callable[[str], Path]
     assert model.loglikelihood_rolling(asked) == pytest.approx(expected, abs=1e-2)
 
 
-@pytest.mark.parametrize(("case", "num_beams"), [("llama", 4), ("qwen2-tied", 1)])
-def test_openvino_generates_what_transformers_does(
-    case: str, num_beams: int, exported: Callable[[str], Path], tiny_models: TinyModels
-):
-    folder = exported(case)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ours = OpenVinoLM(folder, tokenizer, 128, properties=F32)
-    found = ours.generate_until(generations(num_beams))
-    model = AutoModelForCausalLM.from_pretrained(tiny_models.base(case), dtype=torch.float32)
-    for request, text in zip(generations(num_beams), found, strict=True):
-        ids = tokenizer(request.args[0], return_tensors="pt")
-        whole = model.generate(**ids, max_new_tokens=12, num_beams=num_beams, do_sample=False, pad_token_id=1)
-        assert text == tokenizer.decode(whole[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
 OPTIONS: list[dict[str, float]] = [
     *({"num_beams": 1}, {"num_beams": 2}, {"num_beams": 4}),
     *({"num_beams": 4, "length_penalty": -2.0}, {"num_beams": 4, "repetition_penalty": 1.5}),

@@ -89,18 +89,13 @@ def damaged(tmp_path: Path, content: object) -> Path:
 
 
 TWO_FAULTS = [{"answer": "answer1"}, {"instruction": "x"}]
-SIX = f"{INSTRUCTION}/answer6".replace("three", "three Answer6: six")
 FAULTS = [
     ("generate", "[{", "not readable as JSON"),
-    ("generate", [], "expected a list of samples, found []"),
-    ("generate", [GOOD, "x"], "sample 1: expected an object"),
     ("generate", [GOOD, {**GOOD, "answer": "answer9"}], "sample 1: answer 'answer9' is not one of"),
     ("generate", TWO_FAULTS, "sample 0: no text in 'instruction'"),
     ("generate", TWO_FAULTS, "sample 1: no text in 'answer'"),
-    ("generate", [{**GOOD, "input": 3}], "sample 0: 'input' is not text"),
     ("option-text", [{**GOOD, "answer": "answer3"}], "sample 0: answer 'answer3' is not among its options"),
     ("option-text", [{**GOOD, "instruction": "Hello"}], "sample 0: the instruction does not end with"),
-    ("option-text", [{**GOOD, "instruction": SIX}], "sample 0: answer format 'answer6' is not one of answer1, answer2"),
 ]
 
 

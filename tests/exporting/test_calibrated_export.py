@@ -23,15 +23,6 @@ Choose = Callable[[TinySource, str], list[int]]
 TEXTS = [np.random.default_rng(seed).integers(2, 288, (1, 7 + 5 * seed)) for seed in range(6)]
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """40 short examples."""
-    examples = [{"instruction": f"What is {a} plus {b}?", "output": f"the {a + b}"} for a in range(8) for b in range(5)]
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps(examples))
-    return path
-
-
 def run(source: TinySource, widths: list[int], output: Path, data: Path | None, **options: Any) -> Path:
     settings = {"weight_format": "int4", "calibration": data, **options}
     export(source.opened(), source.subnetwork(widths, "chosen"), output, ExportOptions(**settings))
@@ -52,12 +43,7 @@ def stored(model: Any) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def test_it_equals_nncf_on_the_fp32_ir(
-    llama: TinySource,
-    choose: Choose,
-    data: Path,
-    exports: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    llama: TinySource, choose: Choose, data: Path, exports: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(calibration, "_encode", lambda *_: TEXTS)
     widths = choose(llama, "unequal:1")
@@ -106,29 +92,6 @@ def test_records(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) 
     assert b"/tmp" not in (folder / "openvino_model.xml").read_bytes()
 
 
-def test_per_channel(llama: TinySource, choose: Choose, data: Path, tmp_path: Path) -> None:
-    folder = run(llama, choose(llama, "minimal"), tmp_path / "out", data, group_size=-1)
-    assert Manifest.read(folder / "lonas_edge.json").compression == (Compression("int4", -1, 1.0),)
-    config = json.loads((folder / "openvino_config.json").read_text())["quantization_config"]
-    assert (config["bits"], config["sym"], config["group_size"]) == (4, False, -1)
-
-
-def test_verification_refuses_a_wrong_graph(
-    llama: TinySource, choose: Choose, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Two layers' matrices are swapped in the graph, before the compression on data hides it."""
-    stock = stage_ir.fill
-    first, second = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
-
-    def swapped(graph: Path, matrices: dict[str, Any], blocks: Any) -> Any:
-        return stock(graph, {**matrices, first: matrices[second], second: matrices[first]}, blocks)
-
-    monkeypatch.setattr(stage_ir, "fill", swapped)
-    with pytest.raises(LonasEdgeError, match="verification failed: the logits of the IR differ"):
-        run(llama, choose(llama, "minimal"), tmp_path / "out", data)
-    assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [([{"instruction": "What?", "output": "that"}] * 3, "3 prompts; expected at least 8"), ({"no": "list"}, "data.json")],
@@ -172,7 +135,7 @@ def test_a_head_on_data(llama: TinySource, choose: Choose, data: Path, exports: 
     assert recorded == ["int4_sym", "32"], "of the layers"
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["untied", "tied"])
 def test_the_head_alone_where_layers_are_trained(
     tied: bool, tiny_models: TinyModels, data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -90,23 +90,6 @@ def test_all_missing_files_are_listed(folder: Path) -> None:
         open_exported(folder)
 
 
-def test_a_manifest_of_another_version(folder: Path) -> None:
-    (folder / "lonas_edge.json").write_text(json.dumps({"schema": "lonas-edge/manifest/99", "what": "ever"}))
-    with pytest.raises(LonasEdgeError, match=r"lonas_edge\.json: expected schema lonas-edge/manifest/1, found 'lonas-edge/man"):
-        open_exported(folder)
-
-
-def test_all_damaged_fields_of_a_manifest_are_listed(folder: Path) -> None:
-    damaged = {**MANIFEST, "verified": "yes", "base": {"name": 5, "sha256": {}}, "sizes": {"unpruned": SIZES}}
-    del damaged["versions"]
-    (folder / "lonas_edge.json").write_text(json.dumps(damaged))
-    with pytest.raises(LonasEdgeError) as caught:
-        open_exported(folder)
-    fields = [line.split(":")[0].strip(" -") for line in str(caught.value).splitlines()[1:-1]]
-    assert sorted(fields) == ["base.name", "base.revision", "sizes.subnetwork", "verified", "versions"]
-    assert str(caught.value).endswith("Export it again.")
-
-
 @pytest.fixture
 def card(folder: Path) -> Path:
     """The model card as the export wrote it."""

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
-from openvino_models import constants, ir_logits
+from openvino_models import constants, ir_logits, read_ir
 from safetensors.numpy import load_file
 from tiny_models import HIDDEN, VOCAB, TinyModels, TinySource
 
@@ -55,18 +54,14 @@ def restored(model: Any, name: str) -> np.ndarray:
     return ((parts[""] - parts.get("/zero_point", 0)) * parts["/scale"]).reshape(VOCAB, HIDDEN)
 
 
-def read_ir(folder: Path) -> Any:
-    return ov.Core().read_model(folder / "openvino_model.xml")
-
-
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize(
-    ("weight_format", "head_format", "kind", "group"),
+    ("weight_format", "head_format", "kind", "group", "tied"),
     [
-        ("int4_sym", "int4_sym", "i4", 64),  # layers have groups of 32, because one has 96 columns
-        ("int4_sym", "int4", "u4", 64),
-        ("int4", "int8_sym", "i8", None),
-        ("int8_sym", "int4_sym", "i4", 64),
+        ("int4_sym", "int4_sym", "i4", 64, False),  # layers have groups of 32, because one has 96 columns
+        ("int4_sym", "int4", "u4", 64, True),
+        ("int4", "int8_sym", "i8", None, False),
+        ("int4", "int8_sym", "i8", None, True),
+        ("int8_sym", "int4_sym", "i4", 64, True),
     ],
 )
 def test_the_stored_head(
@@ -96,14 +91,6 @@ def test_a_group_size_is_the_heads_too(exports: Exports) -> None:
     for size, shape in ((16, [VOCAB, HIDDEN // 16, 16]), (PER_CHANNEL, [VOCAB, HIDDEN])):
         model = read_ir(exports("llama", "unequal:1", group_size=size, **options))
         assert [extent for extent in used_by(model, "MatMul").shape if extent != 1] == shape
-
-
-@pytest.mark.parametrize(("weight_format", "group"), [("int4_sym", "32"), ("int8_sym", "-1")])
-def test_layers_are_what_stock_exporters_record(weight_format: str, group: str, exports: Exports) -> None:
-    """Not the head, whose group has 64 columns."""
-    model = read_ir(exports("llama-tied", "unequal:1", weight_format=weight_format, head_format="int4_sym"))
-    recorded = [model.get_rt_info(["nncf", "weight_compression", name]).value for name in ("mode", "group_size")]
-    assert recorded == [weight_format, group]
 
 
 @pytest.mark.parametrize("group", [32, 64])

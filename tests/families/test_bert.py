@@ -85,32 +85,6 @@ def test_figure_of_the_card(run_cli: Callable, bert_base: TinySource) -> None:
     assert len(content["groups"]) == 36
 
 
-@pytest.mark.parametrize(("ordered", "targets"), [(False, ("query", "value")), (True, ("query", "key", "value", "dense"))])
-def test_answers_as_defined(
-    ordered: bool, targets: tuple[str, ...], tiny_bert: TinyBert, materialize: Callable, tmp_path: Path
-) -> None:
-    """Activated in PyTorch and materialized, three outputs on a body that came without a head."""
-    source = tiny_bert.source(3, targets=targets)
-    if ordered:
-        source = source.ordered(tmp_path / "ordered")
-    network, inputs = load_super_network(source.opened()), pairs()
-    whole = oracle_logits(source.base, source.adapter, source.space, [group[0] for group in source.groups()], inputs)
-    for widths in [
-        [group[0] for group in source.groups()],
-        [g[-1] for g in source.groups()],
-        drawn(source, 0),
-        drawn(source, 1),
-    ]:
-        expected = oracle_logits(source.base, source.adapter, source.space, widths, inputs)
-        network.activate(widths)
-        with torch.inference_mode():
-            found = network.model(**inputs).logits.double()
-            stored = load_checkpoint(materialize(source, widths), torch.float64)(**inputs).logits
-        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
-        assert (stored - expected).abs().max() < MERGED * max(1, expected.abs().max())
-        assert widths == [group[0] for group in source.groups()] or (whole - expected).abs().max() > 0.1
-
-
 def test_the_base_s_own_head(tiny_bert: TinyBert, materialize: Callable) -> None:
     """A base that is a classifier stays one, without an adapter."""
     base = tiny_bert.base()
@@ -203,10 +177,7 @@ def test_commands_that_need_prompts(run_cli: Callable, tiny_bert: TinyBert, tmp_
     (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
     source, data = tiny_bert.source(), tmp_path / "data.json"
     for arguments, refused in (
-        (
-            ["export", "--weight-format", "int4", "--calibration", data],
-            "--calibration works on a causal language model",
-        ),
+        (["export", "--weight-format", "int4", "--calibration", data], "--calibration works on a causal language model"),
         (["search", "--data", data, "--cost", "ttft"], "a sequence classifier generates no tokens; use --cost latency"),
         (["search", "--data", data], "GLUE tasks are TSV files"),
     ):

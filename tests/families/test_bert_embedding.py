@@ -1,4 +1,4 @@
-"""BERT as an embedding model: its task, sub-networks against the definition, spaces of the other task, refusals."""
+"""BERT as an embedding model: its task, its pooling, adapters on the pooler, stored weights."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_bert import CONFIG, HIDDEN, LAYERS, TinyBert, oracle_embeddings, oracle_hidden, pairs
+from tiny_bert import CONFIG, HIDDEN, TinyBert, oracle_embeddings, oracle_hidden, pairs
 from transformers import AutoConfig, AutoModel
 
 from lonas_edge import load_checkpoint
@@ -22,13 +22,9 @@ from lonas_edge.network.modeling import empty_model
 from lonas_edge.network.source import open_source
 from lonas_edge.network.stored import StoredWeights, round_trip
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.space.architecture import Architecture
-from lonas_edge.space.subnetwork import unpruned
 
-NAMED = {**CONFIG, "architectures": ["BertModel"]}
 MERGED = 1e-5  # float64 hidden states of order 5 from weights that are rounded to fp32 once
 UNEQUAL = [64, 32, 48, 8, 6, 8, 96, 64, 128]
-MINIMAL = [32, 32, 32, 6, 6, 6, 64, 64, 64]
 MAXIMAL = [64, 64, 64, 8, 8, 8, 128, 128, 128]
 
 
@@ -36,50 +32,6 @@ def embedded(model: Any, mode: str = "mean", normalize: bool = True) -> torch.Te
     """Embeddings of `pairs` by a live model, pooled by the oracle."""
     with torch.inference_mode():
         return oracle_embeddings(model(**pairs()).last_hidden_state.double(), pairs()["attention_mask"], mode, normalize)
-
-
-def test_shapes_are_those_of_the_modules() -> None:
-    """Without the pooler, as transformers builds it on request."""
-    config = AutoConfig.for_model(**NAMED)
-    architecture = Architecture.from_config(config, "bert")
-    model = AutoModel.from_config(config, add_pooling_layer=False)
-    assert architecture.family.kind is EMBEDDING
-    assert architecture.shapes == {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    assert architecture.head == {} and architecture.token_tables == {"embeddings.word_embeddings.weight"}
-    assert unpruned(architecture).linears.keys() == {f"encoder.layer.{i}.{m}" for i in range(LAYERS) for m in matrices()}
-    live = empty_model(NAMED)
-    assert live.pooler is None and {name for name, _ in live.named_parameters()} == architecture.shapes.keys()
-
-
-def matrices() -> list[str]:
-    """Linear layers of an encoder layer."""
-    names = [f"attention.self.{name}" for name in ("query", "key", "value")]
-    return [*names, "attention.output.dense", "intermediate.dense", "output.dense"]
-
-
-@pytest.mark.parametrize(
-    ("ordered", "targets"), [(False, ("query", "value")), (True, ("query", "key", "value", "attention.output.dense"))]
-)
-def test_embeds_as_defined(
-    ordered: bool, targets: tuple[str, ...], tiny_bert: TinyBert, materialize: Callable, tmp_path: Path
-) -> None:
-    """Activated in PyTorch and materialized."""
-    source = tiny_bert.embedder(targets=targets)
-    source = source.ordered(tmp_path / "ordered") if ordered else source
-    network, mask = load_super_network(source.opened()), pairs()["attention_mask"]
-    whole = oracle_embeddings(oracle_hidden(source, MAXIMAL, pairs()), mask)
-    for widths in (MAXIMAL, MINIMAL, UNEQUAL):
-        hidden = oracle_hidden(source, widths, pairs())
-        expected = oracle_embeddings(hidden, mask)
-        network.activate(widths)
-        assert (embedded(network.model) - expected).abs().max() < 1e-4
-        opened = load_checkpoint(materialize(source, widths), torch.float64)
-        with torch.inference_mode():
-            states = opened(**pairs()).last_hidden_state
-        assert ((states - hidden) * mask[..., None]).abs().max() < MERGED * hidden.abs().max()
-        assert (embedded(opened) - expected).abs().max() < MERGED
-        assert widths == MAXIMAL or (whole - expected).abs().max() > 0.05
-        assert type(opened).__name__ == "BertModel"
 
 
 @pytest.mark.parametrize("targets", [("query", "dense"), "all-linear"])
@@ -112,13 +64,7 @@ CLASSIFIER, BODY = "BertForSequenceClassification", "BertModel"
     ],
 )
 def test_task_of_a_source(
-    architectures: str | None,
-    modules: bool,
-    adapter: str | None,
-    task: Any,
-    opened: str,
-    tiny_bert: TinyBert,
-    tmp_path: Path,
+    architectures: str | None, modules: bool, adapter: str | None, task: Any, opened: str, tiny_bert: TinyBert, tmp_path: Path
 ) -> None:
     """The adapter decides, else the data, else the files of sentence-transformers, else `architectures`."""
     base = tmp_path / "base"
@@ -158,38 +104,6 @@ def test_the_pooling_of_a_source(tiny_bert: TinyBert, tmp_path: Path) -> None:
     with pytest.warns(LonasEdgeWarning, match=r"bert-headless: no modules\.json, so its pooling is unknown; assuming the mean"):
         assert open_source(base).pooling == Pooling()
     assert open_source(base, weights=False).pooling == Pooling()
-
-
-def test_a_space_of_the_other_task(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    """A space that `space` wrote for either task; same networks, and the same group names for sub-network files."""
-    written = tmp_path / "written.json"
-    assert (
-        run_cli("space", "--model", tiny_bert.body(), "--ratios", "1,0.75,0.5", "--ranks", "8,6", "--output", written).code == 0
-    )
-    assert "PeftModelForFeatureExtraction" in written.read_text()
-    for source in (tiny_bert.embedder(), tiny_bert.source()):
-        by = [open_source(str(source.adapter), str(source.base), space) for space in (source.space, written)]
-        assert by[0].space.hash == by[1].space.hash and by[0].elasticity.group_names == by[1].elasticity.group_names
-        networks = [opened.subnetwork(UNEQUAL).linears for opened in by]
-        assert networks[0] == networks[1]
-        assert by[0].sizes(by[0].subnetwork(UNEQUAL)) == by[1].sizes(by[1].subnetwork(UNEQUAL))
-    network = load_super_network(open_source(str(tiny_bert.embedder().adapter), str(tiny_bert.body()), written))
-    network.activate(UNEQUAL)
-    expected = oracle_embeddings(oracle_hidden(tiny_bert.embedder(), UNEQUAL, pairs()), pairs()["attention_mask"])
-    assert (embedded(network.model) - expected).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize(("mode", "normalize"), [("mean", True), ("cls", False), ("lasttoken", False)])
-def test_distances(mode: str, normalize: bool, tiny_bert: TinyBert) -> None:
-    """1 - cosine of the model's own pooling, summed over texts and never negative."""
-    source = tiny_bert.embedder(tiny_bert.body(mode, normalize))
-    network, batch = load_super_network(source.opened()), {**pairs(), "labels": torch.arange(3)}
-    own, other = (
-        oracle_embeddings(oracle_hidden(source, widths, batch), batch["attention_mask"], mode) for widths in (MAXIMAL, MINIMAL)
-    )
-    distances = network.kl([MAXIMAL, MINIMAL], [batch])
-    assert 0 <= distances[0] < 1e-6
-    assert distances[1] == pytest.approx((1 - (own * other).sum(-1)).mean().item(), rel=1e-4)
 
 
 def test_stored_weights(tiny_bert: TinyBert) -> None:

@@ -1,4 +1,4 @@
-"""Whole layers of BERT that can be removed: networks of both tasks against the definition, sizes, what is written, refusals."""
+"""Whole layers of BERT that can be removed: networks of both tasks against the definition, sizes, spaces."""
 
 import json
 from collections.abc import Callable
@@ -8,26 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_bert import (
-    CONTEXT,
-    HIDDEN,
-    LAYERS,
-    MLP,
-    RANK,
-    VOCAB,
-    TinyBert,
-    oracle_embeddings,
-    oracle_hidden,
-    oracle_logits,
-    pairs,
-)
+from tiny_bert import CONTEXT, HIDDEN, LAYERS, MLP, RANK, VOCAB, TinyBert, expected_of, oracle_embeddings, outputs_of, pairs
 from tiny_models import TinySource
-from transformers import AutoModel, AutoModelForSequenceClassification
 
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.search.sensitivity import measure_sensitivity
 
@@ -40,21 +25,6 @@ TASKS = ["classifier", "embedder"]
 def source_of(task: str, tiny_bert: TinyBert, **options: Any) -> TinySource:
     """A source with two removable layers."""
     return tiny_bert.deep(tiny_bert.source(3, **options) if task == "classifier" else tiny_bert.embedder(**options))
-
-
-def expected_of(task: str, source: TinySource, widths: list[int], inputs: Any = None) -> torch.Tensor:
-    """Logits of the oracle, or hidden states without those at padding."""
-    inputs = inputs or pairs()
-    if task == "classifier":
-        return oracle_logits(source.base, source.adapter, source.space, widths, inputs)
-    return oracle_hidden(source, widths, inputs) * inputs["attention_mask"][..., None]
-
-
-def outputs_of(task: str, model: Any) -> torch.Tensor:
-    """The same of a live model."""
-    with torch.inference_mode():
-        output = model(**pairs())
-    return output.logits if task == "classifier" else output.last_hidden_state * pairs()["attention_mask"][..., None]
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -103,32 +73,6 @@ def test_sizes(task: str, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_stock_transformers(task: str, tiny_bert: TinyBert, materialize: Callable) -> None:
-    """Equal widths in the layers that stay: an ordinary checkpoint, which is a base again."""
-    source = source_of(task, tiny_bert)
-    widths = [32, 64, 64, 8, 6, 8, 128, 64, 64, 1, 0]
-    folder, expected = materialize(source, widths), expected_of(task, source, widths)
-    config = json.loads((folder / "config.json").read_text())
-    assert (config["num_hidden_layers"], config["intermediate_size"]) == (2, 64)
-    assert "per_layer_config" not in config and "removed_blocks" not in config
-    names = load_file(folder / "model.safetensors")
-    assert {name.split("encoder.layer.")[1][:2] for name in names if "encoder.layer." in name} == {"0.", "1."}
-    auto = AutoModelForSequenceClassification if task == "classifier" else AutoModel
-    for model in (
-        auto.from_pretrained(folder, dtype=torch.float64),
-        load_super_network(open_source(str(folder))).model.double(),
-    ):
-        assert (outputs_of(task, model.eval()) - expected).abs().max() < MERGED * max(1, expected.abs().max())
-
-
-def test_unequal_widths_are_renumbered(tiny_bert: TinyBert, materialize: Callable) -> None:
-    """The widths of layers 1 and 2 are those of layers 0 and 1 then."""
-    source = source_of("classifier", tiny_bert)
-    config = json.loads((materialize(source, [64, 32, 64, 8, 8, 8, 96, 64, 64, 1, 0]) / "config.json").read_text())
-    assert config["per_layer_config"] == {"0": {"num_attention_heads": 2}} and config["intermediate_size"] == 64
-
-
-@pytest.mark.parametrize("task", TASKS)
 def test_the_sensitivity_walk(task: str, tiny_bert: TinyBert) -> None:
     """Equals complete networks: of layers alone, and of everything around a network without the first layer."""
     source = source_of(task, tiny_bert)
@@ -152,20 +96,23 @@ def test_the_sensitivity_walk(task: str, tiny_bert: TinyBert) -> None:
 
 
 def test_a_space(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Layers only with --depth, and not the outer ones. The space fits the other task, by the same group names."""
-    base, path = tiny_bert.base(headless=True), tmp_path / "space.json"
-    assert run_cli("space", "--model", base, "--output", tmp_path / "plain.json").code == 0
-    assert "lonas_edge" not in (tmp_path / "plain.json").read_text()
-    ran = run_cli("space", "--model", base, "--output", path, "--depth", "layer", "--ranks", "8,6", "--ratios", "1")
-    assert ran.code == 0, ran.err
-    assert json.loads(path.read_text())["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"]["blocks"] == [
-        ["encoder.layer.1"]
-    ]
-    for task in TASKS:
-        source = replace(source_of(task, tiny_bert), space=path)
-        opened = source.opened()
-        assert opened.elasticity.group_names[-1] == "layers.1"
-        assert opened.subnetwork([*opened.elasticity.maximal[:-1], 0]).numbers == {0: 0, 2: 1}
+    """Layers only with --depth, and not the outer ones. A space of either task fits the other, by the same group names."""
+    path, sizes = tmp_path / "space.json", {}
+    for base in (tiny_bert.base(headless=True), tiny_bert.body()):
+        assert run_cli("space", "--model", base, "--output", path, "--overwrite").code == 0
+        assert "lonas_edge" not in path.read_text()
+        options = ["--depth", "layer", "--ranks", "8,6", "--ratios", "1"]
+        ran = run_cli("space", "--model", base, "--output", path, "--overwrite", *options)
+        assert ran.code == 0, ran.err
+        section = json.loads(path.read_text())["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"]
+        assert section["blocks"] == [["encoder.layer.1"]]
+        for task in TASKS:
+            opened = replace(source_of(task, tiny_bert), space=path).opened()
+            assert opened.elasticity.group_names[-1] == "layers.1"
+            network = opened.subnetwork([*opened.elasticity.maximal[:-1], 0])
+            assert network.numbers == {0: 0, 2: 1}
+            assert sizes.setdefault(task, opened.sizes(network)) == opened.sizes(network)
+    assert "PeftModelForFeatureExtraction" in path.read_text()
 
 
 def test_one_layer_stays(tiny_bert: TinyBert) -> None:

@@ -1,14 +1,13 @@
 """The registry of families: what the documents say of it, and BERT's two families."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tiny_bert import CONFIG
 
-from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING, SUPPORTED_MODEL_TYPES, ModelKind, family_of
+from lonas_edge.families import EMBEDDING, SUPPORTED_MODEL_TYPES, family_of
 from lonas_edge.space.architecture import Architecture
 
 ROOT = Path(__file__).parents[2]
@@ -31,24 +30,6 @@ def test_every_model_type_is_complete() -> None:
         family = family_of(model_type)
         assert family and {"model", "body", "layer"} <= family.class_names[model_type].keys()
         assert bool(family.head_rule) != bool(family.refused_heads)
-
-
-@pytest.mark.parametrize(
-    ("kind", "classes", "chosen"),
-    [
-        (None, (), CLASSIFICATION),  # the first family
-        (None, ("BertModel",), EMBEDDING),
-        (None, ("BertForMaskedLM",), CLASSIFICATION),
-        (CLASSIFICATION, ("BertModel",), CLASSIFICATION),
-        (EMBEDDING, ("BertForSequenceClassification",), EMBEDDING),
-        (CAUSAL_LM, (), CLASSIFICATION),  # refused later, by name
-        (CAUSAL_LM, ("BertModel",), EMBEDDING),
-    ],
-)
-def test_the_family_of_a_model_type(kind: ModelKind | None, classes: Sequence[str], chosen: ModelKind) -> None:
-    family = family_of("bert", kind, classes)
-    assert family and family.kind is chosen
-    assert family_of("unknown", kind, classes) is None and family_of(None, kind, classes) is None
 
 
 def test_a_configuration_names_its_class() -> None:

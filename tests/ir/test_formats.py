@@ -8,7 +8,7 @@ from typing import Any
 
 import openvino as ov
 import pytest
-from openvino_models import constants
+from openvino_models import constants, read_ir
 from tiny_models import LAYERS, MLP_WIDTHS, TinySource
 
 from lonas_edge.errors import LonasEdgeError
@@ -20,10 +20,6 @@ from lonas_edge.formats import FORMATS, PER_CHANNEL, activation_group
 
 Choose = Callable[[TinySource, str], list[int]]
 Exports = Callable[..., Path]
-
-
-def read_ir(folder: Path) -> Any:
-    return ov.Core().read_model(folder / "openvino_model.xml")
 
 
 def kinds(model: Any) -> dict[str, str]:

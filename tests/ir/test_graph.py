@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from openvino_models import constants, ir_logits, ov
+from openvino_models import ov
 from safetensors.torch import load_file, save_file
 from tiny_models import TinyModels
-from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import FORMATS
@@ -41,30 +39,6 @@ def job_of(base: Path, folder: Path) -> Conversion:
     (folder / "graph").mkdir()
     config = json.loads((base / "config.json").read_text())
     return Conversion(config, folder / "vectors.safetensors", folder / "graph" / MODEL, None, folder)
-
-
-@pytest.mark.parametrize("case", ["llama-biased", "gemma3-tied"])
-def test_filled_with_the_weights_it_is_the_model(case: str, tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path):
-    base = tiny_models.base(case)
-    job = job_of(base, tmp_path)
-    with GraphConversion(job) as conversion:
-        conversion.wait()
-    matrices = {name: tensor for name, tensor in load_file(base / "model.safetensors").items() if tensor.dim() == 2}
-    empty = ov.Core().read_model(job.graph)
-    assert not any(len(constant.shape) == 2 and min(constant.shape) >= 32 for constant in constants(empty).values())
-    filled = ov.Core().read_model(job.graph)
-    fill_graph(
-        filled,
-        {
-            name: Compressed(Scheme(FORMATS["fp32"]), tuple(matrix.shape), ov.Tensor(matrix.numpy(), shared_memory=True))
-            for name, matrix in matrices.items()
-        },
-    )
-    ov.save_model(filled, tmp_path / MODEL, compress_to_fp16=False)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with torch.no_grad():
-        expected = model(input_ids=ids).logits
-    assert torch.allclose(ir_logits(tmp_path, ids), expected, rtol=0, atol=1e-4)
 
 
 def test_a_matrix_without_an_input_is_refused(tiny_models: TinyModels, tmp_path: Path):

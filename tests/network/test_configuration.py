@@ -28,17 +28,12 @@ def test_published_configurations_are_accepted(content: dict[str, Any], tmp_path
 
 
 WRONG: list[tuple[str, Any, str]] = [
-    ("model_type", None, "model_type"),
     ("hidden_size", "64", "Field 'hidden_size' expected int, got str"),
-    ("num_hidden_layers", 10**9, "num_hidden_layers: expected 1000 at most, found 1000000000"),
     ("num_attention_heads", 3, "attention heads"),
     ("num_key_value_heads", 3, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
     ("rope_scaling", {"rope_type": "nonsense", "factor": 2.0}, "nonsense"),
-    ("rope_scaling", {"rope_type": "linear", "factor": 0}, "inv_freq: not finite|config.json"),
     ("eos_token_id", VOCAB, f"eos_token_id: expected a token of the vocabulary, 0 to {VOCAB - 1}, found {VOCAB}"),
-    ("eos_token_id", [1, VOCAB + 3], f"eos_token_id: .* found {VOCAB + 3}"),
     ("quantization_config", {"quant_method": "gptq"}, "quantized bases are not supported"),
-    ("dtype", "banana", "config.json"),
 ]
 
 
@@ -65,7 +60,6 @@ def test_generation_as_it_is(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"eos_token_id": VOCAB}, rf"eos_token_id: expected a token of the vocabulary, 0 to {VOCAB - 1}, found {VOCAB}"),
-        ({"cache_implementation": "none"}, "transformers cannot read it: ValueError: Invalid `cache_implementation`"),
         ([], "expected a JSON object, found list"),
     ],
 )

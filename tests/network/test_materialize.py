@@ -39,14 +39,6 @@ def test_every_family(any_source: TinySource, choose: Callable, materialize: Cal
     assert (expected - expected_logits(any_source, choose(any_source, "maximal"), ids)).abs().max() > 0.1
 
 
-def test_without_a_search_space_it_is_the_maximal_network(llama: TinySource, choose: Callable, materialize: Callable) -> None:
-    """A merged plain LoRA adapter: the unpruned baseline."""
-    plain = materialize(open_source(str(llama.adapter), str(llama.base), None), [])
-    maximal = materialize(llama, choose(llama, "maximal"))
-    assert (plain / "model.safetensors").read_bytes() == (maximal / "model.safetensors").read_bytes()
-    assert json.loads((plain / "config.json").read_text()) == json.loads((maximal / "config.json").read_text())
-
-
 def test_equal_widths_open_with_transformers(any_source: TinySource, choose: Callable, materialize: Callable, ids) -> None:
     widths = choose(any_source, "heuristic")
     folder = materialize(any_source, widths)

@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_bert as bert
 import torch
 from openvino_models import ir_logits
 from oracle import llama_logits, merge
 from safetensors.torch import load_file
 from structured import assert_as_defined
-from tiny_bert import TinyBert
+from tiny_bert import TinyBert, expected_of, outputs_of
 from tiny_models import CASES, TinyModels, TinySource, block_path, families, has_heads, removable_blocks, tokenizer
 
 from lonas_edge.network.modeling import load_checkpoint
@@ -82,17 +81,11 @@ def test_an_encoder_pruned_again(task: str, tiny_bert: TinyBert, materialize: Ca
         base, tmp_path / "again.json", ["bert.encoder.layer.1" if task == "classifier" else "encoder.layer.1"], False
     )
     widths = [*fewer, *ranks, *NARROWER]
-    whole, inputs, network = with_choices(tiny, tmp_path / "whole.json", widths), bert.pairs(), load_super_network(again)
-    if task == "classifier":
-        expected = bert.oracle_logits(whole.base, whole.adapter, whole.space, [*widths, 0], inputs)
-    else:
-        expected = bert.oracle_hidden(whole, [*widths, 0], inputs) * inputs["attention_mask"][..., None]
+    expected = expected_of(task, with_choices(tiny, tmp_path / "whole.json", widths), [*widths, 0])
+    network = load_super_network(again)
     network.activate(chosen)
     for model in (network.model, load_checkpoint(materialize(again, chosen))):
-        with torch.inference_mode():
-            output = model(**inputs)
-        found = output.logits if task == "classifier" else output.last_hidden_state * inputs["attention_mask"][..., None]
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(outputs_of(task, model).double(), expected, rtol=0, atol=1e-4)
 
 
 def test_training_and_export(

@@ -6,7 +6,7 @@ from tiny_models import TinyModels
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
+from lonas_edge.network.rounding import most_sensitive, rounding_costs
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 
@@ -67,13 +67,3 @@ def test_the_largest_cost_per_weight_is_chosen() -> None:
     assert most_sensitive(costs, sizes, 0) == ()
     assert most_sensitive(costs, sizes, 0.3, [("b", "d", "absent")]) == ("b", "d")  # (5 + 0.1) / 30
     assert most_sensitive(costs, sizes, 0.2, [("b", "d")]) == ("c",)
-
-
-@pytest.mark.parametrize(
-    ("case", "expected"),
-    [("llama", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")), ("phi3", ("self_attn.qkv_proj",))],
-)
-def test_queries_keys_and_values_are_multiplied_at_once(case: str, expected: tuple[str, ...], tiny_models: TinyModels) -> None:
-    architecture = tiny_models.source(case).opened().architecture
-    layers = range(architecture.config.num_hidden_layers)
-    assert attention_inputs(architecture) == [tuple(f"model.layers.{i}.{name}" for name in expected) for i in layers]

@@ -56,18 +56,6 @@ def test_adapter_whose_base_is_gone(llama_copy: TinySource) -> None:
         open_source(str(llama_copy.adapter))
 
 
-def test_a_file(llama: TinySource) -> None:
-    with pytest.raises(LonasEdgeError, match=r"model\.safetensors: a file; expected the directory of a model or an adapter"):
-        open_source(str(llama.base / "model.safetensors"))
-
-
-def test_neither_directory_nor_hub_id() -> None:
-    with pytest.raises(LonasEdgeError, match="no such directory"):
-        open_source("/no/such/directory")
-    with pytest.raises(LonasEdgeError, match="nobody/nothing: no such directory, and not available from the hub"):
-        open_source("nobody/nothing")  # offline
-
-
 def test_a_directory_has_no_revision(llama_copy: TinySource) -> None:
     with pytest.raises(LonasEdgeError, match=r"base@v2: .*base is a local path; revisions exist on the hub only. Omit @v2\."):
         open_source(f"{llama_copy.base}@v2")
@@ -94,8 +82,3 @@ def test_hub_ids_ask_for_the_files_needed(llama: TinySource, monkeypatch: pytest
     assert not any("*.safetensors" in pattern for _, patterns in asked.values() for pattern in patterns)
     open_source("me/adapter", "me/base@v2", llama.space)
     assert all("*.safetensors" in patterns for _, patterns in asked.values())
-
-
-def test_directory_without_configuration(tmp_path: Path) -> None:
-    with pytest.raises(LonasEdgeError, match=r"no config\.json"):
-        open_source(str(tmp_path))

@@ -1,6 +1,5 @@
 """Fixtures of the searches."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,15 +7,6 @@ import pytest
 from tiny_models import TinySource
 
 from lonas_edge.search import run as run_module
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """40 short examples."""
-    examples = [{"instruction": f"What is {a} plus {b}?", "output": f"the {a + b}"} for a in range(8) for b in range(5)]
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps(examples))
-    return path
 
 
 @pytest.fixture

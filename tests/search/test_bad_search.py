@@ -35,23 +35,15 @@ def test_a_storage_that_cannot_be_reached(command: Callable, refused: Callable, 
     assert "secret" not in refused(command("--storage", "postgresql+nodriver://user:secret@localhost:1/db"))
 
 
-@pytest.mark.parametrize(
-    ("options", "difference"),
-    [
-        (["--quality", "loss"], "quality: was kl, is loss"),
-        (["--weight-format", "int4"], "weight_format: was int8_sym, is int4"),
-    ],
-)
-def test_another_search_is_there(
-    options: list[str], difference: str, run_cli: Callable, command: Callable, refused: Callable, tmp_path: Path
-) -> None:
+def test_another_search_is_there(run_cli: Callable, command: Callable, refused: Callable, tmp_path: Path) -> None:
     """In the output directory, or in the study of a shared storage."""
-    few = ["--evals", "3"]
+    few, options = ["--evals", "3"], ["--quality", "loss", "--weight-format", "int4"]
+    differences = ("quality: was kl, is loss", "weight_format: was int8_sym, is int4")
     shared = ["--storage", f"sqlite:///{tmp_path}/study.db", "--study", "mine"]
     assert run_cli(*command(*few, *shared)).code == 0
-    has(refused(command(*options, *few)), tmp_path / "out", "another search", difference, "--overwrite")
+    has(refused(command(*options, *few)), tmp_path / "out", "another search", *differences, "--overwrite")
     error = refused(command(*options, *few, *shared, "--output", tmp_path / "other"))
-    has(error, "--storage", "'mine' belongs to another search", difference)
+    has(error, "--storage", "'mine' belongs to another search", *differences)
 
 
 def test_a_pick_that_no_network_can_meet(command: Callable, refused: Callable) -> None:
@@ -65,25 +57,6 @@ def test_a_pick_that_no_network_met(run_cli: Callable, command: Callable, tmp_pa
     assert ran.code == 1 and not ran.out and (tmp_path / "out/search.json").exists(), ran.err
     has(ran.err, "No network meets loss<=1e-9; the closest is", "Relax the bound or raise --evals")
     has(run_cli(*command("--pick", "accuracy<=1")).err, "accuracy is not measured here")
-
-
-def test_damaged_files(run_cli: Callable, command: Callable, tmp_path: Path, refused: Callable) -> None:
-    few = ["--evals", "3"]
-    assert run_cli(*command(*few)).code == 0
-    path = tmp_path / "out/search.json"
-    whole = path.read_text()
-    path.write_text(whole[:100])
-    has(refused(command(*few)), path, "JSON")
-    content = json.loads(whole)
-    content["evaluations"][0]["quality"] = "good"
-    path.write_text(json.dumps(content))
-    has(refused(command(*few)), path, "evaluations.0.quality", "Search again with --overwrite")
-    path.write_text(whole)
-    (tmp_path / "out/study.log").write_text('{"op_code": 77}\n')
-    ran = run_cli(*command("--evals", "4"))
-    assert ran.code == 1
-    has(ran.err, "study.log", "damaged", "--overwrite")
-    assert path.read_text() == whole
 
 
 def test_options_without_effect(command: Callable, refused: Callable) -> None:

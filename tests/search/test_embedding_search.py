@@ -1,4 +1,4 @@
-"""A search on embedding models: qualities, the sensitivity table, networks in bf16 and INT4, refused options."""
+"""A search on embedding models: qualities, evaluations, refused options."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A search on classifiers: qualities, the sensitivity table, compressed networks, refused data."""
+"""Qualities of classifiers' sub-networks, against the oracle."""
 
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from tiny_models import TinySource
 from transformers import AutoTokenizer
 
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.search.sensitivity import measure_sensitivity
 
 UNEQUAL = [32, 64, 64, 8, 8, 8, 64, 96, 128]
 
@@ -63,18 +62,3 @@ def test_qualities(task: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
     assert network.kl([UNEQUAL], answers.batches)[0] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)
     assert network.losses([UNEQUAL], answers.batches)[0] == pytest.approx(loss.item(), rel=1e-3)
     assert answers.data.units == ({} if task == "RTE" else {"kl": "squared distance", "loss": "squared error"})
-
-
-def test_the_sensitivity_table(tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """Equals evaluations of complete networks, with segments and padding."""
-    source = tiny_bert.source(2)
-    answers = Answers(source, write_set(tmp_path, "RTE"))
-    network = load_super_network(source.opened())
-    maximal, searched = [group[0] for group in source.groups()], [0, 1, 2, 6, 7, 8]
-    table = measure_sensitivity(network, answers.batches, network.reference(answers.batches), searched)
-    whole = answers.of(maximal)
-    for index in searched:
-        for level, width in enumerate(source.groups()[index][1:], 1):
-            small = answers.of([*maximal[:index], width, *maximal[index + 1 :]])
-            kl = (whole.softmax(-1) * (whole.log_softmax(-1) - small.log_softmax(-1))).sum(-1).mean()
-            assert table[index][level] == pytest.approx(kl.item(), rel=1e-3, abs=1e-6)

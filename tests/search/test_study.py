@@ -150,22 +150,6 @@ def test_proposals_that_need_the_result_of_another_worker(joined: Callable, dime
     assert measure.seen == [first, second] and [each.widths for each in worker.evaluations()] == [first, second]
 
 
-def test_a_known_network_that_another_worker_gives_up(joined: Callable, dimensions: Dimensions) -> None:
-    """SQLite gives two workers the same queued trial; both find that the network is evaluated."""
-    worker, measure = joined(3), Measuring(dimensions)
-    worker.enqueue({dimensions.maximal: "warm-start:maximal"})
-    worker.run(measure, silent)
-    worker._queue(dimensions.maximal, "warm-start:maximal")
-
-    def fail_first(trial: Any, _measure: Any) -> tuple[float, float]:
-        worker.study.tell(trial.number, state=TrialState.FAIL)
-        return Worker._objective(worker, trial, measure)
-
-    worker._objective = fail_first
-    worker._evaluate(measure)
-    assert len(measure.seen) == 3
-
-
 @pytest.mark.parametrize("state", [TrialState.FAIL, TrialState.COMPLETE])
 def test_a_trial_that_another_worker_finishes(joined: Callable, dimensions: Dimensions, state: TrialState) -> None:
     """The worker goes on; a completed network counts once."""

@@ -82,8 +82,3 @@ def test_mismatches(groups: list[list[str]], widths: list[list[int]], errors: li
         bound(groups, widths)
     for text in (*errors, "space.json", "(llama)", "lonas-edge space"):
         assert text in str(caught.value)
-
-
-def test_unsupported_family() -> None:
-    with pytest.raises(LonasEdgeError, match=r"base: model_type 'gpt2' is not supported. Supported: llama, mistral"):
-        Architecture.from_config(AutoConfig.for_model("gpt2"), "base")

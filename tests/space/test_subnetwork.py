@@ -119,14 +119,8 @@ def test_equal_networks_have_equal_canonical_widths() -> None:
     ("content", "errors"),
     [
         ({"widths": [8, 128], "search_space": SPACE.hash}, ["2 widths; the search space has 4 groups"]),
-        (
-            {"widths": [9, 128, 7, 5]},
-            ["layers.0.self_attn.rank: 9 is not one of [8, 6]", "layers.2.mlp: 5 is not"],
-        ),
-        (
-            {"widths": {"layers.0.self_attn.rank": 8}},
-            ["layers.1.mlp.width: missing in the file"],
-        ),
+        ({"widths": [9, 128, 7, 5]}, ["layers.0.self_attn.rank: 9 is not one of [8, 6]", "layers.2.mlp: 5 is not"]),
+        ({"widths": {"layers.0.self_attn.rank": 8}}, ["layers.1.mlp.width: missing in the file"]),
         ({"widths": NAMED | {"layers.7.mlp": 0}}, ["layers.7.mlp: not a group of the search space"]),
         ({"widths": [8, 128, 7, 1], "search_space": "0" * 64}, ["written for search space 000000000000"]),
         ({"width": []}, ["widths: Field required"]),

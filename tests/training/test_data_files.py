@@ -128,11 +128,6 @@ def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, tal
 # refused
 
 
-def test_a_model_without_a_chat_template(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(LonasEdgeError, match=rf"{llama.base}: the model has no chat template"):
-        train(open_inputs(str(llama.base), data, llama.space), tmp_path / "out", TrainOptions(**{**OPTIONS, "prompt": "chat"}))
-
-
 def test_held_out_conversations_need_the_prompt_chat(talking: TinySource, tmp_path: Path) -> None:
     """Their loss would be of a template that is not learned."""
     held_out = write_lines(tmp_path / "chat.jsonl", CONVERSATIONS[:3])
@@ -142,9 +137,6 @@ def test_held_out_conversations_need_the_prompt_chat(talking: TinySource, tmp_pa
     message = rf"--prompt alpaca: {held_out} holds conversations, which need the model.s chat template. Pass --prompt chat"
     with pytest.raises(LonasEdgeError, match=message):
         train(inputs, tmp_path / "out", TrainOptions(**{**options, "prompt": None}))
-    record = train(inputs, tmp_path / "out", TrainOptions(**{**options, "prompt": "chat"}))
-    assert record is not None and record.eval_data is not None
-    assert (record.chat_template, record.eval_data.examples) == (CHAT, 3)
 
 
 def test_the_command_line(llama: TinySource, tmp_path: Path, run_cli: Callable) -> None:

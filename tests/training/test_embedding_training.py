@@ -137,10 +137,7 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
     for arguments, fault in (
         ((*new, "--data", data), "texts without labels need --teacher MODEL"),
         ((*new, "--data", data, "--teacher", tiny_bert.body("cls")), "pooling cls, and the training's model has mean"),
-        (
-            (*new, "--data", data, "--teacher", tiny_bert.base()),
-            "is a sequence classifier and cannot teach a sentence",
-        ),
+        ((*new, "--data", data, "--teacher", tiny_bert.base()), "is a sequence classifier and cannot teach a sentence"),
         ((*new, "--data", data, "--teacher", base, "--max-length", 65), "has a context of 64 tokens"),
         ((*new, "--data", pairs(tmp_path, "pair"), "--micro-batch-size", 1), "expected at least 2"),
         ((*new, "--data", data, "--prompt", "alpaca"), "--prompt has no effect"),

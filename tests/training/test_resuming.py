@@ -1,6 +1,5 @@
 """Killed, interrupted and failed trainings: the error names the kept work, and resuming gives bitwise the same adapter."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import TinySource
-from training_runs import (
-    ADAPTER,
-    ORDER,
-    VARIANTS,
-    Watched,
-    difference,
-    names_in,
-    run,
-    run_killed,
-    same,
-    working,
-)
-from transformers import AutoTokenizer
+from training_runs import ADAPTER, ORDER, VARIANTS, Watched, difference, names_in, run, run_killed, same, working
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.training.elastic_trainer import ElasticTrainer
@@ -169,18 +156,3 @@ def test_an_adapter_that_is_not_finite_is_not_saved(llama: TinySource, data: Pat
         run(llama, data, tmp_path / "out", report=spoil)
     assert [path.name for path in working(tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3", "checkpoint-6"]
     assert not (tmp_path / "out").exists()
-
-
-# tokens beyond the vocabulary
-
-
-def test_an_end_token_beyond_the_vocabulary(llama_copy: TinySource, data: Path, tmp_path: Path) -> None:
-    """The tokenizer has 40 more tokens than the model's vocabulary of 288."""
-    tokenizer = AutoTokenizer.from_pretrained(llama_copy.base)
-    tokenizer.add_tokens([f"zz{index}" for index in range(40)])
-    tokenizer.save_pretrained(llama_copy.base)
-    path = llama_copy.base / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "zz39"}))
-    with pytest.raises(LonasEdgeError, match="the tokenizer has tokens beyond the model's vocabulary, 0 to 287"):
-        run(llama_copy, data, tmp_path / "out")
-    assert not working(tmp_path / "out").exists()

@@ -9,18 +9,7 @@ import torch
 from oracle import oracle_logits
 from peft import PeftModel
 from tiny_models import TinyModels, TinySource, random_model, tokenizer
-from training_runs import (
-    EIGHT,
-    OPTIONS,
-    RECORD,
-    SPACE,
-    Tokens,
-    cross_entropy,
-    divergence,
-    logits_of,
-    plain_base,
-    write_data,
-)
+from training_runs import EIGHT, OPTIONS, RECORD, SPACE, Tokens, cross_entropy, divergence, logits_of, plain_base, write_data
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError

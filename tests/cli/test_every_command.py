@@ -14,7 +14,8 @@ DATASETS = Path(__file__).parents[1] / "evaluate/data"
 RANKS_AND_WIDTHS = [[8, 6]] * LAYERS + [[128, 96, 64]] * LAYERS + [[8, 6]] * LAYERS
 
 
-@pytest.mark.parametrize("case", [pytest.param("phi3-tied", marks=pytest.mark.slow), "bloom-tied"])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["phi3-tied", "bloom-tied"])
 def test_every_command(case: str, run_cli: Callable, tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path) -> None:
     base, space, adapter, exported = tiny_models.base(case), tmp_path / "space.json", tmp_path / "adapter", tmp_path / "int8"
     data = tmp_path / "data.json"

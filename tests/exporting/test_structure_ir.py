@@ -72,7 +72,7 @@ def cache_elements(folder: Path) -> int:
     return elements
 
 
-@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("ordered", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", families(*(name for name in CASES if not name.endswith("-tied"))))
 def test_logits_of_removed_blocks(
     case: str, ordered: bool, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path

@@ -326,6 +326,7 @@ def test_stock_clients_generate_the_same_tokens(command_line: CommandLine) -> No
     assert all(tokens for _, tokens in optimum)
 
 
+@pytest.mark.slow
 def test_a_trimmed_model_in_stock_clients(command_line: CommandLine) -> None:
     """The tokens of the whole model, greedily among those that were kept."""
     from transformers import AutoModelForCausalLM

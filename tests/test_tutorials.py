@@ -105,7 +105,7 @@ def run(name: str, *changes: tuple[str, str]) -> str:
 
 
 def test_your_model(place: Path) -> None:
-    printed = run("your-model")
+    printed = run("your-model", ("--data chat.jsonl", "--data chat.jsonl --epochs 1 --recovery-steps 2"))
     assert "numbers" in printed  # the metric of its own
     assert (place / "small/report.html").stat().st_size > 10_000
     assert "optimum-cli" in printed
@@ -114,7 +114,7 @@ def test_your_model(place: Path) -> None:
 
 
 def test_the_steps_one_by_one(place: Path) -> None:
-    run("steps")
+    run("steps", ("--epochs auto", "--epochs 1"), ("--arms subnet,lora-int4", "--arms subnet,lora-int4 --rounds 2"))
     assert len((place / "held_out.jsonl").read_text().splitlines()) == 100
     assert (place / "model/openvino_model.bin").stat().st_size < (place / "BASE/model.safetensors").stat().st_size / 3
     assert len(json.loads((place / "base-16k/vocabulary.json").read_text())["kept"]) == 16_384
@@ -122,7 +122,7 @@ def test_the_steps_one_by_one(place: Path) -> None:
 
 def test_your_adapter(place: Path) -> None:
     adapter()
-    run("your-adapter")
+    run("your-adapter", ("--output small", "--recovery-steps 2 --output small"))
     for model in ("small/model", "model-int8"):
         assert (place / model / "openvino_model.xml").exists()
 

@@ -1,6 +1,7 @@
 """Readers of checkpoints: which files count, ranges of tensors, pickles, weights that do not match."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,19 @@ from tiny_models import TinySource, random_model
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.network.checkpoints import describe_damage, open_base, open_tensors, take
+from lonas_edge.network.checkpoints import describe_damage, load_pickle, open_base, open_tensors, take
 
 MATRIX = torch.arange(30.0).reshape(6, 5)
+
+
+class Bomb:
+    """Unpickling it would create a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
 
 
 def test_several_ranges() -> None:
@@ -55,6 +66,22 @@ def test_a_single_file_is_preferred_over_shards(single: str, save: Callable, sta
     assert [path.name for path in tensors.files] == [single]
     for name in weights:
         assert torch.equal(tensors.read(name), theirs[name]) and torch.equal(theirs[name], weights[name]), name
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_malicious_pickle_does_not_run(tmp_path: Path, zipped: bool) -> None:
+    path, marker = tmp_path / "pytorch_model.bin", tmp_path / "executed"
+    content = {"weight": torch.ones(2), "bomb": Bomb(marker)}
+    if zipped:
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    for read in (lambda: load_pickle(path), lambda: load_pickle(path, mmap=True), lambda: open_tensors(tmp_path)):
+        with pytest.raises(LonasEdgeError, match=r"pytorch_model\.bin"):
+            read()
+    assert not marker.exists()
+    torch.save({"weight": torch.ones(2)}, path)
+    assert torch.equal(load_pickle(path)["weight"], torch.ones(2))
 
 
 def test_no_weights(tmp_path: Path) -> None:

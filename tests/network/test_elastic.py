@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from oracle import oracle_logits
 from peft import PeftModel
 from tiny_models import TinyModels, TinySource
 from torch import nn
@@ -34,6 +35,16 @@ def test_maximal_equals_plain_peft_exactly(any_source: TinySource, choose: Calla
     assert not torch.equal(logits_of(model, ids), expected)
     network.activate(choose(any_source, "maximal"))
     assert torch.equal(logits_of(model, ids), expected)
+
+
+def test_activated_equals_the_oracle(any_source: TinySource, choose: Callable, ids: torch.Tensor) -> None:
+    model = live(any_source)
+    network = SuperNetwork(model, any_source.opened().elasticity)
+    for name in ("minimal", "unequal:0", "heuristic", "unequal:5", "maximal"):  # one after the other in the same model
+        widths = choose(any_source, name)
+        network.activate(widths)
+        expected = oracle_logits(any_source.base, any_source.adapter, any_source.space, widths, ids)
+        assert (logits_of(model, ids) - expected).abs().max() < 1e-5, name
 
 
 def test_modules_parameters_and_keys_stay(llama: TinySource, choose: Callable) -> None:

@@ -135,7 +135,8 @@ def _inputs(options: TrainCommand) -> "Inputs":
     inputs = with_eval_data(inputs, options.eval_data) if options.eval_data else inputs
     if not options.teacher:
         return inputs
-    same = options.teacher == options.start and vocabulary_of(inputs.base.folder) is None  # an adapter that teaches itself
+    # an adapter that teaches itself
+    same = options.teacher == options.start and vocabulary_of(inputs.source.base.folder) is None
     return with_teacher(inputs, options.teacher, options.model if same else None)
 
 

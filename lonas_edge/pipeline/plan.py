@@ -17,7 +17,7 @@ from lonas_edge.pipeline.targets import OWN, MetricBound, cost_of
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
 from lonas_edge.training.options import AUTO, TrainOptions
-from lonas_edge.training.plateau import Plateau
+from lonas_edge.training.schedule import Plateau
 
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
 SPACE = "space.json"

@@ -27,7 +27,7 @@ def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
     if inputs.subnetwork:
         options = _options_of_adapter(inputs, options)
     elif options.target_modules is None:
-        options = replace(options, target_modules=inputs.architecture.default_targets)
+        options = replace(options, target_modules=inputs.source.architecture.default_targets)
     if inputs.data.kind.generates:
         options = replace(options, prompt=inputs.data.with_prompt(options.prompt).description)
     return replace(options, max_length=options.max_length or inputs.data.max_length)
@@ -35,7 +35,7 @@ def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
 
 def _options_of_adapter(inputs: Inputs, options: TrainOptions) -> TrainOptions:
     """Take rank, alpha and target modules from the adapter; a new one is on all linear layers. Channels are not sorted."""
-    architecture, config = inputs.architecture, inputs.source.adapter_config
+    architecture, config = inputs.source.architecture, inputs.source.adapter_config
     if config is None:
         leaves = {name.rpartition(".")[2] for name in architecture.linears if architecture.split(name)[0]}
         return replace(options, target_modules=tuple(sorted(leaves)), reorder=False)
@@ -63,7 +63,7 @@ def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str
 
 def default_lr(inputs: Inputs) -> float:
     """Return the default of `--lr`: 1e-3 was better than 3e-4 for SmolLM2-135M; larger models and classifiers as published."""
-    weights = sum(linear.weights for linear in inputs.architecture.linears.values())
+    weights = sum(linear.weights for linear in inputs.source.architecture.linears.values())
     return 3e-4 if inputs.data.kind is CLASSIFICATION or weights >= _LARGE else 1e-3
 
 
@@ -87,18 +87,18 @@ def base_dtype(inputs: Inputs, options: TrainOptions) -> str:
     QAT of an encoder is in fp32, as a classifier's head is: the costs of rounding are measured without autocast.
     """
     precision = precision_of(options)
-    lossless = dtype_of(inputs.architecture.config.dtype).name == precision and inputs.data.kind.generates
+    lossless = dtype_of(inputs.source.architecture.config.dtype).name == precision and inputs.data.kind.generates
     return precision if lossless or not options.weight_format else "fp32"
 
 
 def check(inputs: Inputs, options: TrainOptions) -> None:
     """Check that the training can run, before the model is loaded."""
-    architecture = inputs.architecture
+    architecture = inputs.source.architecture
     if not inputs.teacher:
         _check_labels(inputs.data, inputs.eval_data)
     if options.epochs == AUTO and not inputs.eval_data:
         raise LonasEdgeError("--epochs auto stops by the held-out loss; pass --eval-data FILE, or a number of epochs.")
-    if options.epochs == AUTO and len(inputs.space.stages) > 1:
+    if options.epochs == AUTO and len(inputs.source.space.stages) > 1:
         raise LonasEdgeError(f"--epochs auto: {inputs.nncf_config} has stages of its own lengths; pass a number of epochs.")
     if PAIR in inputs.data.kinds and not inputs.teacher and 1 in (options.batch_size, options.micro_batch_size):
         raise LonasEdgeError(
@@ -106,7 +106,7 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
             "or --micro-batch-size."
         )
     if not inputs.data.kind.generates:  # there are no embeddings of later positions
-        contexts = {inputs.base.name: architecture.context}
+        contexts = {inputs.source.base.name: architecture.context}
         if inputs.teacher:
             contexts[inputs.teacher.name] = inputs.teacher.architecture.context
         longest = options.max_length or 0
@@ -114,7 +114,7 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         raise_all(f"--max-length {longest}:", errors)
     adapter = inputs.source.adapter_config
     may_lack_head = inputs.data.labelled or adapter  # a teacher alone trains no new head
-    base = open_base(inputs.base.folder, architecture, architecture.head if may_lack_head else {})
+    base = open_base(inputs.source.base.folder, architecture, architecture.head if may_lack_head else {})
     if adapter:
         load_adapter(adapter.path.parent, adapter, architecture, base)
     else:
@@ -145,16 +145,16 @@ def _check_labels(data: Task, eval_data: Task | None) -> None:
 
 
 def _check_targets(inputs: Inputs, options: TrainOptions) -> None:
-    architecture = inputs.architecture
+    architecture = inputs.source.architecture
     errors = [
         f"target module {target!r}: the model has no such linear layer"
         for target in options.target_modules or ()
         if not any(name == target or name.endswith(f".{target}") for name in architecture.linears)
     ]
     leaves = sorted({name.rpartition(".")[2] for name in architecture.linears})
-    raise_all(f"{inputs.base.name}: --target-modules do not fit the model:", errors, f"It has {', '.join(leaves)}.")
+    raise_all(f"{inputs.source.base.name}: --target-modules do not fit the model:", errors, f"It has {', '.join(leaves)}.")
     raise_all(
         f"{inputs.nncf_config}: the search space does not fit --rank and --target-modules:",
-        rank_errors(inputs.elasticity, adapter_ranks(options, architecture)),
+        rank_errors(inputs.source.elasticity, adapter_ranks(options, architecture)),
         "Raise --rank, add --target-modules, or write a search space with other ranks (`lonas-edge space --ranks`).",
     )

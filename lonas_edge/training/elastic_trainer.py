@@ -131,7 +131,7 @@ class ElasticTrainer(Trainer):
         self.log({EVAL_LOSS: loss})
         if self.schedule.plateau:
             self.schedule.plateau.add(self.state.global_step, loss)
-            self.state.max_steps = self.schedule.plateau.end
+            self.state.max_steps = self.schedule.steps
         return {EVAL_LOSS: loss}
 
     def _teacher_logits(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -200,9 +200,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Use the intervals of this run; the Trainer would take those of the checkpoint."""
-        state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
-        if self._schedule.plateau:
-            state.max_steps = self._schedule.plateau.end
+        state.save_steps, state.logging_steps, state.max_steps = args.save_steps, args.logging_steps, self._schedule.steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Report the step, and check the adapter before it is saved."""

@@ -69,15 +69,15 @@ class Job:
             shared = [checkpoint and str(checkpoint), dict(self._decide_order().columns)]
         broadcast_object_list(shared)
         checkpoint = Path(shared[0]) if shared[0] else None
-        order = ChannelOrder.of(self.inputs.architecture, shared[1] or {})
+        order = ChannelOrder.of(self.inputs.source.architecture, shared[1] or {})
         network = self._build_network(order)
         int8_layers = self._decide_int8_layers(network)
         trainer = self._make_trainer(network, int8_layers)
         if checkpoint:
-            state, plateau = TrainerState.load_from_json(str(checkpoint / STATE)), self.schedule.plateau
-            if plateau:
-                plateau.read(state.log_history)
-            if step_of(checkpoint) == (plateau.end if plateau else self.schedule.steps):  # killed before the output
+            state = TrainerState.load_from_json(str(checkpoint / STATE))
+            if self.schedule.plateau:
+                self.schedule.plateau.read(state.log_history)
+            if step_of(checkpoint) == self.schedule.steps:  # killed before the output
                 restore_adapter(network.model, checkpoint)
                 return Trained(network, order, state, int8_layers)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -90,7 +90,7 @@ class Job:
         """The channel order: the adapter's own, or by importance on training examples."""
         if self.inputs.subnetwork:
             return self.inputs.source.order
-        elasticity = self.inputs.elasticity
+        elasticity = self.inputs.source.elasticity
         if not (self.options.reorder and elasticity.in_group):
             return ChannelOrder()
         order = read_channel_order(self.folder, elasticity.architecture)
@@ -109,8 +109,8 @@ class Job:
 
     def _load_base(self) -> Any:
         inputs, dtype = self.inputs, DTYPES[base_dtype(self.inputs, self.options)].torch
-        new_head = inputs.architecture.family.kind.new_head
-        base: Any = load_model(inputs.architecture, inputs.base.folder, dtype, new_head)
+        new_head = inputs.source.architecture.family.kind.new_head
+        base: Any = load_model(inputs.source.architecture, inputs.source.base.folder, dtype, new_head)
         base.config.use_cache = False
         for module in base.modules() if inputs.teacher else ():
             if isinstance(module, nn.Dropout):  # of BERT: noise on an exact target
@@ -130,11 +130,11 @@ class Job:
         else:
             order.apply_to_model(base)
             set_seed(self.options.seed)
-            model = get_peft_model(base, lora_config(self.options, self.inputs.architecture))
+            model = get_peft_model(base, lora_config(self.options, self.inputs.source.architecture))
         for parameter in model.parameters():
             if parameter.requires_grad:  # a classifier's head, too: PEFT (0.21) casts LoRA factors only
                 parameter.data = parameter.data.float()
-        return SuperNetwork(model, self.inputs.elasticity, self.inputs.data)
+        return SuperNetwork(model, self.inputs.source.elasticity, self.inputs.data)
 
     def _decide_int8_layers(self, network: SuperNetwork) -> tuple[str, ...]:
         """Choose the layers that quantization-aware training keeps in INT8."""
@@ -158,7 +158,7 @@ class Job:
         Costs are measured on training examples: of the trained sub-network, or of the maximal one.
         """
         inputs, device = self.inputs, self.arguments.device
-        widths = inputs.elasticity.maximal if self.schedule.fixed is None else self.schedule.fixed
+        widths = inputs.source.elasticity.maximal if self.schedule.fixed is None else self.schedule.fixed
         examples = self.tokens.examples
         drawn = Random(self.options.seed).sample(examples, min(_ROUNDING_EXAMPLES, len(examples)))
         shortened = [inputs.data.shorten(example, _ROUNDING_TOKENS) for example in drawn]
@@ -167,9 +167,9 @@ class Job:
         batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in self._batches(shortened, size)]
         costs = rounding_costs(network, widths, batches, weight_format)
         layers = {name: how.widths for name, how in layer_storage(network, widths, FORMATS[weight_format]).items()}
-        in_any_case = inputs.architecture.eight_bits
+        in_any_case = inputs.source.architecture.eight_bits
         sizes = {n: w.out_features * w.in_features for n, w in layers.items() if f"{n}.weight" not in in_any_case}
-        return most_sensitive(costs, sizes, 1 - self.options.ratio, attention_inputs(inputs.architecture))
+        return most_sensitive(costs, sizes, 1 - self.options.ratio, attention_inputs(inputs.source.architecture))
 
     def _batches(self, examples: Sequence[Encoded], size: int) -> list[dict[str, Any]]:
         """Batches of examples, those of similar length together."""

@@ -75,10 +75,7 @@ class TrainOptions(Options):
         None, panel="Model", help="Names of the linear layers with an adapter.", unset="the family's"
     )
     weight_format: str | None = option(
-        None,
-        panel="Model",
-        choices=INTEGER_FORMATS,
-        help="Train the weights as this export format stores them (QAT).",
+        None, panel="Model", choices=INTEGER_FORMATS, help="Train the weights as this export format stores them (QAT)."
     )
     seed: int = option(
         42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed; equal seeds give equal adapters."

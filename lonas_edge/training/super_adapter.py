@@ -55,7 +55,7 @@ class Hashes:
     @classmethod
     def of(cls, inputs: Inputs) -> "Hashes":
         """Hash the files of the inputs."""
-        folder, adapter = inputs.base.folder, inputs.source.adapter
+        folder, adapter = inputs.source.base.folder, inputs.source.adapter
         start = fingerprint(adapter.folder) | _hash([adapter.folder / ORDER]) if adapter else {}
         eval_data = inputs.eval_data.files if inputs.eval_data else ()
         return cls(
@@ -81,7 +81,7 @@ def identity(job: Job, hashes: Hashes) -> dict[str, Any]:
         "data": {f"{number} {file.path.name}": [digest, file.weight] for number, (file, digest) in files},
         "pooling": asdict(inputs.data.pooling) if inputs.data.pooling else None,
         "widths": inputs.subnetwork.widths if inputs.subnetwork else (),
-        "search_space": inputs.space.hash,
+        "search_space": inputs.source.space.hash,
         "stages": [{name: value for name, value in asdict(stage).items() if name != "lr"} for stage in job.schedule.stages],
         "processes": job.state.num_processes,
         "options": {name: value for name, value in asdict(job.options).items() if name not in _FREE_TO_CHANGE},
@@ -98,8 +98,8 @@ def make_record(job: Job, hashes: Hashes, trained: Trained, resumed_from: int | 
         name = (source.adapter or source.base).name
         recovered = Recovered(name, hashes.start, inputs.subnetwork.name, inputs.subnetwork.widths)
     return TrainingRecord(
-        base=TrainedBase(inputs.base.name, inputs.base.revision, hashes.base),
-        search_space=inputs.space.hash if inputs.space.groups else None,
+        base=TrainedBase(inputs.source.base.name, inputs.source.base.revision, hashes.base),
+        search_space=inputs.source.space.hash if inputs.source.space.groups else None,
         recovered=recovered,
         teacher=TeacherModel(inputs.teacher.name, hashes.teacher) if inputs.teacher else None,
         data=tuple(
@@ -148,7 +148,7 @@ def write_super_adapter(folder: Path, job: Job, trained: Trained, output: Path, 
 
     The pooling that an embedding model was trained with is written, too, where it is not that of the base.
     """
-    base, pooling, model, order = job.inputs.base, job.inputs.data.pooling, trained.network.model, trained.order
+    base, pooling, model, order = job.inputs.source.base, job.inputs.data.pooling, trained.network.model, trained.order
     order.inverse().apply_to_model(model, lambda name: ".lora_" in name)
     config = next(iter(model.peft_config.values()))
     config.base_model_name_or_path, config.revision = _reference(base, output), base.revision

@@ -54,8 +54,8 @@ class Tokenized:
 def tokenize(inputs: Inputs, max_length: int, notify: Callable[[str], None] = lambda _line: None) -> Tokenized:
     """Tokenize the examples; `notify` is called with how many are dropped or learned although they are held out."""
     data = inputs.data
-    tokenizer = require_tokenizer(inputs.base.folder, "training")
-    check_vocabulary(tokenizer, inputs.architecture.config.vocab_size, inputs.base.folder)
+    tokenizer = require_tokenizer(inputs.source.base.folder, "training")
+    check_vocabulary(tokenizer, inputs.source.architecture.config.vocab_size, inputs.source.base.folder)
     files = data.encode(tokenizer, max_length)
     for file, encoded in zip(data.files, files, strict=True):
         if not encoded:

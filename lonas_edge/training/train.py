@@ -67,7 +67,7 @@ def train(
         assert options.max_length
         tokens = tokenize(inputs, options.max_length, notify)
         # the stages are those of the super-network's training
-        space = replace(inputs.space, stages=()) if inputs.subnetwork else inputs.space
+        space = replace(inputs.source.space, stages=()) if inputs.subnetwork else inputs.source.space
         fixed = inputs.subnetwork.widths if inputs.subnetwork else None
         schedule = make_schedule(space, options, tokens.per_epoch, fixed, default_lr(inputs))
         arguments = _training_arguments(schedule, options, state.num_processes, directory.partial, bool(inputs.eval_data))
@@ -87,7 +87,7 @@ def _train_and_write(job: Job, directory: OutputDirectory, resume: bool) -> Trai
     directory.check(0 if resume else _needed_bytes(inputs, job.options), resumable=True)
     search_space = inputs.nncf_config.read_bytes() if inputs.nncf_config else b""
     hashes = Hashes.of(inputs)
-    check_base(inputs.source.training, hashes.base, inputs.base.folder)
+    check_base(inputs.source.training, hashes.base, inputs.source.base.folder)
     restart = directory.overwrite and not resume
     with directory.resume("train", identity(job, hashes), resume, restart), clearing(job.folder):
         checkpoint = next(iter(list_checkpoints(job.folder)), None)
@@ -100,7 +100,7 @@ def _train_and_write(job: Job, directory: OutputDirectory, resume: bool) -> Trai
         record = make_record(job, hashes, trained, first, time.perf_counter() - start)
         with directory.publish() as folder:
             write_super_adapter(folder, job, trained, directory.path, record)
-            if inputs.space.groups:
+            if inputs.source.space.groups:
                 (folder / SEARCH_SPACE).write_bytes(search_space)
     return record
 
@@ -156,6 +156,6 @@ def _training_arguments(
 
 def _needed_bytes(inputs: Inputs, options: TrainOptions) -> int:
     """Estimate the size of the adapter and, at the peak, three checkpoints with two moments each, in fp32."""
-    ranks = inputs.source.ranks() or adapter_ranks(options, inputs.architecture)
-    sizes = inputs.architecture.linears
+    ranks = inputs.source.ranks() or adapter_ranks(options, inputs.source.architecture)
+    sizes = inputs.source.architecture.linears
     return 40 * sum(rank * (sizes[name].in_features + sizes[name].out_features) for name, rank in ranks.items())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lonas_edge.training.plateau import Plateau
+from lonas_edge.training.schedule import Plateau
 
 EPOCH = 9  # steps: evaluations after 3, 6, 9, …; at most 45 steps, 33 of them before the decay
 

@@ -14,9 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import open_source
-from lonas_edge.training.inputs import open_recovery, with_eval_data, with_teacher
+from lonas_edge.training.inputs import open_recovery, open_teacher, with_eval_data, with_teacher
 from lonas_edge.training.options import TrainOptions
-from lonas_edge.training.teacher import open_teacher
 from lonas_edge.training.train import train
 
 

@@ -23,13 +23,12 @@ from lonas_edge.progress import Progress, silent
 from lonas_edge.schema import differences
 from lonas_edge.search import LATENCY, SEARCH, STUDY, proposals
 from lonas_edge.search.cost import CostFunction
-from lonas_edge.search.dimensions import Sensitivity, Widths
+from lonas_edge.search.dimensions import Sensitivity, Widths, measure_sensitivity, thin
 from lonas_edge.search.latency_table import LatencyTable, open_table, predicted_cost
 from lonas_edge.search.picks import Pick, check_picks, resolve_picks
 from lonas_edge.search.plan import SearchPlan
 from lonas_edge.search.record import Evaluation, SearchRecord, front
 from lonas_edge.search.results import make_record, write_results
-from lonas_edge.search.sensitivity import measure_sensitivity, thin
 from lonas_edge.search.study import Worker, open_journal, open_storage, open_study
 
 _NEEDED_BYTES = 2**24

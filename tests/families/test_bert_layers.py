@@ -14,7 +14,7 @@ from tiny_models import TinySource
 from lonas_edge import load_checkpoint
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.search.sensitivity import measure_sensitivity
+from lonas_edge.search.dimensions import measure_sensitivity
 
 MERGED = 1e-5  # float64 outputs of order 10 from weights that are rounded to fp32 once
 WIDTHS = [64, 32, 48, 8, 6, 8, 96, 64, 128]

@@ -13,11 +13,10 @@ from tiny_models import TinyModels, TinySource
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.search.cost import CostSettings
-from lonas_edge.search.dimensions import find_dimensions
+from lonas_edge.search.dimensions import find_dimensions, measure_sensitivity
 from lonas_edge.search.latency_table import find_kinds, predicted_cost, uniform_networks
 from lonas_edge.search.picks import parse_picks
 from lonas_edge.search.proposals import warm_start
-from lonas_edge.search.sensitivity import measure_sensitivity
 from lonas_edge.space.elasticity import Elasticity
 
 

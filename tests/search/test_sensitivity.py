@@ -8,8 +8,7 @@ from tiny_models import LAYERS, TinyModels, TinySource
 
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
-from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.sensitivity import SKIP, measure_sensitivity, thin
+from lonas_edge.search.dimensions import SKIP, find_dimensions, measure_sensitivity, thin
 
 
 def scored(source: TinySource, data: Path) -> tuple[SuperNetwork, list]:

@@ -394,7 +394,7 @@ def shorten_compress(home: Path) -> None:
     from pipeline_runs import make_quick
 
     from lonas_edge.output import OutputDirectory
-    from lonas_edge.pipeline import run, stages
+    from lonas_edge.pipeline import baselines, run
 
     def copy_baseline(command: Any, _guards: Any) -> None:
         with OutputDirectory(command.paths[""]).open() as folder:
@@ -403,7 +403,7 @@ def shorten_compress(home: Path) -> None:
     patch, write_report = pytest.MonkeyPatch(), run.write_report
     make_quick(patch)
     patch.setattr(run, "write_report", write_report)
-    patch.setattr(stages, "run_optimum", copy_baseline)
+    patch.setattr(baselines, "run_optimum", copy_baseline)
 
 
 def prepared(work: Path) -> Path:

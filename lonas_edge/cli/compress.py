@@ -43,8 +43,8 @@ def _announce(steps: "Sequence[Step]", needed: Mapping[str, int]) -> None:
 
 
 def _print(record: "CompressRecord", output: Path) -> None:
-    from lonas_edge.pipeline.display import DISPLAYS
     from lonas_edge.pipeline.report import network_table, step_table, summary
+    from lonas_edge.pipeline.tasks import PROFILES
 
     terminal = console()
     step_table(record).print(terminal)
@@ -53,5 +53,5 @@ def _print(record: "CompressRecord", output: Path) -> None:
         terminal.print(sentence)
     folders = [output / network.folder for network in record.networks if network.folder]
     for folder in folders:
-        terminal.print(f"{folder}: {DISPLAYS[record.task].usage.format(folder)}")
+        terminal.print(f"{folder}: {PROFILES[record.task].usage.format(folder)}")
     terminal.print(f"{output / 'report.html'}: all figures and plots")

@@ -18,10 +18,9 @@ from lonas_edge.ir.write import ACTIVATION_GROUP, set_property
 from lonas_edge.network.source import Source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.pipeline.plan import Plan
-from lonas_edge.pipeline.steps import Step
+from lonas_edge.pipeline.steps import BASELINES, GPTQ, LORA, Step
 from lonas_edge.progress import Progress
 
-BASELINES, GPTQ, LORA = "baselines", "gptq", "fine-tune"
 NAMES = {"int8": "unpruned INT8 (optimum-cli)", "int4": "unpruned INT4 (optimum-intel, GPTQ)"}  # in reports, by directory
 GROUPED = ", activation group"
 _TEXTS = 96  # training examples that GPTQ reads
@@ -61,14 +60,14 @@ def gptq_seconds(plan: Plan) -> float:
 
 def compares_gptq(plan: Plan) -> bool:
     """Whether GPTQ is fast enough to compare with; otherwise the report has its command."""
-    return plan.defaults.kind.generates and gptq_seconds(plan) <= _SHARE * plan.default_seconds
+    return plan.profile.kind.generates and gptq_seconds(plan) <= _SHARE * plan.default_seconds
 
 
 def export_baselines(plan: Plan) -> Step:
     """Store the unpruned model, an adapter merged, with `optimum-cli`."""
-    paths, defaults, architecture = plan.paths, plan.defaults, plan.source.architecture
+    paths, profile, architecture = plan.paths, plan.profile, plan.source.architecture
     merged, commands = paths.baseline("merged"), [_merging(plan)]
-    for name in defaults.baselines:
+    for name in profile.baselines:
         values = optimum_options(architecture, name)
         commands.append(Command("optimum-cli export openvino", None, {"model": merged, "": paths.baseline(name)}, values))
 
@@ -79,13 +78,10 @@ def export_baselines(plan: Plan) -> Step:
             if not output.exists():
                 progress(f"optimum-cli, {output.name}", None)
                 run_optimum(command, architecture.family.raised_guards)
-        _add_groups(plan, "int8")
         shutil.rmtree(merged)
 
-    outputs = [f"baselines/{each.folder}" for each in compared(plan) if each.stored == "int8"]
-    outputs += [f"baselines/{name}" for name in defaults.baselines if name != "int8"]
-    needs = (LORA,) if paths.trains_lora else ()
-    return Step(BASELINES, commands, work, tuple(outputs), needs, plan.inputs, folder="baselines")
+    outputs, needs = tuple(f"baselines/{name}" for name in profile.baselines), (LORA,) if paths.trains_lora else ()
+    return Step(BASELINES, commands, work, outputs, needs, plan.inputs, folder="baselines")
 
 
 def gptq_command(plan: Plan) -> Command:
@@ -98,7 +94,7 @@ def gptq_command(plan: Plan) -> Command:
 def export_gptq(plan: Plan) -> Step:
     """Store the unpruned model in INT4 by GPTQ. A failure costs this comparison, not the run."""
     paths, command = plan.paths, gptq_command(plan)
-    output, told = command.paths[""], paths.work / "gptq.txt"
+    output, message = command.paths[""], paths.work / "gptq.txt"
 
     def work(progress: Progress) -> None:
         failure = ""
@@ -111,9 +107,7 @@ def export_gptq(plan: Plan) -> Step:
             except LonasEdgeError as error:
                 failure = str(error)
             shutil.rmtree(paths.baseline("merged"))
-        if not failure:
-            _add_groups(plan, "int4")
-        replace_text(told, failure)
+        replace_text(message, failure)
 
     return Step(GPTQ, [_merging(plan), command], work, ("gptq.txt",), (BASELINES,), plan.inputs, estimate=gptq_seconds(plan))
 
@@ -144,14 +138,14 @@ def _write_texts(plan: Plan, path: Path) -> None:
     replace_text(path, json.dumps(texts))
 
 
-def _add_groups(plan: Plan, stored: str) -> None:
-    """Copy an IR, whose weights are linked, and write an activation group into the copy."""
+def add_activation_groups(plan: Plan) -> None:
+    """Copy the stored IRs, whose weights are linked, and write an activation group into the copies."""
     for each in compared(plan):
-        output = plan.paths.baseline(each.folder)
-        if each.stored == stored and each.activation_group and not output.exists():
+        stored, output = plan.paths.baseline(each.stored), plan.paths.baseline(each.folder)
+        if each.activation_group and stored.exists() and not output.exists():
             temporary = output.with_name(f"{output.name}.partial")
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.copytree(plan.paths.baseline(stored), temporary, ignore=shutil.ignore_patterns(WEIGHTS))
-            link(str(plan.paths.baseline(stored) / WEIGHTS), str(temporary / WEIGHTS))
+            shutil.copytree(stored, temporary, ignore=shutil.ignore_patterns(WEIGHTS))
+            link(str(stored / WEIGHTS), str(temporary / WEIGHTS))
             set_property(temporary, ACTIVATION_GROUP, str(each.activation_group))
             temporary.rename(output)

@@ -1,12 +1,11 @@
 """The charts of a compression: matplotlib figures, about as wide as a phone."""
 
-import base64
 import io
 from typing import Any
 
 from lonas_edge.bench.statistics import Interval
-from lonas_edge.pipeline.display import Display, qualities_of
 from lonas_edge.pipeline.record import CompressRecord, Curve, Network
+from lonas_edge.pipeline.tasks import Profile, qualities_of
 from lonas_edge.search.cost import COSTS
 
 # after Okabe and Ito, darkened to a contrast of 3 or more on white
@@ -16,28 +15,20 @@ MARKERS = "osD^vPX"
 _SETTINGS = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "lonas-edge", "font.size": 8.5}
 
 
-def as_png(figure: Any) -> bytes:
-    """Return a figure as a PNG file; the same figure gives the same bytes."""
-    return _save(figure, format="png", dpi=120, metadata={"Software": None})
-
-
-def as_svg(figure: Any) -> str:
-    """Return a figure as the address of an SVG image, so that pages load no other file."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(_save(figure, format='svg', metadata={'Date': None})).decode()}"
-
-
-def _save(figure: Any, **options: Any) -> bytes:
+def image(figure: Any, kind: str) -> bytes:
+    """Return a figure as a file, `png` or `svg`; the same figure gives the same bytes."""
     import matplotlib
 
     written = io.BytesIO()
+    options: dict[str, Any] = {"dpi": 120, "metadata": {"Software": None}} if kind == "png" else {"metadata": {"Date": None}}
     with matplotlib.rc_context(_SETTINGS):
-        figure.savefig(written, **options)
+        figure.savefig(written, format=kind, **options)
     return written.getvalue()
 
 
-def networks(record: CompressRecord, display: Display, width: float = 4.0) -> Any:
+def networks(record: CompressRecord, profile: Profile, width: float = 4.0) -> Any:
     """Draw latency and difference in quality of each network with 95 % intervals."""
-    timed, column = display.latencies[-1], qualities_of(record)[0]
+    timed, column = profile.latencies[-1], qualities_of(record)[0]
     figure, [axis] = _figure(width, 2.6 + 0.19 * len(record.networks))
     for index, network in enumerate(record.networks):
         time = network.latency[timed.name].median
@@ -51,7 +42,7 @@ def networks(record: CompressRecord, display: Display, width: float = 4.0) -> An
     return figure
 
 
-def candidates(record: CompressRecord, display: Display) -> Any:
+def candidates(record: CompressRecord, profile: Profile) -> Any:
     """Draw cost and distance of the searched sub-networks, the Pareto front and the picks."""
     points = record.candidates
     optimal = sorted((each.cost, each.kl) for each in points if each.optimal)
@@ -66,7 +57,7 @@ def candidates(record: CompressRecord, display: Display) -> Any:
         axis.plot([each.cost], [each.kl], **look, markersize=8, linestyle="none", label=label)
     axis.set_yscale("symlog", linthresh=min((each.kl for each in points if each.kl > 0), default=1.0))
     axis.yaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas
-    axis.set(xlabel=f"{COSTS[record.cost].title} / unpruned", ylabel=f"{display.distance} (lower is better)")
+    axis.set(xlabel=f"{COSTS[record.cost].title} / unpruned", ylabel=f"{profile.distance} (lower is better)")
     figure.legend(loc="outside lower left", frameon=False, fontsize=8.5)
     return figure
 
@@ -86,7 +77,7 @@ def kept_parts(network: Network, index: int) -> Any:
     return figure
 
 
-def losses(curve: Curve, display: Display) -> Any:
+def losses(curve: Curve, profile: Profile) -> Any:
     """Draw the losses of a training. A KL divergence is much smaller than a cross-entropy, and has axes of its own."""
     figure, axes = _figure(4.0, 2.8 + 1.2 * curve.distilled, rows=1 + curve.distilled)
     if curve.losses:
@@ -96,7 +87,7 @@ def losses(curve: Curve, display: Display) -> Any:
         axes[0].plot(*zip(*curve.held_out, strict=True), "o-", color=COLORS[1], markersize=3.5, label="held-out")
     axes[-1].set_xlabel("step")
     for axis in axes:
-        axis.set_ylabel("nats per token" if curve.distilled else display.loss)
+        axis.set_ylabel("nats per token" if curve.distilled else profile.loss)
     figure.legend(loc="outside lower left", frameon=False, fontsize=8.5)
     return figure
 

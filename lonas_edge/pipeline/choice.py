@@ -16,20 +16,20 @@ from lonas_edge.evaluate.answers import FILE
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
-from lonas_edge.pipeline.baselines import BASELINES, NAMES
+from lonas_edge.pipeline.baselines import NAMES
 from lonas_edge.pipeline.measure import answers
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Trial
-from lonas_edge.pipeline.recovery import open_network, train_or_continue
-from lonas_edge.pipeline.steps import SEARCH, Step
+from lonas_edge.pipeline.steps import BASELINES, CHOOSE, SEARCH, Step
 from lonas_edge.pipeline.targets import MetricBound, candidate_picks
+from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
 from lonas_edge.search.picks import Pick
-from lonas_edge.space.selection import SubnetworkRecord, select
+from lonas_edge.space.selection import SubnetworkRecord
 from lonas_edge.training.options import TrainOptions
 
-CHOOSE, CHOICE = "choose ", "choice.json"
+CHOICE = "choice.json"
 _SHORT, _LEAST_STEPS = 4, 8  # a short recovery has a quarter of the steps, and eight at least
 
 
@@ -62,19 +62,16 @@ def choose(plan: Plan, target: str) -> Step:
             low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
         chosen = candidates[low] if low >= 0 else None
         folder.mkdir(parents=True, exist_ok=True)
-        elasticity = plan.start.elasticity
-        network = select(elasticity, str(paths.subnetwork(chosen)) if chosen else "maximal")
+        network = plan.network(chosen) if chosen else plan.start.select("maximal")
         SubnetworkRecord.of(network).write(paths.subnetwork(bound))
         record = ChoiceRecord(chosen.expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
         record.write(folder / CHOICE)
         for pick in candidates:
             shutil.rmtree(folder / pick.file, ignore_errors=True)
 
-    files = {"from": paths.start, "model": paths.start_base, "nncf-config": paths.space, "teacher": paths.unpruned}
-    files |= {"data": paths.train, "eval-data": paths.held_out, "subnet": "CANDIDATE", "output": folder / "CANDIDATE"}
-    commands = [Command("lonas-edge train", short, files)]
-    compared = {"": paths.baseline("int8"), "data": paths.held_out}
-    commands.append(Command("lonas-edge eval", None, compared, {"metric": plan.metric_of(bound)}))
+    training = plan.recovery_command("CANDIDATE", folder / "CANDIDATE", short)
+    files = {"": paths.baseline("int8"), "data": paths.held_out}
+    commands = [training, Command("lonas-edge eval", None, files, {"metric": plan.metric_of(bound)})]
     seconds = len(bin(len(candidate_picks()))[2:]) * plan.training_seconds(short, plan.probe.recovery_step)
     inputs = {"metric": identity(plan.metric_of(bound))}
     outputs, folders = (f"choice/{bound.file}/{CHOICE}",), f"choice/{bound.file}"
@@ -83,16 +80,15 @@ def choose(plan: Plan, target: str) -> Step:
 
 def _candidates(plan: Plan) -> list[Pick]:
     """The picks of pruned networks, each network once, the least pruned first."""
-    elasticity = plan.start.elasticity
-    found = {select(elasticity, "maximal").canonical: Pick("", "", 0.0)}
+    candidates = {plan.start.select("maximal").canonical: Pick("", "", 0.0)}
     for pick in candidate_picks():
-        found.setdefault(select(elasticity, str(plan.paths.subnetwork(pick))).canonical, pick)
-    return list(found.values())[1:]
+        candidates.setdefault(plan.network(pick).canonical, pick)
+    return list(candidates.values())[1:]
 
 
 def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, progress: Progress) -> Trial:
     """Train a candidate for a short time, export it, and score its answers; continues where it was stopped."""
-    paths, network = plan.paths, plan.paths.subnetwork(pick)
+    paths = plan.paths
     folder = paths.choice(bound) / pick.file
     recovered, exported = folder / "recovered", folder / "model"
 
@@ -100,7 +96,7 @@ def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, prog
         progress(f"{pick.expression}: {what}", done)
 
     if not recovered.exists():
-        train_or_continue(open_network(paths, network), recovered, options, report)
+        train_or_continue(plan.open_recovery(pick), recovered, options, report)
     if not exported.exists():
         source = open_source(str(recovered), paths.student)
         stored = ExportOptions(weight_format=str(plan.options.weight_format), verify=False)
@@ -111,9 +107,8 @@ def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, prog
     qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)
     difference = next(iter(qualities.values()))[pick.file].difference
     assert difference
-    source = plan.start
-    chosen = select(source.elasticity, str(network))
-    share = source.sizes(chosen).linear_weights / source.sizes(source.unpruned).linear_weights
+    chosen = plan.network(pick)
+    share = plan.start.sizes(chosen).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights
     described = f"{len(chosen.removed)} blocks removed" if chosen.removed else f"{share:.2f}x linear weights"
     report(f"{described}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]\nnext", None)
     return Trial(pick.expression, described, difference)

@@ -114,9 +114,7 @@ def distances(folders: Mapping[str, Path], data: Task, reference: Path, progress
     if len(labels) and not data.pooling and expected.shape[-1] > 1:
         correct, ones = {name: each[:, 0].argmax(-1) == labels for name, each in outputs.items()}, np.ones(len(labels))
         qualities["accuracy"] = _compare(
-            correct,
-            lambda each: 100 * float(each.mean()),
-            lambda first, each: difference_of_shares(first, each, ones, ones),
+            correct, lambda each: 100 * float(each.mean()), lambda first, each: difference_of_shares(first, each, ones, ones)
         )
     elif len(set(labels.tolist())) > 1:
         progress("correlations with the labels", None)

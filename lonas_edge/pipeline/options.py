@@ -54,13 +54,7 @@ class CompressOptions(Options):
         metavar="keep|auto|N",
         help="Tokens to keep: keep all, N, or auto: the fewest that add at most 3 % tokens to a text.",
     )
-    metric: str | None = option(
-        None,
-        panel="Data",
-        metavar="NAME|FILE.py:FUNCTION",
-        help=METRIC_HELP,
-        unset=METRIC_UNSET,
-    )
+    metric: str | None = option(None, panel="Data", metavar="NAME|FILE.py:FUNCTION", help=METRIC_HELP, unset=METRIC_UNSET)
     eval_data: UserPath | None = option(
         None,
         panel="Data",
@@ -83,11 +77,7 @@ class CompressOptions(Options):
         unset=AUTO,
     )
     recovery_steps: int | None = option(
-        None,
-        panel="Training",
-        minimum=1,
-        help="Steps of the recovery.",
-        unset="those of 100,000 tokens; of encoders 1,000,000",
+        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="those of 100,000 tokens; of encoders 1,000,000"
     )
     seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
     prompt_len: int | None = option(

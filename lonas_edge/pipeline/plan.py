@@ -6,21 +6,25 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from lonas_edge.commands import Command
 from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source, open_source
-from lonas_edge.pipeline.defaults import Defaults, cost_settings
-from lonas_edge.pipeline.options import CompressOptions
-from lonas_edge.pipeline.probe import Probe
+from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.pipeline.targets import OWN, MetricBound, cost_of
+from lonas_edge.pipeline.tasks import Profile, cost_settings
+from lonas_edge.pipeline.training import Probe
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
+from lonas_edge.space.selection import select
+from lonas_edge.space.subnetwork import Subnetwork
+from lonas_edge.training.inputs import Inputs, open_recovery, with_eval_data, with_teacher
 from lonas_edge.training.options import AUTO, TrainOptions
 from lonas_edge.training.schedule import Plateau
 
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
-SPACE = "space.json"
+SPACE_FILE = "space.json"
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
@@ -30,21 +34,54 @@ _TOKENIZER = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is to be compressed, and how: checked, before data are read."""
+
+    source: Source  # as it was given
+    profile: Profile
+    options: CompressOptions  # resolved
+    picks: Mapping[str, Pick]  # by target
+    hashes: Mapping[str, str]  # of the source's files, see `source_hashes`
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The directory in the output of each target."""
+        return {target: "model" if len(self.picks) == 1 else pick.file for target, pick in self.picks.items()}
+
+    @property
+    def trained_for(self) -> str | None:
+        """The weight format that the recovery trains for; None where rounding costs too little for it (8 bits)."""
+        weight_format = str(self.options.weight_format)
+        return weight_format if FORMATS[weight_format].bits < 8 else None
+
+    @property
+    def disk_bytes(self) -> int:
+        """Estimate the bytes of a run: networks, and adapters with their checkpoints."""
+        sizes, linears = self.source.sizes(self.source.unpruned).bytes, self.source.architecture.linears.values()
+        network = sizes[str(self.options.weight_format)]
+        adapter = 10 * 4 * NEW_RANK * sum(linear.in_features + linear.out_features for linear in linears)
+        baselines = sizes["fp32"] + sum(sizes[name] for name in self.profile.baselines)  # also the merged model
+        return round(adapter + 2 * network + len(self.picks) * (adapter + network) + baselines)
+
+
 class Paths:
     """Where the steps find and keep their files. A model is a directory or a hub id."""
 
-    def __init__(self, work: Path, source: Source, adapter: str | None, adapts: bool, trims: bool):
-        """Place the files of a run that compresses `adapter`, or without one the base of `source`."""
-        self.work, self.trims, self.trains_lora = work, trims, adapts and adapter is None
+    def __init__(self, request: Request, work: Path):
+        """Place the files of a run in its working directory."""
+        source, adapter = request.source, request.options.source if request.source.adapter else None
+        self.work, self.trims = work, request.options.vocabulary != KEEP
+        self.trains_lora = request.profile.adapts and adapter is None
         self.train, self.held_out = work / "data" / "train.jsonl", work / "data" / "held_out.jsonl"
         located, lora = source.base, str(work / "lora") if self.trains_lora else adapter
         self.base = f"{located.name}@{located.revision}" if located.revision else str(located.folder)
-        self.student = str(work / "base") if trims else self.base  # the base of the compressed networks
+        self.student = str(work / "base") if self.trims else self.base  # the base of the compressed networks
         # the finished model and, of an adapter, its base: the baseline, and the teacher
         self.unpruned, self.unpruned_base = lora or self.base, self.base if lora else None
         # the model that is searched and recovered: the finished one, with the tokens that are kept
         self.start, self.start_base = lora or self.student, self.student if lora else None
-        self.space = None if source.space.groups else work / SPACE  # None for the one in the adapter's directory
+        self.space = None if source.space.groups else work / SPACE_FILE  # None for the one in the adapter's directory
 
     def baseline(self, name: str) -> Path:
         """The unpruned network in a format, or `merged` as a checkpoint."""
@@ -70,15 +107,10 @@ class Paths:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run."""
+class Plan(Request):
+    """A run: its files, its data and how long its steps take."""
 
-    source: Source  # what is compressed, as it was given
-    defaults: Defaults
-    options: CompressOptions  # resolved
-    picks: Mapping[str, Pick]  # by target
     paths: Paths
-    hashes: Mapping[str, str]  # of the source's files, see `source_hashes`
     counts: Mapping[str, int]  # examples by part: train, held_out
     fitting: int  # held-out examples that the search can use
     probe: Probe
@@ -93,6 +125,23 @@ class Plan:
     def start(self) -> Source:
         """The model that is searched, with the search space."""
         return open_source(self.paths.start, self.paths.start_base, self.paths.space)
+
+    def network(self, pick: Pick) -> Subnetwork:
+        """The sub-network of a target, which the search has found."""
+        return select(self.start.elasticity, str(self.paths.subnetwork(pick)))
+
+    def open_recovery(self, pick: Pick) -> Inputs:
+        """Open the inputs of the recovery of a target's network; the unpruned model is the teacher."""
+        paths, network = self.paths, str(self.paths.subnetwork(pick))
+        inputs = open_recovery(paths.start, paths.train, network, paths.start_base, paths.space)
+        return with_teacher(with_eval_data(inputs, paths.held_out), paths.unpruned, paths.unpruned_base)
+
+    def recovery_command(self, network: Path | str, output: Path, options: TrainOptions) -> Command:
+        """The command that trains a network with the inputs of `open_recovery`."""
+        paths = self.paths
+        files = {"from": paths.start, "model": paths.start_base, "nncf-config": paths.space, "subnet": network}
+        files |= {"teacher": paths.unpruned, "data": paths.train, "eval-data": paths.held_out, "output": output}
+        return Command("lonas-edge train", options, files)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -117,13 +166,18 @@ class Plan:
     @property
     def steps_per_epoch(self) -> int:
         """Steps of a pass over the training examples."""
-        return math.ceil(self.counts["train"] / self.defaults.batch)
+        return math.ceil(self.counts["train"] / self.profile.batch)
+
+    @property
+    def default_recovery_steps(self) -> int:
+        """Steps of the recovery without --recovery-steps."""
+        return math.ceil(self.profile.recovery_tokens / self.profile.batch / self.probe.tokens)
 
     @property
     def recovery_options(self) -> TrainOptions:
         """Options of the recovery, with quantization-aware training for formats of less than 8 bits."""
-        assert self.options.recovery_steps
-        return self._train_options(self.options.recovery_steps, self.probe.recovery_step, trained_for(self.options))
+        steps = self.options.recovery_steps or self.default_recovery_steps
+        return self._train_options(steps, self.probe.recovery_step, self.trained_for)
 
     def _train_options(self, steps: int, seconds: float, weight_format: str | None) -> TrainOptions:
         log = min(10, max(1, steps // 10))  # steps of the log: a checkpoint splits none
@@ -134,8 +188,8 @@ class Plan:
             precision=self.probe.precision,
             save_steps=min(200, log * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / log))),
             eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
-            batch_size=self.defaults.batch,
-            micro_batch_size=self.defaults.micro_batch,
+            batch_size=self.profile.batch,
+            micro_batch_size=self.profile.micro_batch,
             weight_format=weight_format,
         )
 
@@ -143,13 +197,13 @@ class Plan:
     def search_options(self) -> SearchOptions:
         """Options of the search."""
         blocks = self.source.architecture.blocks.values()
-        removable = sum(block.kind == self.defaults.block for block in blocks)
-        least, most = self.defaults.prompts
-        prompts = max(least, min(most, round(self.defaults.search_tokens / self.probe.tokens)))
+        removable = sum(block.kind == self.profile.block for block in blocks)
+        least, most = self.profile.prompts
+        prompts = max(least, min(most, round(self.profile.search_tokens / self.probe.tokens)))
         return SearchOptions(
             data=self.paths.held_out,
             output=self.paths.work / "search",
-            cost=cost_of(self.picks, self.defaults),
+            cost=cost_of(self.picks, self.profile),
             evals=max(_LEAST_EVALS, _EVALS_PER_BLOCK * removable),
             num_prompts=min(self.fitting, prompts),
             prompt=self.options.prompt,
@@ -159,10 +213,8 @@ class Plan:
 
     def training_seconds(self, options: TrainOptions, step: float) -> float:
         """Estimate the seconds of a training with its evaluations; `step` has those of one step."""
-        steps = options.steps or self.lora_steps
-        evaluations = 1 + math.ceil(
-            steps / (options.eval_steps or Plateau(self.steps_per_epoch).every)
-        )  # also before the first step
+        steps, every = options.steps or self.lora_steps, options.eval_steps or Plateau(self.steps_per_epoch).every
+        evaluations = 1 + math.ceil(steps / every)  # also before the first step
         return round(steps * step + evaluations * self.counts["held_out"] * self.probe.evaluation, 1)
 
     @property
@@ -173,9 +225,8 @@ class Plan:
     @property
     def default_seconds(self) -> float:
         """Estimate the seconds of a run with the default epochs and steps, and one target."""
-        steps = math.ceil(self.defaults.recovery_tokens / self.defaults.batch / self.probe.tokens)
         tuning = Plateau(self.steps_per_epoch).end * self.probe.lora_step if self.paths.trains_lora else 0.0
-        return tuning + self.search_seconds + steps * self.probe.recovery_step
+        return tuning + self.search_seconds + self.default_recovery_steps * self.probe.recovery_step
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -193,11 +244,6 @@ class Plan:
         return str(self.options.metric) if bound.measure == OWN else bound.measure
 
 
-def trained_for(options: CompressOptions) -> str | None:
-    """The weight format that the recovery trains for; None where rounding costs too little for it (8 bits)."""
-    return options.weight_format if FORMATS[str(options.weight_format)].bits < 8 else None
-
-
 def source_hashes(source: Source) -> dict[str, str]:
     """Hashes that identify what is compressed."""
     folder = source.base.folder
@@ -208,12 +254,3 @@ def source_hashes(source: Source) -> dict[str, str]:
     if source.pooling:
         hashes["pooling"] = json_sha256(asdict(source.pooling))
     return hashes
-
-
-def disk_bytes(source: Source, defaults: Defaults, options: CompressOptions, networks: int) -> int:
-    """Estimate the bytes of a run: networks, and adapters with their checkpoints."""
-    sizes = source.sizes(source.unpruned).bytes
-    network, linears = sizes[str(options.weight_format)], source.architecture.linears.values()
-    adapter = 10 * 4 * NEW_RANK * sum(linear.in_features + linear.out_features for linear in linears)
-    baselines = sizes["fp32"] + sum(sizes[name] for name in defaults.baselines)  # also the merged model
-    return round(adapter + 2 * network + networks * (adapter + network) + baselines)

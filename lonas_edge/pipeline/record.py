@@ -40,7 +40,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Network:
-    """A measured network. `pipeline.display` explains its qualities."""
+    """A measured network. `pipeline.tasks` explains its qualities."""
 
     name: str  # in tables: `unpruned INT8 (optimum-cli)`, `compressed INT4`, `compressed INT4 (tpot<=0.7x)`
     folder: str | None  # in the output; None for baselines, which are not kept
@@ -100,7 +100,7 @@ class CompressRecord(Record):
     VERSION: ClassVar = 1
     AGAIN: ClassVar = "Run `lonas-edge compress` again."
 
-    task: str  # a key of `DISPLAYS`
+    task: str  # a key of `PROFILES`
     source: str  # names of the compressed model or adapter, the base model and the data file
     base: str
     data: str

@@ -1,12 +1,13 @@
 """The report of a compression: Markdown, a plot, and one HTML file that loads nothing from elsewhere."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
 from lonas_edge.files import replace_text
 from lonas_edge.pipeline import charts
-from lonas_edge.pipeline.display import DISPLAYS, interval, latencies_of, qualities_of
 from lonas_edge.pipeline.record import CompressRecord, Network
+from lonas_edge.pipeline.tasks import PROFILES, interval, latencies_of, qualities_of
 from lonas_edge.search.cost import COSTS
 from lonas_edge.tables import Table, duration, in_markdown, megabytes
 
@@ -17,9 +18,9 @@ def write_report(record: CompressRecord, folder: Path) -> None:
     """Write report.md, report.png and report.html into an existing directory."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    plot = charts.networks(record, DISPLAYS[record.task], width=8.0)
+    plot = charts.networks(record, PROFILES[record.task], width=8.0)
     plot.suptitle(f"{record.source}, {record.machine.get('processor', '')}")
-    (folder / PLOT).write_bytes(charts.as_png(plot))
+    (folder / PLOT).write_bytes(charts.image(plot, "png"))
     replace_text(folder / MARKDOWN, to_markdown(record))
     options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, **options)
@@ -86,11 +87,11 @@ def step_table(record: CompressRecord) -> Table:
 
 def explain(record: CompressRecord) -> str:
     """Explain the table."""
-    display = DISPLAYS[record.task]
+    profile = PROFILES[record.task]
     columns = [*qualities_of(record), *latencies_of(record)]
     sentences = [f"{column.title[:1].upper()}{column.title[1:]}: {column.meaning}." for column in columns]
     sentences.append(f"Quality: {record.examples['held_out']:,} held-out examples.")
-    sentences.append(f"Times: medians, {display.lengths.format(record.prompt_len, record.new_tokens)}.")
+    sentences.append(f"Times: medians, {profile.lengths.format(record.prompt_len, record.new_tokens)}.")
     sentences.append(f"Δ and ratios: compared with {record.networks[0].name}, paired. In brackets: 95 % intervals.")
     if record.tokens_per_text != 1:
         sentences.append(f"Ratios are for equal texts: the smaller vocabulary takes {record.tokens_per_text:.3f}x the tokens.")
@@ -106,29 +107,26 @@ def summary(record: CompressRecord) -> list[str]:
 
 
 def _result(record: CompressRecord, network: Network) -> str:
-    """State what was removed, what the search predicted for the target, and what was measured."""
-    display, baseline = DISPLAYS[record.task], record.networks[0]
+    """State what was removed, what the search predicted for the target, what else was tried, and what was measured."""
+    profile, baseline = PROFILES[record.task], record.networks[0]
     found = next((each for each in record.candidates if network.target in ", ".join(each.picks).split(", ")), None)
     predicted = ""
     if found:
         predicted = (
             f" For {network.target}, the search predicted {found.cost:.2f}x the {COSTS[record.cost].title} of the "
-            f"unpruned network in the same format, at a {display.distance} of {found.kl:.3f} before the recovery."
+            f"unpruned network in the same format, at a {profile.distance} of {found.kl:.3f} before the recovery."
         )
-    timed = display.latencies[-1]
+    timed = profile.latencies[-1]
     changes = [f"{timed.title} {interval(network.latency[timed.name].ratio, 2, unit='x')}"]
     for column in qualities_of(record):
         changes.append(f"{column.title} {interval(network.quality[column.name].difference, column.digits, sign='+')}")
     size = f"{megabytes(network.file_bytes)} MB ({network.file_bytes / baseline.file_bytes:.2f}x)"
     measured = f"Compared with {baseline.name}: {', '.join(changes)}, {size}."
-    return f"{network.name}: {_removed(record, network)}.{predicted}{_tried(record, network)} {measured}"
-
-
-def _tried(record: CompressRecord, network: Network) -> str:
-    """State which networks were tried for a target in a metric."""
-    trials = record.trials.get(network.target or "", ())
-    found = [f"{each.network} {interval(each.difference, 1, sign='+')}" for each in trials]
-    return f" Tried for {network.target} after a short recovery: {'; '.join(found)}." if found else ""
+    tried = ""
+    if trials := record.trials.get(network.target or ""):
+        differences = [f"{each.network} {interval(each.difference, 1, sign='+')}" for each in trials]
+        tried = f" Tried for {network.target} after a short recovery: {'; '.join(differences)}."
+    return f"{network.name}: {_removed(record, network)}.{predicted}{tried} {measured}"
 
 
 def _removed(record: CompressRecord, network: Network) -> str:
@@ -149,17 +147,19 @@ def _removed(record: CompressRecord, network: Network) -> str:
 
 def _sections(record: CompressRecord) -> dict[str, list[tuple[str, str]]]:
     """Titles and charts by the heading of their section."""
-    display = DISPLAYS[record.task]
+    profile = PROFILES[record.task]
     drawn = {
         "Trade-off": {
-            "Searched sub-networks, before the recovery": charts.candidates(record, display),
-            "Measured networks, with 95 % intervals": charts.networks(record, display),
+            "Searched sub-networks, before the recovery": charts.candidates(record, profile),
+            "Measured networks, with 95 % intervals": charts.networks(record, profile),
         },
         "Removed parts": {
             network.name: charts.kept_parts(network, index) for index, network in enumerate(record.networks) if network.removed
         },
-        "Training": {curve.name: charts.losses(curve, display) for curve in record.curves},
+        "Training": {curve.name: charts.losses(curve, profile) for curve in record.curves},
     }
-    return {
-        heading: [(title, charts.as_svg(figure)) for title, figure in figures.items()] for heading, figures in drawn.items()
-    }
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for heading, figures in drawn.items():
+        images = {title: base64.b64encode(charts.image(figure, "svg")).decode() for title, figure in figures.items()}
+        sections[heading] = [(title, f"data:image/svg+xml;base64,{image}") for title, image in images.items()]
+    return sections

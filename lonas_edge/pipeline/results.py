@@ -12,17 +12,16 @@ from lonas_edge.evaluate import answers
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.ir import WEIGHTS
 from lonas_edge.network.location import TRAINING
-from lonas_edge.network.source import Source
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
-from lonas_edge.pipeline.baselines import LORA, Baseline, compared, compares_gptq, gptq_command, gptq_seconds
+from lonas_edge.pipeline.baselines import add_activation_groups, compared, compares_gptq, gptq_command, gptq_seconds
 from lonas_edge.pipeline.choice import CHOICE, ChoiceRecord
-from lonas_edge.pipeline.defaults import cost_settings
 from lonas_edge.pipeline.measure import Qualities
-from lonas_edge.pipeline.plan import Plan, trained_for
-from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network, Quality
-from lonas_edge.pipeline.stages import RECOVER
+from lonas_edge.pipeline.plan import Plan
+from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network
+from lonas_edge.pipeline.steps import LORA, RECOVER
+from lonas_edge.pipeline.tasks import cost_settings
 from lonas_edge.progress import Progress
 from lonas_edge.search import SEARCH
 from lonas_edge.search.record import SearchRecord
@@ -31,19 +30,19 @@ _CURVE_POINTS = 200
 LEAST_EXAMPLES = 50  # held-out examples whose answers say something
 
 
-def make_record(plan: Plan, folders: Mapping[str, str], here: Mapping[str, Any], progress: Progress) -> CompressRecord:
+def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> CompressRecord:
     """Measure baselines and compressed networks.
 
     Args:
         plan: The run, whose other steps are done.
-        folders: The directory in the output of each target.
         here: The machine.
         progress: Reports what is being done.
     """
     paths, options, case = plan.paths, plan.options, cost_settings(plan.options).case
-    ours = "compressed INT4" if trained_for(options) else "compressed INT8"
-    stored = {each.name: each for each in compared(plan) if paths.baseline(each.folder).exists()}
-    measured = {name: paths.baseline(each.folder) for name, each in stored.items()}
+    add_activation_groups(plan)
+    ours = "compressed INT4" if plan.trained_for else "compressed INT8"
+    stored = {each.name: paths.baseline(each.folder) for each in compared(plan)}
+    measured = {name: folder for name, folder in stored.items() if folder.exists()}
     targets = {f"{ours} ({target})" if len(plan.picks) > 1 else ours: target for target in plan.picks}
     measured |= {name: paths.model(plan.picks[target]) for name, target in targets.items()}
     trimmed = vocabulary_of(Path(paths.student)) if paths.trims else None
@@ -61,34 +60,23 @@ def make_record(plan: Plan, folders: Mapping[str, str], here: Mapping[str, Any],
         metric, qualities = next(iter(answered), None), {**answered, **qualities}
     else:
         qualities, samples, metric = measure.distances(measured, data, paths.baseline("fp32"), progress), [], None
-    networks = []
-    for name, exported in measured.items():
-        quality = {each: values[name] for each, values in qualities.items()}
-        target = targets.get(name)
-        networks.append(_network(source, name, exported, target, folders, stored.get(name), quality, latencies[name]))
     choices = {target: ChoiceRecord.read(paths.choice(bound) / CHOICE) for target, bound in plan.bounds.items()}
     search = SearchRecord.read(paths.work / "search" / SEARCH)
     return CompressRecord(
-        task=plan.defaults.name,
+        task=plan.profile.name,
         source=(plan.source.adapter or plan.source.base).name,
         base=source.base.name,
         data=options.data.name,
         examples=dict(plan.counts),
-        options={
-            **{name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
-            "target": list(plan.picks),
-            "precision": plan.probe.precision,
-            "evals": plan.search_options.evals,
-            "folders": {plan.picks[target].file: name for target, name in folders.items()},
-        },
+        options=_options(plan),
         sha256=dict(plan.hashes),
         machine=dict(here),
         versions=dict(bench.conditions["versions"]),
         cost=search.cost,
         steps=(),
-        networks=tuple(networks),
+        networks=_networks(plan, measured, targets, qualities, latencies),
         curves=_curves(plan),
-        candidates=candidates_of(search, _searched_for(plan, choices)),
+        candidates=_candidates(plan, search, choices),
         samples=tuple(samples),
         metric=metric,
         trials={target: choice.trials for target, choice in choices.items()},
@@ -99,25 +87,58 @@ def make_record(plan: Plan, folders: Mapping[str, str], here: Mapping[str, Any],
     )
 
 
-def _searched_for(plan: Plan, choices: Mapping[str, ChoiceRecord]) -> dict[str, str]:
-    """The targets by the expression of the search's pick."""
-    found = dict[str, str]()
-    for target, pick in plan.picks.items():
-        expression = (choices[target].chosen if target in choices else None) or pick.expression
-        found[expression] = f"{found[expression]}, {target}" if expression in found else target
-    return found
+def _options(plan: Plan) -> dict[str, Any]:
+    """The options of a run with its defaults."""
+    written = {name: str(value) if isinstance(value, Path) else value for name, value in vars(plan.options).items()}
+    return written | {
+        "target": list(plan.picks),
+        "epochs": plan.lora_options.epochs if plan.paths.trains_lora else None,
+        "recovery_steps": plan.recovery_options.steps,
+        "precision": plan.probe.precision,
+        "evals": plan.search_options.evals,
+        "folders": {pick.file: plan.folders[target] for target, pick in plan.picks.items()},
+    }
+
+
+def _networks(
+    plan: Plan,
+    measured: Mapping[str, Path],
+    targets: Mapping[str, str],
+    qualities: Qualities,
+    latencies: Mapping[str, dict[str, Latency]],
+) -> tuple[Network, ...]:
+    """Describe the measured networks: the unpruned one in several formats, and those of targets."""
+    formats = {each.name: each.stored for each in compared(plan)}
+    unpruned, networks = plan.unpruned.sizes(plan.unpruned.unpruned), []
+    for name, exported in measured.items():
+        target = targets.get(name)
+        manifest = Manifest.read(exported / MANIFEST) if target else None
+        networks.append(
+            Network(
+                name=name,
+                folder=plan.folders[target] if target else None,
+                weight_format=manifest.weight_format if manifest else formats[name],
+                file_bytes=(exported / WEIGHTS).stat().st_size,
+                parameters=(manifest.sizes.subnetwork if manifest else unpruned).parameters,
+                quality={quality: values[name] for quality, values in qualities.items()},
+                latency=latencies[name],
+                removed=manifest.layers if manifest else (),
+                target=target,
+            )
+        )
+    return tuple(networks)
 
 
 def _remarks(plan: Plan, targets: Mapping[str, str], qualities: Qualities) -> list[str]:
     """State what was not compared, which targets in a metric were missed, and where examples are too few to tell."""
     remarks, count = [], plan.counts["held_out"]
     failure = plan.paths.work / "gptq.txt"
-    if plan.defaults.kind.generates and not compares_gptq(plan):
+    if plan.profile.kind.generates and not compares_gptq(plan):
         minutes, commands = math.ceil(gptq_seconds(plan) / 60), shlex.join(to_argv(gptq_command(plan)))
         remarks.append(f"GPTQ of optimum-intel was not compared; it takes about {minutes} min: {commands}")
     elif failure.exists() and (reason := failure.read_text(encoding="utf-8")):
         remarks.append(f"GPTQ of optimum-intel failed: {reason}.")
-    if count < LEAST_EXAMPLES and plan.defaults.kind.generates:
+    if count < LEAST_EXAMPLES and plan.profile.kind.generates:
         remarks.append(f"{count} held-out examples say little about answers; {LEAST_EXAMPLES} or more are better.")
     for target, bound in plan.bounds.items():
         figures = qualities.get(bound.measure) or next(iter(qualities.values()))
@@ -132,32 +153,6 @@ def _remarks(plan: Plan, targets: Mapping[str, str], qualities: Qualities) -> li
     return remarks
 
 
-def _network(
-    source: Source,
-    name: str,
-    exported: Path,
-    target: str | None,
-    folders: Mapping[str, str],
-    stored: Baseline | None,
-    quality: dict[str, Quality],
-    latency: dict[str, Latency],
-) -> Network:
-    """Describe a measured network: that of a target, or the unpruned one of `source` in a format."""
-    manifest = Manifest.read(exported / MANIFEST) if target else None
-    sizes = manifest.sizes.subnetwork if manifest else source.sizes(source.unpruned)
-    return Network(
-        name=name,
-        folder=folders[target] if target else None,
-        weight_format=stored.stored if stored else manifest.weight_format if manifest else "",
-        file_bytes=(exported / WEIGHTS).stat().st_size,
-        parameters=sizes.parameters,
-        quality=quality,
-        latency=latency,
-        removed=manifest.layers if manifest else (),
-        target=target,
-    )
-
-
 def _curves(plan: Plan) -> tuple[Curve, ...]:
     """The losses of the trainings; the adapter of an unpruned network was not trained further."""
     folders = {LORA: Path(plan.paths.unpruned)} if plan.paths.trains_lora else {}
@@ -168,19 +163,23 @@ def _curves(plan: Plan) -> tuple[Curve, ...]:
         if record and (name == LORA or record.recovered):
             losses = [(entry.step, entry.loss) for entry in record.losses if entry.loss is not None]
             held_out = [(entry.step, entry.loss) for entry in record.eval_data.losses] if record.eval_data else []
-            distilled = record.teacher is not None and plan.defaults.kind.generates  # encoders learn their held-out loss
+            distilled = record.teacher is not None and plan.profile.kind.generates  # encoders learn their held-out loss
             curves.append(Curve(name, tuple(losses[:: max(1, len(losses) // _CURVE_POINTS)]), tuple(held_out), distilled))
     return tuple(curves)
 
 
-def candidates_of(record: SearchRecord, targets: Mapping[str, str]) -> tuple[Candidate, ...]:
-    """The evaluated networks; `targets` maps the expressions of picks to targets."""
-    unpruned = next(record.evaluations[entry.evaluation].cost for entry in record.named if entry.name == "maximal")
-    picked: dict[int, tuple[str, ...]] = {}
-    for entry in record.picks:
+def _candidates(plan: Plan, search: SearchRecord, choices: Mapping[str, ChoiceRecord]) -> tuple[Candidate, ...]:
+    """The networks that the search evaluated, with the targets that they were picked for."""
+    unpruned = next(search.evaluations[entry.evaluation].cost for entry in search.named if entry.name == "maximal")
+    targets: dict[str, str] = {}  # by the expression of the search's pick
+    for target, pick in plan.picks.items():
+        expression = (choices[target].chosen if target in choices else None) or pick.expression
+        targets[expression] = f"{targets[expression]}, {target}" if expression in targets else target
+    picked: dict[int, tuple[str, ...]] = {}  # by the number of the evaluation
+    for entry in search.picks:
         expression = entry.name.removeprefix("pick:")
         picked[entry.evaluation] = (*picked.get(entry.evaluation, ()), targets.get(expression, expression))
     return tuple(
-        Candidate(each.cost / unpruned, each.quality, each.number in record.front, picked.get(each.number, ()))
-        for each in record.evaluations
+        Candidate(each.cost / unpruned, each.quality, each.number in search.front, picked.get(each.number, ()))
+        for each in search.evaluations
     )

@@ -4,10 +4,9 @@ The output DIR holds an exported directory for each target (`model` where there 
 `steps` the results of the steps, from which a run with other targets continues.
 """
 
-import math
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,35 +19,24 @@ from lonas_edge.exporting.exported import update_card
 from lonas_edge.exporting.model_card import COMPARISON
 from lonas_edge.families import CLASSIFICATION
 from lonas_edge.files import link, sha256
-from lonas_edge.network.source import Source, open_source
+from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import merge
-from lonas_edge.pipeline.defaults import (
-    Defaults,
-    check_head,
-    cost_settings,
-    defaults_of,
-    resolve_options,
-)
-from lonas_edge.pipeline.options import KEEP, CompressOptions
-from lonas_edge.pipeline.plan import Paths, Plan, disk_bytes, source_hashes, trained_for
-from lonas_edge.pipeline.probe import PROBE, Probe, time_steps
+from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.plan import Paths, Plan, Request, source_hashes
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
-from lonas_edge.pipeline.results import make_record
 from lonas_edge.pipeline.stages import check_steps, make_steps
 from lonas_edge.pipeline.steps import Step, Steps
 from lonas_edge.pipeline.targets import check_metrics, cost_of, parse_targets
+from lonas_edge.pipeline.tasks import check_head, profile_of, resolve_options
+from lonas_edge.pipeline.training import PROBE, Probe, time_steps
 from lonas_edge.progress import Progress, silent
-from lonas_edge.search.picks import Pick
-from lonas_edge.training.options import AUTO
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 STEPS = "steps"
 LEAST_FITTING = 8  # held-out examples
-
-
 Announce = Callable[[list[Step], dict[str, int]], None]
 
 
@@ -77,9 +65,7 @@ def compress(source: str | Path, *, progress: Progress = silent, **options: Any)
 
 
 def compress_model(
-    options: CompressOptions,
-    progress: Progress = silent,
-    announce: Announce = lambda _steps, _needed: None,
+    options: CompressOptions, progress: Progress = silent, announce: Announce = lambda _steps, _needed: None
 ) -> CompressRecord | None:
     """Compress a model and write the output directory; an earlier run there continues.
 
@@ -101,181 +87,155 @@ def compress_model(
             f"{source.base.folder}: its layers are unequal, and optimum-cli, which compress compares with, cannot export such "
             "models. Use `space`, `train`, `search` and `export`."
         )
-    defaults = defaults_of(source)
-    if defaults.kind is CLASSIFICATION:
+    profile = profile_of(source)
+    if profile.kind is CLASSIFICATION:
         check_head(source)
-    picks = parse_targets(options.target, defaults, options.metric)
-    cost_of(picks, defaults)
-    options = resolve_options(defaults, options, source)
-    run = _Run(source, defaults, options, picks, source_hashes(source), progress)
-    if options.dry_run:
-        with TemporaryDirectory(prefix="lonas-edge-") as folder:
-            run.prepare(Path(folder), announce)
-        return None
-    return run.lead(announce)
+    picks = parse_targets(options.target, profile, options.metric)
+    cost_of(picks, profile)
+    request = Request(source, profile, resolve_options(profile, options, source), picks, source_hashes(source))
+    if not options.dry_run:
+        return _run(request, announce, progress)
+    with TemporaryDirectory(prefix="lonas-edge-") as folder:
+        _prepare(request, Path(folder), announce, progress)
+    return None
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A running compression."""
-
-    source: Source
-    defaults: Defaults
-    options: CompressOptions
-    picks: Mapping[str, Pick]
-    hashes: Mapping[str, str]  # of the source's files
-    progress: Progress
-
-    @property
-    def folders(self) -> dict[str, str]:
-        """The directory in the output of each target."""
-        return {target: "model" if len(self.picks) == 1 else pick.file for target, pick in self.picks.items()}
-
-    def lead(self, announce: Announce) -> CompressRecord:
-        """Run the pending steps, and publish the results."""
-        output, options = self.options.output, self.options
-        finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
-        same = finished is not None and finished.sha256 == self.hashes
-        if finished and not same and not options.overwrite:
-            raise LonasEdgeError(
-                f"{output}: holds {finished.source}, compressed; the files of this SOURCE are others (SHA-256). Choose another "
-                "--output, or pass --overwrite."
-            )
-        used = [self.source.base.folder, options.data, options.eval_data, options.source]
-        directory = OutputDirectory(output, options.overwrite or finished is not None, used)
-        directory.check(0, resumable=True)
-        identity = {"source": dict(self.hashes)}
-        restart = options.overwrite and directory.identity() not in ({}, identity)
-        with directory.resume("compress", identity, restart=restart) as resumed:
-            folder = directory.partial / STEPS
-            if finished and same and (output / STEPS).is_dir() and not folder.exists():
-                self._restore(directory.partial, finished)
-            try:
-                steps = self.prepare(folder, announce)
-            except LonasEdgeError:
-                if not resumed:  # nothing to continue from
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
-            steps.run(self.progress)
-            return self._publish(directory, steps, finished)
-
-    def prepare(self, folder: Path, announce: Announce) -> Steps:
-        """Split the data, time training steps if no earlier run did, and plan the steps."""
-        options, defaults, trims = self.options, self.defaults, self.options.vocabulary != KEEP
-        paths = Paths(folder, self.source, options.source if self.source.adapter else None, defaults.adapts, trims)
-        counts, fitting = self._split(paths)
-        check_metrics(paths.held_out, options.metric, self.picks.values())
-        check_steps(self.source, defaults, paths, self.picks, cost_settings(options))
-        size = choose_size(paths.base, paths.train, options.vocabulary, options.prompt) if trims else None
-        probe = self._probe(paths)
-        steps_of_tokens = math.ceil(defaults.recovery_tokens / defaults.batch / probe.tokens)
-        options = replace(
-            options,
-            epochs=(options.epochs or AUTO) if paths.trains_lora else None,
-            recovery_steps=options.recovery_steps or steps_of_tokens,
+def _run(request: Request, announce: Announce, progress: Progress) -> CompressRecord:
+    """Run the pending steps, and publish the results."""
+    output, options = request.options.output, request.options
+    finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
+    same = finished is not None and finished.sha256 == request.hashes
+    if finished and not same and not options.overwrite:
+        raise LonasEdgeError(
+            f"{output}: holds {finished.source}, compressed; the files of this SOURCE are others (SHA-256). Choose another "
+            "--output, or pass --overwrite."
         )
-        plan = Plan(self.source, defaults, options, self.picks, paths, self.hashes, counts, fitting, probe, size)
-        here = machine.describe("CPU")
-
-        def measure(progress: Progress) -> None:
-            make_record(plan, self.folders, here, progress).write(folder / COMPRESS)
-
-        steps = Steps(folder, make_steps(plan, measure, f"{here['processor']}, {here['processors']} processors"))
-        steps.prepare(options.overwrite)
-        probe.write(folder / PROBE)
-        pending = [steps.planned[name] for name in steps.pending()]
-        needed = disk_bytes(self.source, defaults, options, len(self.picks))
-        announce(pending, {"memory_bytes": probe.peak_bytes, "disk_bytes": needed})
-        return steps
-
-    def _split(self, paths: Paths) -> tuple[dict[str, int], int]:
-        """Write the training and the held-out examples; return their numbers, and that of prompts that the search can use.
-
-        Raises:
-            LonasEdgeError: If these are too few.
-        """
-        options = self.options
-        data = self.source.open_data(options.data, options.prompt, labels=True)
-        held_out = self.source.open_data(options.eval_data, options.prompt, labels=True) if options.eval_data else None
-        held_out = held_out and held_out.with_prompt(data.description)
-        train, held_out = data.split(self.defaults.held_out, options.seed, held_out)
-        paths.train.parent.mkdir(parents=True, exist_ok=True)
-        train.write(paths.train)
-        held_out.write(paths.held_out)
-        fitting = held_out.count_fitting(require_tokenizer(self.source.base.folder, "compress"))
-        if fitting < LEAST_FITTING:
-            raise LonasEdgeError(
-                f"{held_out.path}: {fitting} of {len(held_out.inputs)} held-out examples have an answer within {MAX_LENGTH} "
-                f"tokens; expected at least {LEAST_FITTING}. Shorten the examples, or add others."
-            )
-        return {"train": len(train.examples), "held_out": len(held_out.examples)}, fitting
-
-    def _probe(self, paths: Paths) -> Probe:
-        """Time training steps, or read what an earlier run with the same data timed; its choice of the precision stays."""
-        options, defaults = self.options, self.defaults
-        qat = trained_for(options)
-        inputs = {"train": sha256(paths.train), "prompt": str(options.prompt), "qat": str(qat)}
-        earlier = Probe.read(paths.work / PROBE) if (paths.work / PROBE).exists() else None
-        if earlier and earlier.inputs == inputs:
-            return earlier
-        if not earlier and not options.dry_run:
-            OutputDirectory(options.output).check_space(disk_bytes(self.source, defaults, options, len(self.picks)))
-        precision = earlier.precision if earlier else None
-        with TemporaryDirectory(prefix="lonas-edge-") as folder:
-            base = paths.base
-            if self.source.adapter and not defaults.adapts:  # an encoder's base may have another task, or lack the head
-                base = str(Path(folder) / "merged")
-                merge(open_source(paths.unpruned, paths.unpruned_base, elastic=False), Path(base), self.progress)
-            timed = time_steps(defaults, base, paths.train, options.prompt, qat, precision, self.progress)
-        return replace(timed, inputs=inputs)
-
-    def _restore(self, work: Path, finished: CompressRecord) -> None:
-        """Link the results of a finished run into the working directory."""
-        output, temporary = self.options.output, work / f"{STEPS}.copy"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(output / STEPS, temporary, copy_function=link)
-        for pick_file, folder in finished.options["folders"].items():
-            if (output / folder).is_dir():
-                shutil.copytree(output / folder, temporary / "models" / pick_file, copy_function=link)
-        temporary.rename(work / STEPS)
-
-    def _publish(self, directory: OutputDirectory, steps: Steps, earlier: CompressRecord | None) -> CompressRecord:
+    used = [request.source.base.folder, options.data, options.eval_data, options.source]
+    directory = OutputDirectory(output, options.overwrite or finished is not None, used)
+    directory.check(0, resumable=True)
+    identity = {"source": dict(request.hashes)}
+    restart = options.overwrite and directory.identity() not in ({}, identity)
+    with directory.resume("compress", identity, restart=restart) as resumed:
         folder = directory.partial / STEPS
-        record = replace(CompressRecord.read(folder / COMPRESS), steps=self._step_times(steps, folder))
+        if finished and same and (output / STEPS).is_dir() and not folder.exists():
+            _restore(output, finished, folder)
+        try:
+            steps = _prepare(request, folder, announce, progress)
+        except LonasEdgeError:
+            if not resumed:  # nothing to continue from
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        steps.run(progress)
+        record = replace(CompressRecord.read(folder / COMPRESS), steps=_step_times(request, steps))
         with directory.publish() as new:
-            ignored = shutil.ignore_patterns("baselines", "models", FILE)
-            shutil.copytree(folder, new / STEPS, copy_function=link, ignore=ignored)
-            for target, pick in self.picks.items():
-                model = new / self.folders[target]
-                shutil.copytree(folder / "models" / pick.file, model, copy_function=link)
-                update_card(model, COMPARISON, comparison(record))
-            record.write(new / COMPRESS)
-            write_report(record, new)
-            if earlier:
-                self._carry_over(new, earlier)
-        return record
+            _write_results(request, record, folder, new)
+            if finished:
+                _carry_over(output, new, finished)
+    return record
 
-    def _carry_over(self, new: Path, earlier: CompressRecord) -> None:
-        """Link what others put into the output directory of an earlier run."""
-        ours = {STEPS, COMPRESS, MARKDOWN, PLOT, HTML, *earlier.options["folders"].values()}
-        for path in self.options.output.iterdir():
-            if path.name not in ours and not (new / path.name).exists():
-                if path.is_dir() and not path.is_symlink():
-                    shutil.copytree(path, new / path.name, copy_function=link, symlinks=True)
-                else:
-                    shutil.copy2(path, new / path.name, follow_symlinks=False)
 
-    def _step_times(self, steps: Steps, folder: Path) -> tuple[StepTime, ...]:
-        """The finished steps, with commands on the published files."""
-        output = self.options.output
-        moved = {str(folder / "models" / pick.file): output / self.folders[target] for target, pick in self.picks.items()}
-        moved[str(folder)] = output / STEPS
-        times = []
-        for name, step in steps.planned.items():
-            if name in steps.states:
-                command = step.command
-                for before in sorted(moved, key=len, reverse=True):  # kl-0.15 before kl-0.1
-                    command = command.replace(before, str(moved[before]))
-                state = steps.states[name]
-                times.append(StepTime(name, command, state.seconds, state.estimate))
-        return tuple(times)
+def _prepare(request: Request, folder: Path, announce: Announce, progress: Progress) -> Steps:
+    """Split the data, time training steps if no earlier run did, and plan the steps."""
+    options, paths = request.options, Paths(request, folder)
+    counts, fitting = _split(request, paths)
+    check_metrics(paths.held_out, options.metric, request.picks.values())
+    check_steps(request, paths)
+    size = choose_size(paths.base, paths.train, options.vocabulary, options.prompt) if paths.trims else None
+    probe = _probe(request, paths, progress)
+    plan = Plan(**vars(request), paths=paths, counts=counts, fitting=fitting, probe=probe, vocabulary=size)
+    steps = Steps(folder, make_steps(plan, machine.describe("CPU")))
+    steps.prepare(options.overwrite)
+    probe.write(folder / PROBE)
+    pending = [steps.planned[name] for name in steps.pending()]
+    announce(pending, {"memory_bytes": probe.peak_bytes, "disk_bytes": request.disk_bytes})
+    return steps
+
+
+def _split(request: Request, paths: Paths) -> tuple[dict[str, int], int]:
+    """Write the training and the held-out examples; return their numbers, and that of prompts that the search can use.
+
+    Raises:
+        LonasEdgeError: If these are too few.
+    """
+    options, source = request.options, request.source
+    data = source.open_data(options.data, options.prompt, labels=True)
+    held_out = source.open_data(options.eval_data, options.prompt, labels=True) if options.eval_data else None
+    held_out = held_out and held_out.with_prompt(data.description)
+    train, held_out = data.split(request.profile.held_out, options.seed, held_out)
+    paths.train.parent.mkdir(parents=True, exist_ok=True)
+    train.write(paths.train)
+    held_out.write(paths.held_out)
+    fitting = held_out.count_fitting(require_tokenizer(source.base.folder, "compress"))
+    if fitting < LEAST_FITTING:
+        raise LonasEdgeError(
+            f"{held_out.path}: {fitting} of {len(held_out.inputs)} held-out examples have an answer within {MAX_LENGTH} "
+            f"tokens; expected at least {LEAST_FITTING}. Shorten the examples, or add others."
+        )
+    return {"train": len(train.examples), "held_out": len(held_out.examples)}, fitting
+
+
+def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
+    """Time training steps, or read what an earlier run with the same data timed; its choice of the precision stays."""
+    options, qat = request.options, request.trained_for
+    inputs = {"train": sha256(paths.train), "prompt": str(options.prompt), "qat": str(qat)}
+    earlier = Probe.read(paths.work / PROBE) if (paths.work / PROBE).exists() else None
+    if earlier and earlier.inputs == inputs:
+        return earlier
+    if not earlier and not options.dry_run:
+        OutputDirectory(options.output).check_space(request.disk_bytes)
+    precision = earlier.precision if earlier else None
+    with TemporaryDirectory(prefix="lonas-edge-") as folder:
+        base = paths.base
+        if paths.unpruned_base and not request.profile.adapts:  # an encoder's base may have another task, or lack the head
+            base = str(Path(folder) / "merged")
+            merge(open_source(paths.unpruned, paths.unpruned_base, elastic=False), Path(base), progress)
+        timed = time_steps(request.profile, base, paths.train, options.prompt, qat, precision, progress)
+    return replace(timed, inputs=inputs)
+
+
+def _restore(output: Path, finished: CompressRecord, folder: Path) -> None:
+    """Link the results of a finished run into the working directory."""
+    temporary = folder.with_name(f"{STEPS}.copy")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(output / STEPS, temporary, copy_function=link)
+    for pick_file, name in finished.options["folders"].items():
+        if (output / name).is_dir():
+            shutil.copytree(output / name, temporary / "models" / pick_file, copy_function=link)
+    temporary.rename(folder)
+
+
+def _write_results(request: Request, record: CompressRecord, folder: Path, new: Path) -> None:
+    """Link the networks and the results of the steps into a new output directory, and write the report."""
+    ignored = shutil.ignore_patterns("baselines", "models", FILE)
+    shutil.copytree(folder, new / STEPS, copy_function=link, ignore=ignored)
+    for target, pick in request.picks.items():
+        model = new / request.folders[target]
+        shutil.copytree(folder / "models" / pick.file, model, copy_function=link)
+        update_card(model, COMPARISON, comparison(record))
+    record.write(new / COMPRESS)
+    write_report(record, new)
+
+
+def _carry_over(output: Path, new: Path, earlier: CompressRecord) -> None:
+    """Link what others put into the output directory of an earlier run."""
+    ours = {STEPS, COMPRESS, MARKDOWN, PLOT, HTML, *earlier.options["folders"].values()}
+    for path in output.iterdir():
+        if path.name not in ours and not (new / path.name).exists():
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, new / path.name, copy_function=link, symlinks=True)
+            else:
+                shutil.copy2(path, new / path.name, follow_symlinks=False)
+
+
+def _step_times(request: Request, steps: Steps) -> tuple[StepTime, ...]:
+    """The finished steps, with commands on the published files."""
+    output, times = request.options.output, []
+    moved = {str(steps.folder / "models" / pick.file): output / request.folders[each] for each, pick in request.picks.items()}
+    moved[str(steps.folder)] = output / STEPS
+    for name, step in steps.planned.items():
+        if state := steps.states.get(name):
+            command = step.command
+            for before in sorted(moved, key=len, reverse=True):  # kl-0.15 before kl-0.1
+                command = command.replace(before, str(moved[before]))
+            times.append(StepTime(name, command, state.seconds, state.estimate))
+    return tuple(times)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ from lonas_edge.files import replace_text
 from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
-from lonas_edge.pipeline.baselines import BASELINES, GPTQ, LORA, compared, compares_gptq, export_baselines, export_gptq
-from lonas_edge.pipeline.choice import CHOOSE, choose
-from lonas_edge.pipeline.defaults import Defaults
+from lonas_edge.pipeline.baselines import compared, compares_gptq, export_baselines, export_gptq
+from lonas_edge.pipeline.choice import choose
 from lonas_edge.pipeline.measure import ROUNDS
-from lonas_edge.pipeline.plan import NEW_RANK, SPACE, Paths, Plan
-from lonas_edge.pipeline.recovery import open_network, train_or_continue
-from lonas_edge.pipeline.steps import SEARCH, Step
+from lonas_edge.pipeline.plan import NEW_RANK, SPACE_FILE, Paths, Plan, Request
+from lonas_edge.pipeline.record import COMPRESS
+from lonas_edge.pipeline.results import make_record
+from lonas_edge.pipeline.steps import BASELINES, CHOOSE, EXPORT, GPTQ, LORA, MEASURE, RECOVER, SEARCH, SPACE, TRIM, Step
 from lonas_edge.pipeline.targets import MetricBound, searched_picks
+from lonas_edge.pipeline.tasks import Profile
+from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
-from lonas_edge.search.cost import COSTS, COUNTED, CostSettings, counted_cost
+from lonas_edge.search.cost import COSTS, COUNTED, counted_cost
 from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.picks import Pick, check_picks
 from lonas_edge.search.plan import make_plan
@@ -32,18 +34,14 @@ from lonas_edge.search.run import search
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space, removable_blocks
 from lonas_edge.space.search_space import parse_search_space
-from lonas_edge.space.selection import select
 from lonas_edge.training.defaults import lora_config
 from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.vocabulary.model_vocabulary import trim
 
-TRIM, WRITE_SPACE, MEASURE = "trim", "space", "measure"
-RECOVER, EXPORT = "recover ", "export "  # and the target
 
-
-def make_steps(plan: Plan, measure: Callable[[Progress], None], processor: str) -> list[Step]:
-    """List all steps in order; the last calls `measure`. `processor` is the one whose latency is measured."""
+def make_steps(plan: Plan, here: Mapping[str, Any]) -> list[Step]:
+    """List all steps in order; `here` describes the machine whose latencies are measured."""
     steps = [fine_tune(plan)] if plan.paths.trains_lora else []
     steps += [trim_vocabulary(plan)] if plan.paths.trims else []
     steps += [write_space(plan)] if plan.paths.space else []
@@ -52,7 +50,7 @@ def make_steps(plan: Plan, measure: Callable[[Progress], None], processor: str) 
     for target in plan.picks:
         steps += [recover(plan, target), export_network(plan, target)]
     steps += [export_gptq(plan)] if compares_gptq(plan) else []
-    return [*steps, measure_networks(plan, measure, processor)]
+    return [*steps, measure_networks(plan, here)]
 
 
 def fine_tune(plan: Plan) -> Step:
@@ -86,20 +84,19 @@ def write_space(plan: Plan) -> Step:
     paths = plan.paths
 
     def work(_progress: Progress) -> None:
-        replace_text(Path(str(paths.space)), json.dumps(_make_space(plan.unpruned, plan.defaults), indent=2) + "\n")
+        replace_text(Path(str(paths.space)), json.dumps(_make_space(plan.unpruned, plan.profile), indent=2) + "\n")
 
     files: dict[str, Any] = {"model": paths.base, "output": paths.space}
     files |= {"adapter": paths.unpruned} if paths.unpruned_base else {"ranks": NEW_RANK}
-    if not (paths.unpruned_base and plan.defaults.adapts):
-        files |= {"depth": plan.defaults.block, "ratios": 1}
+    files |= {"depth": plan.profile.block, "ratios": 1}
     command = Command("lonas-edge space", None, files)
-    return Step(WRITE_SPACE, [command], work, (SPACE,), (LORA,) if paths.trains_lora else (), plan.inputs)
+    return Step(SPACE, [command], work, (SPACE_FILE,), (LORA,) if paths.trains_lora else (), plan.inputs)
 
 
-def _make_space(source: Source, defaults: Defaults) -> dict[str, Any]:
+def _make_space(source: Source, profile: Profile) -> dict[str, Any]:
     """As `space --depth KIND --ratios 1` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
     architecture, ranks = source.architecture, source.ranks()
-    blocks = removable_blocks(architecture, (defaults.block,), str(source.base.folder))
+    blocks = removable_blocks(architecture, (profile.block,), str(source.base.folder))
     return generate_space(architecture, (1.0,), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None)
 
 
@@ -126,23 +123,20 @@ def recover(plan: Plan, target: str) -> Step:
     The network of an earlier target is trained already. An unpruned one in INT8 needs no training: its directory is empty.
     """
     paths, options, pick = plan.paths, plan.recovery_options, plan.picks[target]
-    output, network = paths.recovered(pick), paths.subnetwork(pick)
+    output = paths.recovered(pick)
 
     def work(progress: Progress) -> None:
         if trained := _trained_before(plan, pick):
             with OutputDirectory(output).open() as folder:
                 shutil.copytree(trained, folder, dirs_exist_ok=True)
             return
-        source = plan.start
-        unpruned = source.sizes(select(source.elasticity, str(network))).parameters == source.sizes(source.unpruned).parameters
-        if unpruned and not options.weight_format and not paths.trims:
+        chosen, unpruned = plan.start.sizes(plan.network(pick)), plan.start.sizes(plan.start.unpruned)
+        if chosen.parameters == unpruned.parameters and not options.weight_format and not paths.trims:
             with OutputDirectory(output).open():
                 return
-        train_or_continue(open_network(paths, network), output, options, progress)
+        train_or_continue(plan.open_recovery(pick), output, options, progress)
 
-    files = {"from": paths.start, "model": paths.start_base, "nncf-config": paths.space, "subnet": network}
-    files |= {"teacher": paths.unpruned, "data": paths.train, "eval-data": paths.held_out, "output": output}
-    command = Command("lonas-edge train", options, files)
+    command = plan.recovery_command(paths.subnetwork(pick), output, options)
     seconds = plan.training_seconds(options, plan.probe.recovery_step)
     needs = (CHOOSE + target if isinstance(pick, MetricBound) else SEARCH,)
     return Step(RECOVER + target, [command], work, (f"recovered/{pick.file}",), needs, estimate=seconds)
@@ -150,13 +144,11 @@ def recover(plan: Plan, target: str) -> Step:
 
 def _trained_before(plan: Plan, pick: Pick) -> Path | None:
     """The recovered adapter of an earlier target with the same network, if any."""
-    paths, elasticity = plan.paths, plan.start.elasticity
-    widths = select(elasticity, str(paths.subnetwork(pick))).canonical
     for earlier in plan.picks.values():
         if earlier == pick:
             break
-        if select(elasticity, str(paths.subnetwork(earlier))).canonical == widths:
-            return paths.recovered(earlier)
+        if plan.network(earlier).canonical == plan.network(pick).canonical:
+            return plan.paths.recovered(earlier)
     return None
 
 
@@ -174,22 +166,28 @@ def export_network(plan: Plan, target: str) -> Step:
     return Step(EXPORT + target, [command], work, (f"models/{pick.file}",), (RECOVER + target,))
 
 
-def measure_networks(plan: Plan, measure: Callable[[Progress], None], processor: str) -> Step:
+def measure_networks(plan: Plan, here: Mapping[str, Any]) -> Step:
     """Measure the exported networks and the baselines, and write the record."""
+
+    def work(progress: Progress) -> None:
+        make_record(plan, here, progress).write(plan.paths.work / COMPRESS)
+
     first, *others = [plan.paths.model(pick) for pick in plan.picks.values()]
     arms = ("subnet", *(plan.paths.baseline(each.folder) for each in compared(plan)), *others)
     values = {"prompt-len": plan.options.prompt_len, "new-tokens": plan.options.new_tokens, "rounds": ROUNDS}
     command = Command("lonas-edge bench", None, {"": first, "arms": ",".join(map(str, arms))}, values)
     needs = (*(EXPORT + target for target in plan.picks), GPTQ if compares_gptq(plan) else BASELINES)
+    processor = f"{here['processor']}, {here['processors']} processors"
     inputs = {"processor": processor, "metric": ", ".join(map(identity, plan.metrics))}
-    return Step(MEASURE, [command], measure, ("compress.json",), needs, inputs, quick=True)
+    return Step(MEASURE, [command], work, (COMPRESS,), needs, inputs, quick=True)
 
 
-def check_steps(source: Source, defaults: Defaults, paths: Paths, picks: Mapping[str, Pick], settings: CostSettings) -> None:
+def check_steps(request: Request, paths: Paths) -> None:
     """Refuse, before the first step, an adapter that `recover` would refuse, and bounds on sizes that no network meets.
 
     Latencies are measured later, by the search. A base model gets the adapter that `fine_tune` will train: sizes count it.
     """
+    source = request.source
     if source.adapter:
         with_teacher(open_recovery(paths.unpruned, paths.train, None, paths.base), paths.unpruned, paths.base)
     if paths.trims:  # a smaller vocabulary changes the sizes
@@ -198,7 +196,7 @@ def check_steps(source: Source, defaults: Defaults, paths: Paths, picks: Mapping
         config = AdapterConfig(Path("--target-modules"), lora_config(TrainOptions(), source.architecture))
         source = replace(source, adapter_config=config)
     if paths.space:
-        space = parse_search_space(_make_space(source, defaults), SPACE)
-        source = replace(source, elasticity=bind(source.architecture, space, SPACE))
-    costs = {name: counted_cost(name, source, settings.weight_format) for name in COUNTED}
-    check_picks(picks.values(), find_dimensions(source).named(), costs)
+        space = parse_search_space(_make_space(source, request.profile), SPACE_FILE)
+        source = replace(source, elasticity=bind(source.architecture, space, SPACE_FILE))
+    costs = {name: counted_cost(name, source, str(request.options.weight_format)) for name in COUNTED}
+    check_picks(request.picks.values(), find_dimensions(source).named(), costs)

@@ -21,7 +21,8 @@ from lonas_edge.schema import Record, differences
 from lonas_edge.tables import duration
 
 STEPS = "steps.json"
-SEARCH = "search"  # name of a step that others need
+LORA, TRIM, SPACE, SEARCH, BASELINES, GPTQ = "fine-tune", "trim", "space", "search", "baselines", "gptq"  # names of steps
+CHOOSE, RECOVER, EXPORT, MEASURE = "choose ", "recover ", "export ", "measure"  # the first three are followed by a target
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from lonas_edge.data.language import question_and_reference, read_examples
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric
-from lonas_edge.pipeline.defaults import Defaults
+from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.search.cost import COSTS, default_cost
 from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.training.options import AUTO
@@ -28,15 +28,15 @@ class MetricBound(Pick):
         return f"{self.measure}-{abs(self.bound):g}"
 
 
-def _parse_bound(text: str, defaults: Defaults, metric: str | None) -> MetricBound | None:
+def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound | None:
     """Parse a target in a metric; None for other targets. `metric` is the value of --metric."""
     parsed = _FORM.fullmatch(text)
     if not parsed or parsed[1].lower() in ("kl", *COSTS):  # whose bounds are from above
         return None
     name, bound = parsed[1].lower(), float(parsed[2])
     problem = None
-    if not defaults.kind.generates:
-        problem = f"a {defaults.name} generates no answers; bound kl or a cost"
+    if not profile.kind.generates:
+        problem = f"a {profile.name} generates no answers; bound kl or a cost"
     elif name not in (*METRICS, OWN):
         problem = f"no metric {name!r}; expected {', '.join(METRICS)}, or {OWN} for that of --metric"
     elif name == OWN and not metric:
@@ -48,11 +48,11 @@ def _parse_bound(text: str, defaults: Defaults, metric: str | None) -> MetricBou
     return MetricBound(f"{name}>={bound:g}", name, bound)
 
 
-def parse_targets(targets: Sequence[str], defaults: Defaults, metric: str | None = None) -> dict[str, Pick]:
+def parse_targets(targets: Sequence[str], profile: Profile, metric: str | None = None) -> dict[str, Pick]:
     """The picks by target, each in one spelling: `tpot<=0.7x` for `tpot <= 0.70X`."""
-    expressions = [defaults.target if target == AUTO else target for target in targets]
-    bounds = [_parse_bound(text, defaults, metric) for text in expressions]
-    costs = [name for name, cost in COSTS.items() if not cost.timed or cost.generates == defaults.kind.generates]
+    expressions = [profile.target if target == AUTO else target for target in targets]
+    bounds = [_parse_bound(text, profile, metric) for text in expressions]
+    costs = [name for name, cost in COSTS.items() if not cost.timed or cost.generates == profile.kind.generates]
     others = iter(
         parse_picks([text for text, bound in zip(expressions, bounds, strict=True) if not bound], ["kl", *costs], "--target")
     )
@@ -93,7 +93,7 @@ def check_metrics(held_out: Path, metric: str | None, picks: Iterable[Pick]) -> 
             score(references[0], references[0])
 
 
-def cost_of(picks: Mapping[str, Pick], defaults: Defaults) -> str:
+def cost_of(picks: Mapping[str, Pick], profile: Profile) -> str:
     """The cost that the search minimizes: the latency that a target bounds, else the size, else the default.
 
     Raises:
@@ -103,4 +103,4 @@ def cost_of(picks: Mapping[str, Pick], defaults: Defaults) -> str:
     timed = sorted({measure for measure in bounded if COSTS[measure].timed})
     if len(timed) > 1:
         raise LonasEdgeError(f"--target bounds {' and '.join(timed)}; one run searches for one of them. Run compress twice.")
-    return next(iter([*timed, *bounded]), default_cost(defaults.kind))
+    return next(iter([*timed, *bounded]), default_cost(profile.kind))

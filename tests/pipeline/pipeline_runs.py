@@ -22,9 +22,9 @@ from lonas_edge.ir.write import ACTIVATION_GROUP, remove_property
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import baselines, measure, run
 from lonas_edge.pipeline.options import CompressOptions
-from lonas_edge.pipeline.probe import Probe
 from lonas_edge.pipeline.record import CompressRecord, Latency
 from lonas_edge.pipeline.steps import Step
+from lonas_edge.pipeline.training import Probe
 
 PROBE = Probe("fp32", 0.1, 0.2, 0.01, 12.0, 10**9)
 QUICK: dict[str, Any] = {

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from lonas_edge.bench import machine
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
-from lonas_edge.pipeline import baselines, recovery, stages
+from lonas_edge.pipeline import baselines, stages, training
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.run import compress, compress_model
@@ -56,7 +56,7 @@ def test_another_processor(finished: Finished, tmp_path: Path, quick: None, monk
     out = finished.copied(tmp_path / "copy")
     here = machine.describe("CPU")
     monkeypatch.setattr(machine, "describe", lambda _device: {**here, "processor": "Another"})
-    monkeypatch.setattr(recovery, "train", forbidden)
+    monkeypatch.setattr(training, "train", forbidden)
     compress(finished.source.base, data=out.parent / "data.json", output=out, **QUICK)
     assert json.loads((out / "compress.json").read_text())["machine"]["processor"] == "Another"
 
@@ -64,7 +64,7 @@ def test_another_processor(finished: Finished, tmp_path: Path, quick: None, monk
 def test_another_metric(finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the measurement is repeated, without asking."""
     out = finished.copied(tmp_path / "copy")
-    monkeypatch.setattr(recovery, "train", forbidden)
+    monkeypatch.setattr(training, "train", forbidden)
     record = compress(finished.source.base, data=out.parent / "data.json", output=out, metric="chrf", **QUICK)
     assert (finished.record.metric, record.metric) == ("exact-match", "chrf")
     assert all("chrf" in network.quality for network in record.networks)
@@ -112,7 +112,7 @@ def again(command: str, run_cli: Callable[..., Any], output: Path) -> tuple[Path
 
 def test_the_same_command_again_changes_nothing(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = finished.copied(tmp_path / "copy")
-    monkeypatch.setattr(recovery, "train", forbidden)
+    monkeypatch.setattr(training, "train", forbidden)
     monkeypatch.setattr(baselines, "_SHARE", 0.0)  # no GPTQ, as in the finished run
     for target in ("weights<=0.95x", "weights <= 0.950X"):
         options = {**QUICK, "target": target}
@@ -304,7 +304,7 @@ def test_the_unpruned_network_of_a_super_adapter(
     super_adapter: Path, llama: TinySource, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In INT8 it is neither trained nor cut, although the adapter has its search space in its directory."""
-    monkeypatch.setattr(recovery, "train", forbidden)
+    monkeypatch.setattr(training, "train", forbidden)
     options = {**QUICK, "target": "weights<=1x", "data": data, "output": super_adapter / "out", "model": llama.base}
     record = compress(super_adapter, **options)
     whole = AutoModelForCausalLM.from_pretrained(llama.base).num_parameters()
@@ -325,7 +325,7 @@ def test_the_largest_network_of_a_narrow_space_is_recovered(
     def trained(*_given: object) -> None:
         raise LonasEdgeError("trained")
 
-    monkeypatch.setattr(recovery, "train", trained)
+    monkeypatch.setattr(training, "train", trained)
     options = {**QUICK, "target": "weights<=1x", "data": data, "output": tmp_path / "out", "model": llama.base}
     with pytest.raises(LonasEdgeError, match="recover weights<=1x: trained"):
         compress(super_adapter, **options)
@@ -336,9 +336,9 @@ def test_two_targets_that_choose_the_same_network(
 ) -> None:
     """It is trained once, and exported for both."""
     outputs: list[str] = []
-    train = recovery.train
+    train = training.train
     monkeypatch.setattr(
-        recovery, "train", lambda inputs, output, *rest: (outputs.append(output.name), train(inputs, output, *rest))
+        training, "train", lambda inputs, output, *rest: (outputs.append(output.name), train(inputs, output, *rest))
     )
     targets = ["weights<=0.95x", "weights<=0.951x"]
     record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": targets})

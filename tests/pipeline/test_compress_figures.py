@@ -19,9 +19,9 @@ from lonas_edge.data.language import LanguageTask
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
-from lonas_edge.pipeline import measure, probe
-from lonas_edge.pipeline.defaults import LANGUAGE_MODEL
+from lonas_edge.pipeline import measure, training
 from lonas_edge.pipeline.record import Latency
+from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.progress import silent
 
 FOLDERS = {name: Path(name) for name in ("baseline", "other", "ours")}
@@ -117,8 +117,8 @@ def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch:
     """A quarter of a batch is timed, so a step takes four times as long; the faster precision is taken."""
     LanguageTask().read([(data, 1.0)]).write(tmp_path / "train.jsonl")
     seconds, clock = {"fp32": 0.5, "bf16": 2.0}, [0.0]
-    monkeypatch.setattr(probe.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(probe, "faster_dtype", lambda: "bf16")
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(training, "faster_dtype", lambda: "bf16")
     timed: list[tuple[str, int, bool, str | None]] = []
 
     def train(inputs: Any, _output: Path, options: Any, *, report: Callable[..., None], **_: Any) -> Any:
@@ -130,11 +130,11 @@ def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch:
         report(options.steps, options.steps, {"eval_loss": 1.0})
         return SimpleNamespace(tokens=10 * options.steps * options.batch_size, steps=options.steps)
 
-    monkeypatch.setattr(probe, "train", train)
+    monkeypatch.setattr(training, "train", train)
     given = LANGUAGE_MODEL, str(llama.base), tmp_path / "train.jsonl", "question", "int4_sym"
-    made = probe.time_steps(*given, None, silent)
+    made = training.time_steps(*given, None, silent)
     assert (made.precision, made.lora_step, made.recovery_step, made.tokens) == ("fp32", 2.0, 6.0, 10)
     assert made.evaluation == pytest.approx(0.05)
     assert timed == [("fp32", 4, False, None), ("bf16", 4, False, None), ("fp32", 4, True, "int4_sym")]
-    assert probe.time_steps(*given, "bf16", silent).precision == "bf16"
+    assert training.time_steps(*given, "bf16", silent).precision == "bf16"
     assert [precision for precision, *_ in timed[3:]] == ["bf16", "bf16"]

@@ -20,10 +20,11 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.optimum import run_optimum
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import stages
-from lonas_edge.pipeline.defaults import LANGUAGE_MODEL
 from lonas_edge.pipeline.options import CompressOptions
-from lonas_edge.pipeline.plan import disk_bytes
+from lonas_edge.pipeline.plan import Request
 from lonas_edge.pipeline.run import compress
+from lonas_edge.pipeline.targets import parse_targets
+from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.plan import make_plan
 
@@ -91,7 +92,8 @@ def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: N
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", forbidden)
     options = CompressOptions(source=str(llama.base), data=data, output=tmp_path / "out", weight_format="int8_sym")
-    needed = disk_bytes(open_source(str(llama.base)), LANGUAGE_MODEL, options, 1)
+    picks = parse_targets(("weights<=0.95x",), LANGUAGE_MODEL)
+    needed = Request(open_source(str(llama.base)), LANGUAGE_MODEL, options, picks, {}).disk_bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=needed - 1))
     with pytest.raises(LonasEdgeError, match="not enough disk space"):
         compress(llama.base, data=data, output=tmp_path / "out", **QUICK)

@@ -128,7 +128,7 @@ def test_markdown_is_valid(made: CompressRecord, tmp_path: Path) -> None:
 def test_the_charts(tmp_path: Path) -> None:
     """The picture shows something; the drawn intervals are those of the table; a pick has the colour of its network."""
     from lonas_edge.pipeline import charts
-    from lonas_edge.pipeline.display import LANGUAGE_MODEL
+    from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 
     write(realistic(), tmp_path)
     image = matplotlib.image.imread(tmp_path / "report.png")  # [height, width, channels]

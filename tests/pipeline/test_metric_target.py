@@ -11,10 +11,10 @@ from tiny_models import TinySource
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.pipeline import choice
-from lonas_edge.pipeline.defaults import EMBEDDING_MODEL, LANGUAGE_MODEL
 from lonas_edge.pipeline.record import Trial
 from lonas_edge.pipeline.run import compress
 from lonas_edge.pipeline.targets import parse_targets
+from lonas_edge.pipeline.tasks import EMBEDDING_MODEL, LANGUAGE_MODEL
 from lonas_edge.search.picks import Pick
 
 TARGET = "exact-match>=-1"

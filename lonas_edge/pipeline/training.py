@@ -1,4 +1,4 @@
-"""Time a few training steps on this machine: they choose the precision, and estimate how long a run takes."""
+"""Trainings of `compress`. A few timed steps choose the precision on this machine, and estimate how long a run takes."""
 
 import statistics
 import time
@@ -12,7 +12,8 @@ import torch
 
 from lonas_edge.files import read_text, replace_text
 from lonas_edge.network.modeling import faster_dtype
-from lonas_edge.pipeline.defaults import Defaults
+from lonas_edge.output import OutputDirectory
+from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.processes import peak_memory
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
@@ -43,7 +44,7 @@ class Probe(Record):
 
 
 def time_steps(
-    defaults: Defaults, base: str, data: Path, prompt: str | None, qat: str | None, precision: str | None, progress: Progress
+    profile: Profile, base: str, data: Path, prompt: str | None, qat: str | None, precision: str | None, progress: Progress
 ) -> Probe:
     """Time a few steps of the fine-tuning and of the recovery on typical examples of `data`, a micro-batch each.
 
@@ -53,28 +54,28 @@ def time_steps(
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)
         sample = folder / "typical.jsonl"
-        lines = typical(read_text(data, "the training examples").split("\n"), _STEPS * defaults.micro_batch)
+        lines = typical(read_text(data, "the training examples").split("\n"), _STEPS * profile.micro_batch)
         replace_text(sample, "\n".join(lines) + "\n")
         inputs = with_eval_data(open_inputs(base, sample, None, elastic=False), sample)
-        inputs = inputs if defaults.adapts else with_teacher(inputs, base)
+        inputs = inputs if profile.adapts else with_teacher(inputs, base)
         chosen = precision or (precision_of(TrainOptions()) if torch.cuda.is_available() else None)
         precisions = [chosen] if chosen else list(dict.fromkeys(("fp32", faster_dtype())))
         timed = {}
         for number, name in enumerate(precisions):
             progress(f"Timing training steps in {name}", (number + 0.5) / (len(precisions) + 1))
-            timed[name] = _time(defaults, inputs, TrainOptions(prompt=prompt, precision=name), folder)
+            timed[name] = _time(profile, inputs, TrainOptions(prompt=prompt, precision=name), folder)
         fastest = min(timed, key=lambda name: timed[name][0])
         lora, evaluation, tokens = timed[fastest]
         recovery = lora
-        if defaults.adapts or qat:
+        if profile.adapts or qat:
             progress("Timing steps of the recovery", len(precisions) / (len(precisions) + 1))
             options = TrainOptions(prompt=prompt, precision=fastest)
             options = replace(options, weight_format=qat, ratio=1.0) if qat else options  # the choice of layers takes no step
-            recovery, *_ = _time(defaults, with_teacher(inputs, base), options, folder)
+            recovery, *_ = _time(profile, with_teacher(inputs, base), options, folder)
     return Probe(fastest, round(lora, 3), round(recovery, 3), round(evaluation, 5), round(tokens, 1), peak_memory())
 
 
-def _time(defaults: Defaults, inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float, float]:
+def _time(profile: Profile, inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float, float]:
     """Seconds of a whole batch, from parts of it, and of the evaluation of an example; and mean tokens of an example."""
     steps: dict[int, float] = {}
     evaluated: list[float] = []
@@ -85,14 +86,14 @@ def _time(defaults: Defaults, inputs: Inputs, options: TrainOptions, folder: Pat
             evaluated.append(time.perf_counter() - steps[step])
 
     timing = replace(
-        options, steps=_STEPS, batch_size=defaults.micro_batch, save_steps=1000, log_steps=_STEPS, eval_steps=_STEPS
+        options, steps=_STEPS, batch_size=profile.micro_batch, save_steps=1000, log_steps=_STEPS, eval_steps=_STEPS
     )
     record = train(inputs, folder / "timed", timing, overwrite=True, report=report)
     assert record and record.tokens
     assert inputs.eval_data
-    step = (steps[_STEPS] - steps[1]) / (_STEPS - 1) * defaults.batch / defaults.micro_batch
+    step = (steps[_STEPS] - steps[1]) / (_STEPS - 1) * profile.batch / profile.micro_batch
     evaluation = evaluated[0] / sum(file.count for file in inputs.eval_data.files)
-    return step, evaluation, record.tokens / _STEPS / defaults.micro_batch
+    return step, evaluation, record.tokens / _STEPS / profile.micro_batch
 
 
 def typical(lines: Iterable[str], count: int) -> list[str]:
@@ -100,3 +101,18 @@ def typical(lines: Iterable[str], count: int) -> list[str]:
     known = [line for line in lines if line.strip()]
     middle = statistics.median(map(len, known))
     return sorted(known, key=lambda line: abs(len(line) - middle))[:count]
+
+
+def train_or_continue(inputs: Inputs, output: Path, options: TrainOptions, progress: Progress) -> None:
+    """Train, or continue; held-out losses stay on the terminal."""
+    shown = set[int]()
+
+    def report(step: int, steps: int, log: Mapping[str, float]) -> None:
+        line = f"step {step}/{steps}"
+        if EVAL_LOSS in log and step not in shown:  # the Trainer logs the last one twice
+            shown.add(step)
+            line = f"{line}  held-out loss {log[EVAL_LOSS]:.3f}\n{line}"
+        progress(line, step / steps)
+
+    resume = OutputDirectory(output).partial.exists()
+    train(inputs, output, options, resume, False, report, lambda line: progress(f"{line}\nLoading", None))

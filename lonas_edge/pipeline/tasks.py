@@ -1,0 +1,204 @@
+"""How models of each task are compressed by default and reported, one object per task; and which options fit them."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from lonas_edge.bench.statistics import Interval
+from lonas_edge.data.pooling import EMBEDS
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.evaluate.answer_metrics import METRICS
+from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, output_names
+from lonas_edge.network.checkpoints import open_tensors
+from lonas_edge.network.source import Source
+from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.record import CompressRecord
+from lonas_edge.search.cost import CostSettings, context_errors
+from lonas_edge.tables import MISSING
+
+_ATTENTION, _LAYER = BLOCK_KINDS[0], BLOCK_KINDS[2]
+
+
+class Column(NamedTuple):
+    """A figure of each network."""
+
+    name: str  # in records
+    title: str
+    digits: int
+    meaning: str
+    unit: str = ""  # of differences
+
+
+_SPEARMAN = Column("spearman", "Spearman", 1, "rank correlation with the labels, percent", ", points")
+_FROM_FP32 = "from the unpruned model in fp32"
+ANSWER_TIME = Column("answer", "answer", 0, "time of a greedy answer of at most 256 tokens to a held-out prompt")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How models of a task are compressed and reported."""
+
+    name: str  # in records and messages
+    kind: ModelKind
+    adapts: bool  # whether a base model is fine-tuned first; other models are finished, and are compressed as they are
+    block: str  # kind of the blocks that the search removes
+    target: str  # `auto`
+    weight_format: str  # of the result
+    prompt_len: int  # tokens of the latencies
+    new_tokens: int | None  # generated tokens of the latencies
+    held_out: int  # examples, at most
+    batch: int  # examples of a training step
+    micro_batch: int  # examples that are computed at once
+    recovery_tokens: int
+    prompts: tuple[int, int]  # of the search, at least and at most
+    search_tokens: int  # of these prompts
+    baselines: tuple[str, ...]  # formats in which `optimum-cli` stores the unpruned model
+    qualities: tuple[Column, ...]  # in the order of tables; plots show the first one
+    latencies: tuple[Column, ...]  # in the order of tables; plots and sentences have the last one
+    distance: str  # that the search bounds
+    loss: str  # of trainings
+    lengths: str  # of the latencies, with two places for numbers
+    usage: str  # of the model in the directory `{}`
+
+
+LANGUAGE_MODEL = Profile(
+    name=CAUSAL_LM.name,
+    kind=CAUSAL_LM,
+    adapts=True,
+    block=_ATTENTION,
+    target="kl<=0.15",  # docs/benchmarks/recovery.md has the loss after the recovery
+    weight_format="int4_sym",  # trained for, at equal accuracy faster than INT8: docs/benchmarks/recovery.md
+    prompt_len=256,
+    new_tokens=64,
+    held_out=400,
+    batch=16,
+    micro_batch=4,  # 16 take 9.2 instead of 4.3 GB in a recovery at 135M, and as long (docs/benchmarks/compress.md)
+    recovery_tokens=100_000,  # as in docs/benchmarks/recovery.md
+    prompts=(16, 64),
+    search_tokens=3_000,  # an evaluation takes some five seconds on two cores at 135M
+    baselines=("int8",),
+    qualities=(
+        Column("loss", "held-out loss", 3, "nats per learned token"),
+        Column("accuracy", "token accuracy", 2, "learned tokens that are the most likely ones, percent", ", points"),
+    ),
+    latencies=(Column("ttft", "TTFT", 1, "time to first token"), Column("tpot", "TPOT", 2, "time per output token")),
+    distance="KL divergence",
+    loss="loss in nats per learned token",
+    lengths="{} prompt tokens, {} generated tokens",
+    usage="for OpenVINO; try it with `lonas-edge chat {}`",
+)
+EMBEDDING_MODEL = Profile(
+    name=EMBEDDING.name,
+    kind=EMBEDDING,
+    adapts=False,
+    block=_LAYER,
+    target="kl<=0.2",  # two of MiniLM's six layers (0.169): docs/benchmarks/embeddings.md
+    weight_format="int8_sym",  # INT4 is no faster: docs/benchmarks/embeddings.md
+    prompt_len=128,
+    new_tokens=None,
+    held_out=1500,
+    batch=32,
+    micro_batch=32,
+    recovery_tokens=1_000_000,  # as in docs/benchmarks/embeddings.md
+    prompts=(64, 256),
+    search_tokens=10_000,
+    baselines=("int8", "fp32"),
+    qualities=(Column("distance", "cosine distance", 4, _FROM_FP32), _SPEARMAN),
+    latencies=(Column("latency", "latency", 2, "of a text"),),
+    distance="cosine distance",
+    loss="cosine distance",
+    lengths="texts of {} tokens, one at a time",
+    usage="for OpenVINO; its README.md says how to use it",
+)
+CLASSIFIER = replace(
+    EMBEDDING_MODEL,
+    name=CLASSIFICATION.name,
+    kind=CLASSIFICATION,
+    # a sixth of the layers (docs/benchmarks/embeddings.md): distances of two classifiers or rerankers have no common scale
+    target="macs<=0.84x",
+    qualities=(
+        Column("distance", "KL", 4, f"divergence of the class probabilities {_FROM_FP32}, nats"),
+        Column("accuracy", "accuracy", 1, "examples whose label is the most likely class, percent", ", points"),
+    ),
+    distance="KL divergence",
+    loss="KL in nats",
+)
+RERANKER = replace(
+    CLASSIFIER,
+    name="reranker",
+    qualities=(Column("distance", "squared distance", 4, f"of the scores {_FROM_FP32}"), _SPEARMAN),
+    distance="squared distance of scores",
+    loss="squared distance",
+)
+PROFILES = {profile.name: profile for profile in (LANGUAGE_MODEL, EMBEDDING_MODEL, CLASSIFIER, RERANKER)}
+
+
+def profile_of(source: Source) -> Profile:
+    """The profile of a model."""
+    kind = source.architecture.family.kind
+    if kind is CLASSIFICATION and len(output_names(source.architecture.config)) == 1:
+        return RERANKER
+    return PROFILES[kind.name]
+
+
+def resolve_options(profile: Profile, options: CompressOptions, source: Source) -> CompressOptions:
+    """Fill in the defaults, and refuse options that mean nothing for a task or source."""
+    problems = []
+    for name, value in (("--prompt", options.prompt), ("--new-tokens", options.new_tokens), ("--metric", options.metric)):
+        if value is not None and not profile.kind.generates:
+            problems.append(f"{name} {value}: a {profile.name} generates no text; omit it")
+    if options.epochs is not None and (source.adapter or not profile.adapts):
+        what = "the adapter" if source.adapter else f"a {profile.name}"
+        epochs = options.epochs if isinstance(options.epochs, str) else f"{options.epochs:g}"
+        problems.append(f"--epochs {epochs}: {what} is compressed without fine-tuning; omit it")
+    resolved = replace(
+        options,
+        weight_format=options.weight_format or profile.weight_format,
+        prompt_len=options.prompt_len or profile.prompt_len,
+        new_tokens=(options.new_tokens or profile.new_tokens) if profile.kind.generates else None,
+    )
+    problems += context_errors(cost_settings(resolved), source.architecture.context)
+    raise_all(f"{source.base.folder}: these options do not fit the model:", problems)
+    return resolved
+
+
+def cost_settings(options: CompressOptions) -> CostSettings:
+    """The weight format, and how latencies are measured, of resolved options."""
+    assert options.weight_format and options.prompt_len
+    return CostSettings(options.weight_format, prompt_len=options.prompt_len, new_tokens=options.new_tokens or 0)
+
+
+def check_head(source: Source) -> None:
+    """Refuse a classifier without a head, in its base or an adapter."""
+    architecture, folder = source.architecture, source.base.folder
+    tensors = open_tensors(folder)
+    tensors.rename(architecture.family)
+    if architecture.head.keys() - tensors.shapes.keys() - source.replaced().keys():
+        raise LonasEdgeError(
+            f"{source.folder}: has no classification head; fine-tune it first: lonas-edge train --model {folder} "
+            f"--data TASK.tsv --output ADAPTER. Then compress ADAPTER. {EMBEDS}"
+        )
+
+
+def qualities_of(record: CompressRecord) -> list[Column]:
+    """The columns of the qualities that were measured; the metric of answers comes first, and then the first other one."""
+    known = [column for column in PROFILES[record.task].qualities if column.name in record.networks[0].quality]
+    if record.metric is None:
+        return known
+    if record.metric in METRICS:
+        answers = Column(record.metric, record.metric, 1, "of greedy answers to held-out prompts, percent", ", points")
+    else:
+        answers = Column(record.metric, record.metric, 3, "mean over greedy answers to held-out prompts")
+    return [answers, *known[:1]]
+
+
+def latencies_of(record: CompressRecord) -> list[Column]:
+    """The columns of the latencies that were measured."""
+    return [each for each in (*PROFILES[record.task].latencies, ANSWER_TIME) if each.name in record.networks[0].latency]
+
+
+def interval(value: Interval | None, digits: int, sign: str = "", unit: str = "") -> str:
+    """Format a value with its interval, such as `0.65x [0.63, 0.67]`; `sign` is `+` for differences."""
+    if value is None:
+        return MISSING
+    middle, low, high = (f"{number:{sign}z.{digits}f}" for number in (value.value, value.low, value.high))
+    return f"{middle}{unit} [{low}, {high}]"

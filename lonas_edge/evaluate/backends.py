@@ -1,7 +1,6 @@
 """Language models as models of lm-evaluation-harness: its own `hf` backend, also in front of an IR.
 
-An IR generates greedily by openvino_genai's continuous batching, otherwise through transformers (optimum-intel), and ranks
-with an infer request of our own.
+An IR generates greedily by openvino_genai's continuous batching, otherwise through transformers (optimum-intel).
 """
 
 import logging
@@ -17,8 +16,8 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from transformers import GenerationConfig
 
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.evaluate.ranking import Likelihood, Ranker, head_of, rank
-from lonas_edge.ir.core import compiling
+from lonas_edge.ir import MODEL
+from lonas_edge.ir.core import compiling, inputs_of, open_model
 from lonas_edge.network.configuration import read_generation_config
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 _GREEDY = {"do_sample", "num_beams", "temperature", "until", "max_gen_toks", "length_penalty", "repetition_penalty"}
 _PROMPT_TOKENS = 1024  # prompt tokens computed in one step; genai's own default of 256 leaves half the speed
+_RANKED = 16  # sequences that are ranked together; each has logits at all of its positions
 _BEAMS, _BEAM_TOKENS = 64, 16384  # of all prompts that are searched together; every beam has a KV cache of its own
 
 
@@ -53,7 +53,7 @@ class OpenVinoLM(TorchLM):
         """Set up an exported directory; `max_length` is the longest sequence in tokens."""
         stops = GenerationConfig(eos_token_id=(read_generation_config(folder) or {}).get("eos_token_id"))
         unloaded = SimpleNamespace(config=None, device=torch.device("cpu"), generation_config=stops)
-        super().__init__(pretrained=unloaded, tokenizer=tokenizer, max_length=max_length, backend="causal")
+        super().__init__(pretrained=unloaded, tokenizer=tokenizer, max_length=max_length, backend="causal", batch_size=_RANKED)
         self._folder, self._device_name, self._properties = folder, device, dict(properties or {})
         self._engines: dict[Callable[..., Any], Any] = {}
 
@@ -64,9 +64,9 @@ class OpenVinoLM(TorchLM):
                 self._engines[load] = load(self._folder, self._device_name, self._properties)
         return self._engines[load]
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[Likelihood]:
-        """See `TemplateLM`: requests are ((context, continuation), token ids of the context, and of the continuation)."""
-        return rank(self._engine(Ranker), requests, self.max_length)
+    def _model_call(self, inps: torch.Tensor, **_: Any) -> torch.Tensor:
+        """See `HFLM`: logits [sequences, tokens, vocabulary] of sequences that are padded at the end."""
+        return torch.from_numpy(self._engine(_logits)(inputs_of(inps.numpy())))
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
         """See `LM`: all requests at once; they have the same options, as those of a task have."""
@@ -83,6 +83,7 @@ class OpenVinoLM(TorchLM):
         self._model = searcher
         texts: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         searcher.request.reset_state()
+        self.batch_size_per_gpu = _RANKED
         return texts
 
     def _greedy(self, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
@@ -106,6 +107,10 @@ class OpenVinoLM(TorchLM):
         end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)  # the harness adds it
         tokens: torch.Tensor = super()._model_generate(context, max_length, [text for text in stop if text != end], **options)
         return tokens
+
+
+def _logits(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
+    return open_model(folder / MODEL, device, properties)
 
 
 def _pipeline(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
@@ -140,7 +145,9 @@ def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
         loading.setLevel(level)
     if isinstance(model, OVModelWithMambaForCausalLM):
         raise LonasEdgeError(f"{folder}: optimum-intel mixes up the beams of this model type; pass --protocol option-text")
-    head = head_of(model.model)
+    head = next(node for node in model.model.get_results() if "logits" in node.input_value(0).get_names())
+    while head.get_type_name() != "MatMul":  # a conversion, a bias or a soft cap may follow it
+        head = head.input_value(0).get_node()
     last = [ops.constant(np.array([value], np.int64)) for value in (-1, 2**31 - 1, 1, 1)]  # start, stop, step, axis
     head.input(0).replace_source_output(ops.slice(head.input_value(0), *last).output(0))
     model.model.validate_nodes_and_infer_types()

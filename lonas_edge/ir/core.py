@@ -70,6 +70,7 @@ def open_model(
         )
 
     def infer(inputs: "Mapping[str, np.ndarray]") -> "np.ndarray":
+        request.reset_state()  # of a language model: calls are independent
         values: np.ndarray = request.infer({name: value for name, value in inputs.items() if name in names})[output]
         return values.copy()
 

@@ -258,6 +258,7 @@ def test_an_adapter_of_plain_peft_in_int4(tiny_models: TinyModels, tmp_path: Pat
     assert trained["teacher"]
 
 
+@pytest.mark.slow
 def test_a_smaller_vocabulary(finished: Finished, tmp_path: Path, data: Path, quick: None, run_cli: Callable[..., Any]) -> None:
     """Search and recovery work on the trimmed base; the baselines keep all tokens.
 
@@ -291,6 +292,7 @@ def super_adapter(llama: TinySource, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+@pytest.mark.slow
 def test_a_super_adapter_keeps_its_search_space(
     super_adapter: Path, llama: TinySource, tmp_path: Path, data: Path, quick: None
 ) -> None:
@@ -300,6 +302,7 @@ def test_a_super_adapter_keeps_its_search_space(
     assert record.networks[-1].parameters < record.networks[0].parameters
 
 
+@pytest.mark.slow
 def test_the_unpruned_network_of_a_super_adapter(
     super_adapter: Path, llama: TinySource, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +334,7 @@ def test_the_largest_network_of_a_narrow_space_is_recovered(
         compress(super_adapter, **options)
 
 
+@pytest.mark.slow
 def test_two_targets_that_choose_the_same_network(
     llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

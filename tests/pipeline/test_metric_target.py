@@ -39,10 +39,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[
     ("points", "chosen", "tried"),
     [
         ([0.5, 0, -0.5, -1, -1.2, -5], "kl<=0.15", [2, 4, 3]),  # three of six are tried
-        ([0, 0, 0, 0, 0, 0], "kl<=0.4", [2, 4, 5]),
+        pytest.param([0, 0, 0, 0, 0, 0], "kl<=0.4", [2, 4, 5], marks=pytest.mark.slow),
         ([-2, -3, -4, -5, -6, -7], None, [2, 0]),
-        ([-0.9], "kl<=0.02", [0]),
-        ([], None, []),
+        pytest.param([-0.9], "kl<=0.02", [0], marks=pytest.mark.slow),
+        pytest.param([], None, [], marks=pytest.mark.slow),
     ],
 )
 def test_the_most_pruned_network_within_the_bound(

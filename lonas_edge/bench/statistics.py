@@ -165,6 +165,14 @@ def difference_of_statistics(
     return Interval(change(first, second, labels), float(found.low), float(found.high))
 
 
+def share_interval(percent: float, count: int) -> Interval:
+    """Return Wilson's 95 % interval (1927) of a mean of `count` scores between 0 and 100 %, also where all are equal."""
+    share, scaled = percent / 100, Z_95**2 / count
+    middle = (share + scaled / 2) / (1 + scaled)
+    half = math.sqrt(share * (1 - share) * scaled + scaled**2 / 4) / (1 + scaled)
+    return Interval(percent, 100 * (middle - half), 100 * (middle + half))
+
+
 def standard_error(values: np.ndarray) -> float | None:
     """Return the standard error of a mean; None with fewer than two values."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None

@@ -13,12 +13,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from lonas_edge.bench.statistics import Z_95, Interval, bootstrap_error, standard_error
+from lonas_edge.bench.statistics import Z_95, Interval, bootstrap_error, share_interval, standard_error
 from lonas_edge.space.subnetwork import Sizes
 
 ACCURACY = "acc"
 SHARES = ("acc_norm", ACCURACY, "exact_match")  # metrics that are shares of correct answers; a task's first one counts
-_IN_PERCENT = (*SHARES, "matthews", "pearson", "spearman")  # the others are GLUE's
+_CORRELATIONS = ("matthews", "pearson", "spearman")  # GLUE's, in percent, too
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,16 @@ class TaskResult:
     @classmethod
     def of(cls, task: str, metric: str, metrics: Mapping[str, Metric], share: bool | None = None, **others: Any) -> Self:
         """Make a result from a task's metrics and the name of the one that counts; `share` has that in percent."""
-        share, counted = metric in _IN_PERCENT if share is None else share, metrics[metric]
+        share, counted = metric in (*SHARES, *_CORRELATIONS) if share is None else share, metrics[metric]
         unit = 100 if share else 1
         error = None if counted.stderr is None else unit * counted.stderr
         return cls(task, metric, unit * counted.value, error, metrics=dict(metrics), share=share, **others)
 
     @property
     def interval(self) -> Interval:
-        """The accuracy with its 95 % interval, by a normal distribution."""
+        """The accuracy with its 95 % interval: Wilson's of a mean in percent, of others by a normal distribution."""
+        if self.share and self.metric not in _CORRELATIONS:
+            return share_interval(self.accuracy, self.questions)
         half = Z_95 * (self.accuracy_stderr or 0.0)
         return Interval(self.accuracy, self.accuracy - half, self.accuracy + half)
 
@@ -98,7 +100,7 @@ class Conditions:
 
 def averaged(tasks: Sequence[TaskResult]) -> tuple[float | None, float | None]:
     """Return the mean accuracy in percent and its standard error, where tasks have them."""
-    shares = [task for task in tasks if task.metric in _IN_PERCENT]
+    shares = [task for task in tasks if task.metric in (*SHARES, *_CORRELATIONS)]
     known = [task.accuracy_stderr for task in shares if task.accuracy_stderr is not None]
     mean = statistics.mean(task.accuracy for task in shares) if shares else None
     return mean, sum(error**2 for error in known) ** 0.5 / len(known) if known and len(known) == len(shares) else None

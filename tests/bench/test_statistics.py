@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from lonas_edge.bench.statistics import (
     Ratio,
@@ -15,6 +16,7 @@ from lonas_edge.bench.statistics import (
     difference_of_shares,
     median_interval,
     paired_ratio,
+    share_interval,
     summarize,
 )
 
@@ -96,6 +98,13 @@ def test_differences_by_hand() -> None:
     accuracy = difference_of_shares(np.array([1, 2]), np.array([2, 2]), counts, counts)  # 3/4 -> 4/4
     assert accuracy.value == pytest.approx(25.0)
     assert difference_of_means(losses[0], losses[0]).high == 0
+
+
+@pytest.mark.parametrize(("right", "count"), [(15, 16), (16, 16), (0, 8), (430, 700)])
+def test_the_interval_of_a_share_is_that_of_scipy(right: int, count: int) -> None:
+    expected = binomtest(right, count).proportion_ci(method="wilson")
+    found = share_interval(100 * right / count, count)
+    assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high))
 
 
 def test_median_with_its_interval() -> None:

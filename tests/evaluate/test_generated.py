@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -69,7 +69,7 @@ def test_answers_to_the_last_message_of_conversations(
 
     assert ran.code == 0, ran.err
     target = json.loads(ran.out)["targets"][0]
-    assert target["metrics"]["exact-match"] == pytest.approx({"value": 50, "low": -48, "high": 148}, abs=0.1)
+    assert target["metrics"]["exact-match"] == pytest.approx({"value": 50, "low": 9.5, "high": 90.5}, abs=0.1)
     assert target["prompt"] == "chat"
     assert list(target["metrics"]) == ["exact-match", "chrf"]
     (log,) = (tmp_path / "out/samples").glob("*/*.jsonl")
@@ -118,14 +118,14 @@ def test_classes_have_a_table(chatty: TinySource, run_cli: Callable, tmp_path: P
     assert "| yes | 6 | 100.0 |" in (tmp_path / "out/eval.md").read_text()
 
 
-def test_the_standard_error_is_that_of_the_mean(chatty: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: Any):
+def test_the_interval_is_wilson_s(chatty: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setattr("lonas_edge.evaluate.generated.BatchedLM.generate_until", lambda _, requests: ["a", "b", "a", "a"])
     rows = [{"instruction": "x", "input": "", "output": "a"}] * 4
     found = json.loads(run_cli("eval", chatty.base, "--data", write(tmp_path / "d.jsonl", rows), "--json").out)
 
-    half = 1.959964 * np.std([1, 0, 1, 1], ddof=1) / 2
+    expected = binomtest(3, 4).proportion_ci(method="wilson")
     interval = found["targets"][0]["metrics"]["exact-match"]
-    assert interval == pytest.approx({"value": 75, "low": 75 - 100 * half, "high": 75 + 100 * half})
+    assert interval == pytest.approx({"value": 75, "low": 100 * expected.low, "high": 100 * expected.high})
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,10 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_json, replace_text
 from lonas_edge.schema import differences
 
-RECORDS = ("lonas_edge.json", "training.json", "bench.json", "eval.json", "search.json", "compress.json", "vocabulary.json")
+RECORDS = (
+    "lonas_edge.json", "training.json", "bench.json", "eval.json", "search.json", "compress.json", "draft.json",
+    "vocabulary.json",
+)  # fmt: skip
 _SIGNATURE = b'"lonas-edge/'  # of the schema in these, one of which is in every output
 _SPACE = "bootstrapNAS"  # in every search space
 _PARTIAL = "partial.json"

@@ -34,11 +34,12 @@ BUDGET = {  # lines of Python, comments and blank lines included; what is not li
     "bench": 1_900,
     "evaluate": 1_700,
     "search": 1_500,
+    "drafting": 550,
     "pipeline": 1_900,
     "cli": 1_500,
     "the rest": 1_300,
 }
-TOTAL = 24_600
+TOTAL = 25_300
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 CHECKS = re.compile(r"^_*(raise|check|refuse|require|reject|validate|assert)(_|$)|_(errors|faults|mismatches|misfits)$")
 ERRORS = re.compile(r"^(errors|faults|problems|mismatches|misfits|wrong|missing|unknown)$")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All checks of the project: ruff, mypy, import-linter, the docs, and pytest, which runs while the others do.
 #
-#   bash scripts/test.sh                              the default tier, about ten minutes on two cores
+#   bash scripts/test.sh                              the default tier, 10 to 17 minutes on two cores
 #   bash scripts/test.sh --all                        the slow tier, too: all model families, kills, memory limits, PostgreSQL
 #   bash scripts/test.sh --ignore tests/test_e2e.py   more arguments go to pytest
 #   COVERAGE=1 bash scripts/test.sh                   with coverage before Python 3.12, too, where it slows the unit tests by 45 %

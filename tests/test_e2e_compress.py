@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "models/smollm2-135m"
 PROGRAM = Path(sys.executable).parent / "lonas-edge"
-# the program with few measurements and short answers: a model that is trained for two steps ends none
+# the program with few measurements and short answers: a hardly trained model ends none
 SHORT = """
 if __name__ == "__main__":
     from lonas_edge.pipeline import baselines, measure

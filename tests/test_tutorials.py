@@ -85,13 +85,13 @@ def place(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(name: str, *changes: tuple[str, str]) -> str:
-    """Run a tutorial, with texts of its commands replaced; return what they print."""
+    """Run a tutorial, with texts of its commands and code replaced; return what they print."""
     shell, python = page(name)
     for file, code in TITLED.findall((ROOT / f"docs/tutorials/{name}.md").read_text()):
         Path(file).write_text(code)
     for before, after in changes:
-        assert before in shell
-        shell = shell.replace(before, after)
+        assert before in shell + python
+        shell, python = shell.replace(before, after), python.replace(before, after)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", shell], input="Hello\n", capture_output=True, text=True, check=False
     )
@@ -105,7 +105,8 @@ def run(name: str, *changes: tuple[str, str]) -> str:
 
 
 def test_your_model(place: Path) -> None:
-    printed = run("your-model", ("--data chat.jsonl", "--data chat.jsonl --epochs 1 --recovery-steps 2"))
+    few = ("--data chat.jsonl", "--data chat.jsonl --epochs 1 --recovery-steps 2")
+    printed = run("your-model", few, ('data="chat.jsonl"', 'data="chat.jsonl", epochs=1, recovery_steps=2'))
     assert "numbers" in printed  # the metric of its own
     assert (place / "small/report.html").stat().st_size > 10_000
     assert "optimum-cli" in printed

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 
 from lonas_edge.bench.variants import Case, Facts, Timing
 from lonas_edge.bench.worker import VariantFailedError, VariantProcess
@@ -78,6 +79,18 @@ class PromptSource:
         prefix = [self._count % self._vocabulary, self._count // self._vocabulary % self._vocabulary]
         self._count += 1
         return (prefix + ids[2:])[:length]
+
+
+class DataPrompts(PromptSource):
+    """Prompts of a data file, one after the other."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]]):
+        """Take prompts as token ids."""
+        self._prompts = cycle(list(prompt) for prompt in prompts)
+
+    def next(self, case: Case) -> list[list[int]]:
+        """Return the next prompt."""
+        return [next(self._prompts)]
 
 
 @dataclass(frozen=True)

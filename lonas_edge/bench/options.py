@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.variants import Case
-from lonas_edge.options import COMMAS, Options, PathOrName, base_model, option
+from lonas_edge.options import COMMAS, Options, PathOrName, UserPath, base_model, option
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,12 @@ class BenchOptions(Options):
     properties: tuple[tuple[str, str], ...] = ()
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lonas-edge"
     model: PathOrName | None = base_model("the recorded hub id", panel="Model")
+    draft: UserPath | None = option(
+        None, metavar="DIR", help="Draft model: adds the variant draft, EXPORTED with it; best with --data."
+    )
+    data: UserPath | None = option(
+        None, panel="Data", metavar="DATA", help="Answer prompts of this file, to their own ends, instead of random ones."
+    )
     adapter: PathOrName | None = option(
         None, panel="Model", help="Adapter, a directory or hub id.", unset="the recorded hub id"
     )

@@ -4,14 +4,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lonas_edge.bench.latency import ir_variant
 from lonas_edge.bench.options import BenchOptions
-from lonas_edge.bench.variants import LORA, LORA_MERGED, SUBNET, UNPRUNED, Variant
+from lonas_edge.bench.variants import DRAFTED, LORA, LORA_MERGED, SUBNET, UNPRUNED, Variant
 from lonas_edge.bench.worker import run_in_process
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import json_sha256
@@ -45,12 +45,13 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
     """
     from lonas_edge.exporting.exported import open_exported
 
-    names = list(dict.fromkeys((SUBNET, *(_default_arms(exported) if options.arms is None else options.arms))))
+    arms = _default_arms(exported, options) if options.arms is None else options.arms
+    names = list(dict.fromkeys((SUBNET, *arms, *([DRAFTED] if options.draft else []))))
     raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --arms.")
     folders = [name for name in names if name not in VARIANTS]
     opened = {name: open_exported(Path(name), ours=False, kind=exported.kind) for name in folders}
     source, warnings = None, []
-    if any(name in VARIANTS and name != SUBNET for name in names):
+    if any(name in VARIANTS and name not in (SUBNET, DRAFTED) for name in names):
         progress("Checking base and adapter", None)
         try:
             source = find_source(exported, options.model, options.adapter)
@@ -58,7 +59,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
             if options.arms is not None or options.model or options.adapter:
                 raise
             warnings.append(f"Not compared with {' and '.join(names[1:])}: {error}")
-            names = [SUBNET]
+            names = [name for name in names if name in (SUBNET, DRAFTED)]
     own = source.own if source else None
     if UNPRUNED in names and source and own and own.canonical != source.elasticity.canonical(source.elasticity.maximal):
         problem = f"{UNPRUNED}: {source.folder} was fine-tuned for its {own.name} sub-network alone"
@@ -73,11 +74,11 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
     return variants, warnings
 
 
-def _default_arms(exported: "Exported") -> list[str]:
+def _default_arms(exported: "Exported", options: BenchOptions) -> list[str]:
     """Return the variants that differ from the export: with an adapter PyTorch, and the unpruned network if it is larger."""
     manifest = exported.own_manifest
     pruned = manifest.sizes.unpruned.parameters > manifest.sizes.subnetwork.parameters
-    return [LORA] * bool(manifest.adapter) + [UNPRUNED] * pruned
+    return [LORA] * (manifest.adapter is not None and options.data is None) + [UNPRUNED] * pruned
 
 
 def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions) -> list[str]:
@@ -94,6 +95,11 @@ def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions)
     if not exported.own_manifest.adapter:
         needing = [name for name in names if name in (LORA, LORA_MERGED)]
         problems += [f"{name}: {exported.folder} was exported without an adapter" for name in needing]
+    if options.data:
+        needing = [name for name in names if name in (LORA, LORA_MERGED)]
+        problems += [f"{name}: --data compares OpenVINO models only" for name in needing]
+    if DRAFTED in names and not options.draft:
+        problems.append(f"{DRAFTED}: pass --draft DIR")
     return problems
 
 
@@ -106,11 +112,21 @@ def _ir_variant(name: str, opened: "Exported", inputs: Inputs) -> Variant:
     exported, options, properties = inputs.exported, inputs.options, dict(inputs.options.properties)
     if exported.kind.generates and not options.device.startswith("NPU"):
         properties = {"KV_CACHE_PRECISION": FORMATS[exported.weight_format].kv_cache, **properties}
-    return ir_variant(name, opened, options.cases, options.device, properties)
+    variant = ir_variant(name, opened, options.cases, options.device, properties)
+    return replace(variant, ends=options.data is not None)
 
 
 def _subnet(name: str, inputs: Inputs) -> Variant:
     return _ir_variant(name, inputs.exported, inputs)
+
+
+def _drafted(name: str, inputs: Inputs) -> Variant:
+    """Describe the export with its draft."""
+    from lonas_edge.exporting.drafts import open_draft
+
+    assert inputs.options.draft  # `_problems`
+    draft = open_draft(inputs.options.draft, inputs.exported)
+    return replace(_subnet(name, inputs), draft=draft.folder, num_assistant_tokens=draft.num_assistant_tokens)
 
 
 def _unpruned(name: str, inputs: Inputs) -> Variant:
@@ -166,8 +182,9 @@ def _torch_variant(name: str, inputs: Inputs, merged: bool) -> Variant:
     )
 
 
-VARIANTS: dict[str, Callable[[str, Inputs], Variant]] = {  # by name; all but the first need the base
+VARIANTS: dict[str, Callable[[str, Inputs], Variant]] = {  # by name; all but the first two need the base
     SUBNET: _subnet,
+    DRAFTED: _drafted,
     LORA: partial(_torch_variant, merged=False),
     LORA_MERGED: partial(_torch_variant, merged=True),
     UNPRUNED: _unpruned,

@@ -114,14 +114,13 @@ def make_rows(measurement: Measurement, variants: Sequence[VariantReport], cases
 
 def _row(variant: str, case: Case, timings: Sequence[Timing]) -> Row:
     summaries = {name: summarize([METRICS[name](timing) for timing in timings]) for name in metric_titles(case)}
-    produced = (case.new_tokens or 1) * case.batch_size
     return Row(
         variant,
         case,
         ttft=summaries.get("ttft"),
         tpot=summaries.get("tpot"),
         generate_duration=summaries["generate_duration"],
-        throughput=summarize([produced / timing.end_to_end for timing in timings]),
+        throughput=summarize([case.batch_size * (len(timing.token_times) or 1) / timing.end_to_end for timing in timings]),
     )
 
 

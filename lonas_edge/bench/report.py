@@ -95,12 +95,14 @@ def describe_conditions(report: BenchRecord) -> list[str]:
     """Describe the conditions in a few lines."""
     conditions = report.conditions
     machine, schedule = conditions["machine"], conditions["schedule"]
+    files = {row.case.data for row in report.rows if row.case.data}
+    prompts = f"prompts of {', '.join(files)}" if files else "distinct random prompts"
     instructions = f" ({', '.join(machine['instructions'])})" if machine.get("instructions") else ""
     return [
         f"{machine['processor']}{instructions}, {conditions['threads']} threads on processors {conditions['cores']}, "
         f"{machine['memory_bytes'] / 1e9:.1f} GB; IRs on {machine['device']} ({machine['device_name']})",
         f"{schedule['rounds']} interleaved rounds in {schedule['starts']} starts, {schedule['warmup']} warm-ups each, one "
-        "process per variant, distinct random prompts, no prefix cache; processor used by "
+        f"process per variant, {prompts}, no prefix cache; processor used by "
         f"others {report.load.get('others', 0):.0%}, host {report.load.get('stolen', 0):.0%}; {machine['date']}",
         ", ".join(f"{name} {version}" for name, version in conditions["versions"].items()),
     ]

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lonas_edge.bench import machine, record
 from lonas_edge.bench.latency import Plan, measure_latency
-from lonas_edge.bench.measure import Measurement, PromptSource
+from lonas_edge.bench.measure import DataPrompts, Measurement, PromptSource
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.prepare import prepare_variants
 from lonas_edge.bench.variants import SUBNET, Case, Placement
@@ -23,11 +24,19 @@ PACKAGES = ("lonas-edge", "openvino", "openvino-genai", "torch", "transformers",
 def bench(exported: Exported, options: BenchOptions, progress: Progress = silent) -> record.BenchRecord:
     """Compare the latency of an exported sub-network with other variants; after Ctrl-C, in the completed rounds."""
     check_device(options.device)
+    prompts: PromptSource | None = None
+    if options.data:
+        from lonas_edge.exporting.answering import read_prompts  # imports transformers
+
+        read = read_prompts(exported, options.data, options.schedule.seed, least=1)
+        mean = round(sum(map(len, read.tokens)) / len(read.tokens))
+        prompts, case = DataPrompts(read.tokens), Case(mean, read.limit, data=options.data.name)
+        options = replace(options, cases=(case,))
     check_cases(exported, options.cases)
     placement = machine.placement()
     variants, missing = prepare_variants(exported, options, progress)
     vocabulary = min(tokens_of(variant.config) for variant in variants)
-    prompts = PromptSource(vocabulary, options.schedule.seed)
+    prompts = prompts or PromptSource(vocabulary, options.schedule.seed)
     measurement = measure_latency(variants, Plan(options.cases, options.schedule, placement, prompts, progress))
     if not measurement.samples:
         raise_all("Nothing could be measured:", list(measurement.failures.values()))

@@ -35,15 +35,18 @@ def generate_greedy(
     return Timing(tuple(times), clock() - start)
 
 
-def timing_of_genai(first: float, new_token_times: Sequence[float], end_to_end: float) -> Timing:
+def timing_of_genai(first: float, new_token_times: Sequence[float], end_to_end: float, tokens: int) -> Timing:
     """Convert openvino_genai's `RawPerfMetrics`.
 
     Args:
         first: `m_times_to_first_token[0]`, microseconds.
         new_token_times: `m_new_token_times`, milliseconds on a steady clock, one per step.
         end_to_end: Seconds.
+        tokens: New tokens. With a draft a step has several of them, which count as evenly spread over all steps.
     """
-    start = new_token_times[0]
+    start, last = new_token_times[0], new_token_times[-1]
+    if len(new_token_times) != tokens:
+        new_token_times = [start + (last - start) * index / (tokens - 1) for index in range(tokens)]
     return Timing(tuple(first / 1e6 + (time - start) / 1e3 for time in new_token_times), end_to_end)
 
 
@@ -112,6 +115,8 @@ class GenaiRunner(Runner):
             scheduler.enable_prefix_caching = False
             scheduler.max_num_batched_tokens = 2**31  # LLMPipeline's default: the prompt in one pass
             options["scheduler_config"] = scheduler
+        if variant.draft:
+            options["draft_model"] = openvino_genai.draft_model(variant.draft, variant.device)
         self._loaded = openvino_genai.LLMPipeline(variant.path, variant.device, **options)
 
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:
@@ -120,19 +125,24 @@ class GenaiRunner(Runner):
         import openvino as ov
         import openvino_genai
 
-        config = openvino_genai.GenerationConfig()
+        ends = self._variant.ends
+        config = self._loaded.get_generation_config() if ends else openvino_genai.GenerationConfig()
         config.max_new_tokens = new_tokens
-        config.ignore_eos, config.do_sample, config.apply_chat_template = True, False, False
+        config.ignore_eos, config.do_sample, config.apply_chat_template = not ends, False, False
+        if ends:
+            config.min_new_tokens = 2  # one token has no TPOT
+        if self._variant.draft:
+            config.num_assistant_tokens = self._variant.num_assistant_tokens
         ids = np.array(prompts, np.int64)
         inputs = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
         start = time.perf_counter()
         result = self._loaded.generate(inputs, config)
         end_to_end = time.perf_counter() - start
         raw = result.perf_metrics.raw_metrics
-        times = raw.m_new_token_times
-        if len(times) != new_tokens:
-            raise RuntimeError(f"expected {new_tokens} new tokens, got {len(times)}")
-        return timing_of_genai(raw.m_times_to_first_token[0], times, end_to_end)
+        tokens = len(result.tokens[0])
+        if tokens != new_tokens and not ends:
+            raise RuntimeError(f"expected {new_tokens} new tokens, got {tokens}")
+        return timing_of_genai(raw.m_times_to_first_token[0], raw.m_new_token_times, end_to_end, tokens)
 
     def facts(self) -> dict[str, Any]:
         """See `Runner`."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 Kind = Literal["ir", "torch", "ir-classifier", "torch-classifier"]
 
 SUBNET, LORA, LORA_MERGED, UNPRUNED = "subnet", "lora", "lora-merged", "unpruned"  # keys of `prepare.VARIANTS`
+DRAFTED = "draft"
 NPU_LENGTHS = ("MAX_PROMPT_LEN", "MIN_RESPONSE_LEN")  # of openvino_genai's NPU pipeline: tokens of the prompt and the response
 
 
@@ -25,6 +26,9 @@ class Variant:
     properties: Mapping[str, str] = field(default_factory=dict)
     parameters: int | None = None  # if known before loading
     bytes_estimate: int = 0  # memory of its weights
+    draft: Path | None = None  # a draft model of an IR
+    num_assistant_tokens: int = 0  # that it proposes
+    ends: bool = False  # whether the token that ends a text ends an answer; otherwise it is ignored
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -47,11 +51,14 @@ class Case:
     """A setting that every variant is measured at; `new_tokens` is 0 for one pass of a classifier."""
 
     prompt_len: int
-    new_tokens: int
+    new_tokens: int  # with `data` at most
     batch_size: int = 1
+    data: str = ""  # name of the file whose prompts are answered; `prompt_len` is their mean length
 
     def __str__(self) -> str:
         """Format the case as reports show it."""
+        if self.data:
+            return f"{self.data}, prompts of {self.prompt_len} tokens on average, answers of at most {self.new_tokens}"
         generated = f"+{self.new_tokens}" if self.new_tokens else ""
         return f"{self.prompt_len}{generated} tokens, batch {self.batch_size}"
 

@@ -62,11 +62,17 @@ def run(options: BenchCommand) -> None:
         from lonas_edge.processes import interrupts_deferred
 
         folders = [name for name in options.arms or () if name not in VARIANTS]
-        directory = options.check_output((options.exported, options.model, options.adapter, *folders), _ROOM)
+        directory = options.check_output(
+            (options.exported, options.model, options.adapter, options.draft, options.data, *folders), _ROOM
+        )
         opened = open_exported(options.exported)
         kind = opened.kind
         if not kind.generates:
-            options.refuse_idle(("new_tokens",), f"{opened.folder} is a {kind.name} and generates nothing")
+            options.refuse_idle(("new_tokens", "draft", "data"), f"{opened.folder} is a {kind.name} and generates nothing")
+        if options.data:
+            options.refuse_idle(
+                ("prompt_len", "new_tokens", "batch_size"), "--data has its own prompts, answered one at a time"
+            )
         lengths = options.prompt_len or (kind.timed_length(opened.context),)
         cases = product(options.batch_size, lengths, options.new_tokens if kind.generates else (0,))
         settings = replace(

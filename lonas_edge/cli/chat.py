@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from lonas_edge.errors import LonasEdgeError, escaped, one_line
 from lonas_edge.options import Options, UserPath, option
 
 if TYPE_CHECKING:
+    from lonas_edge.exporting.drafts import Draft
     from lonas_edge.exporting.exported import Exported
 
 _RESET, _EXIT, _PROMPT = "/reset", "/exit", "> "
@@ -27,6 +29,9 @@ class ChatOptions(Options):
     """The model, the prompt and the generation."""
 
     exported: UserPath = option(argument=True, help="Directory written by `lonas-edge export`.")
+    draft: UserPath | None = option(
+        None, metavar="DIR", help="Draft model, for faster answers.", unset="`draft` next to EXPORTED, as `compress` writes it"
+    )
     prompt: str | None = option(None, metavar="TEXT", help="Answer this prompt only, on standard output.")
     max_new_tokens: int = option(512, minimum=1, help="Maximum number of tokens of an answer.")
     device: str = option("CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO or another.")
@@ -41,10 +46,13 @@ def run(options: ChatOptions) -> None:
     """
     with progress(left=False):
         from lonas_edge.exporting.exported import open_exported
+        from lonas_edge.exporting.manifest import DRAFT
         from lonas_edge.ir import MODEL
 
         exported = open_exported(options.exported, ours=not (options.exported / MODEL).exists())
-        chat = Chat(exported, options)
+        beside = options.exported.resolve().parent / "draft"
+        draft = options.draft or (beside if (beside / DRAFT).exists() else None)
+        chat = Chat(exported, options, _open_draft(draft, exported) if draft else None)
     if chat.note:
         _say(chat.note)
     terminal = options.prompt is None and sys.stdin.isatty()
@@ -67,6 +75,12 @@ def run(options: ChatOptions) -> None:
             _say(f"error: {error}", "red")
     if not (answered or terminal):
         raise LonasEdgeError("standard input has no prompt; write one per line, or pass --prompt TEXT")
+
+
+def _open_draft(folder: Path, exported: "Exported") -> "Draft":
+    from lonas_edge.exporting.drafts import open_draft  # compares tokenizers: takes seconds to import
+
+    return open_draft(folder, exported)
 
 
 def _prompts(terminal: bool) -> Iterator[str]:
@@ -102,18 +116,19 @@ class Chat:
     trained on single prompts.
     """
 
-    def __init__(self, exported: "Exported", options: ChatOptions):
-        """Compile the model."""
+    def __init__(self, exported: "Exported", options: ChatOptions, draft: "Draft | None" = None):
+        """Compile the model and the draft."""
         import openvino_genai
 
         from lonas_edge.ir.core import compiling
 
-        self.exported, self.options = exported, options
+        self.exported, self.options, self._draft = exported, options, draft
         if not exported.kind.generates:
             raise LonasEdgeError(f"{exported.folder}: a {exported.kind.name} generates nothing; use `lonas-edge eval`")
         with compiling(exported.folder, options.device, {}):
             self._tokenizer = openvino_genai.Tokenizer(exported.folder)
-            self._pipeline = openvino_genai.LLMPipeline(exported.folder, self._tokenizer, options.device, {})
+            drafted = draft.options(options.device) if draft else {}
+            self._pipeline = openvino_genai.LLMPipeline(exported.folder, self._tokenizer, options.device, **drafted)
         manifest = exported.manifest
         recorded = recorded_prompt(manifest.prompt, manifest.subnetwork.search_space) if manifest else None
         self._template = TEMPLATES.get(recorded or "")
@@ -217,7 +232,9 @@ class Chat:
         config = self._pipeline.get_generation_config()
         config.max_new_tokens, config.apply_chat_template = max_new_tokens, self._multi_turn
         config.num_beams = config.num_beam_groups = config.num_return_sequences = 1
-        config.do_sample = False
+        config.do_sample = False  # openvino_genai 2026.4.1 drops words when it samples with a draft
+        if self._draft:
+            config.num_assistant_tokens = self._draft.num_assistant_tokens
         return config
 
 

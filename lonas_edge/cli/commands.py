@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "Export a sub-network to OpenVINO or a checkpoint.",
     "bench": "Compare latencies.",
     "eval": "Measure accuracy on tasks.",
+    "draft": "Train a draft model for faster answers.",
     "chat": "Chat with an exported model.",
 }
 

@@ -16,6 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from transformers import GenerationConfig
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.drafts import Draft
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.core import compiling, inputs_of, open_model
 from lonas_edge.network.configuration import read_generation_config
@@ -38,6 +39,7 @@ class TorchLM(HFLM):  # type: ignore[misc]
 
     def __init__(self, **options: Any):
         """Take the arguments of `HFLM`."""
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about models that it did not load
         super().__init__(**options)
         named = self.model.generation_config.eos_token_id
         stops = self.tokenizer.eos_token_id if named is None else named
@@ -48,13 +50,19 @@ class OpenVinoLM(TorchLM):
     """Any IR of a language model with its tokenizer. Greedy generation, beam search and ranking compile it when first used."""
 
     def __init__(
-        self, folder: Path, tokenizer: Any, max_length: int, device: str = "CPU", properties: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        tokenizer: Any,
+        max_length: int,
+        device: str = "CPU",
+        properties: Mapping[str, str] | None = None,
+        draft: Draft | None = None,
     ):
-        """Set up an exported directory; `max_length` is the longest sequence in tokens."""
+        """Set up an exported directory; `max_length` is the longest sequence in tokens, `draft` speeds up greedy generation."""
         stops = GenerationConfig(eos_token_id=(read_generation_config(folder) or {}).get("eos_token_id"))
         unloaded = SimpleNamespace(config=None, device=torch.device("cpu"), generation_config=stops)
         super().__init__(pretrained=unloaded, tokenizer=tokenizer, max_length=max_length, backend="causal", batch_size=_RANKED)
-        self._folder, self._device_name, self._properties = folder, device, dict(properties or {})
+        self._folder, self._device_name, self._properties, self._draft = folder, device, dict(properties or {}), draft
         self._engines: dict[Callable[..., Any], Any] = {}
 
     def _engine(self, load: Callable[[Path, str, Mapping[str, str]], Any]) -> Any:
@@ -99,8 +107,13 @@ class OpenVinoLM(TorchLM):
         room = max(1, self.max_length - options["max_gen_toks"])
         ids = [self.tok_encode(prompt, left_truncate_len=room) for prompt in prompts]
         inputs = [ov.Tensor(np.array([tokens], np.int64)) for tokens in ids]
-        results = self._engine(_pipeline).generate(inputs, [config] * len(inputs))
+        if self._draft:
+            config.num_assistant_tokens = self._draft.num_assistant_tokens
+        results = self._engine(self._batching).generate(inputs, [config] * len(inputs))
         return [postprocess_generated_text(self.tok_decode(each.m_generation_ids[0]), until, None) for each in results]
+
+    def _batching(self, folder: Path, device: str, properties: Mapping[str, str]) -> Any:
+        return batching_pipeline(folder, device, properties, self._draft)
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: Sequence[str], **options: Any) -> torch.Tensor:
         """See `HFLM`, whose criterion for stop texts (0.4.13) looks at the first beams of a batch: tokens end a text here."""
@@ -113,7 +126,8 @@ def _logits(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
     return open_model(folder / MODEL, device, properties)
 
 
-def _pipeline(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
+def batching_pipeline(folder: Path, device: str, properties: Mapping[str, str], draft: Draft | None = None) -> Any:
+    """Open an IR in openvino_genai's continuous batching, with or without a draft model."""
     import openvino_genai
 
     scheduler = openvino_genai.SchedulerConfig()
@@ -121,7 +135,8 @@ def _pipeline(folder: Path, device: str, properties: Mapping[str, str]) -> Any:
     # differed in a continued run (openvino_genai 2026.4.1).
     scheduler.enable_prefix_caching = False
     scheduler.max_num_batched_tokens = _PROMPT_TOKENS
-    return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, device, dict(properties))
+    options = draft.options(device) if draft else {}
+    return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, device, {**properties, **options})
 
 
 def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from lonas_edge.evaluate.answer_metrics import identity
 from lonas_edge.evaluate.protocols import CLASSIFY, Protocol
 from lonas_edge.files import sha256
-from lonas_edge.options import Options, from_text, option
+from lonas_edge.options import Options, UserPath, from_text, option
 
 
 def _parse_property(text: str) -> tuple[str, str]:
@@ -27,7 +27,7 @@ Properties = tuple[Annotated[tuple[str, str], from_text(_parse_property)], ...] 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """Devices and batch size."""
+    """Devices, draft model and batch size."""
 
     device: str = option(
         "CPU",
@@ -36,6 +36,9 @@ class RunOptions(Options):
     )
     properties: Properties = option(
         (), panel="Device", flag="property", metavar="NAME=VALUE", repeat=True, help="OpenVINO runtime property."
+    )
+    draft: UserPath | None = option(
+        None, panel="Device", metavar="DIR", help="Draft model: exported directories also answer with it, as further targets."
     )
     batch_size: int | None = option(
         None,

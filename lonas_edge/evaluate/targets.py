@@ -13,6 +13,7 @@ from lonas_edge.data.templates import PromptRecord, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.encoders import ir_encoder, torch_encoder
 from lonas_edge.evaluate.options import RunOptions
+from lonas_edge.exporting.drafts import Draft, open_draft
 from lonas_edge.exporting.exported import changed_files, open_exported
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.families import (
@@ -41,6 +42,7 @@ _LIBRARIES = ("lm-eval", "transformers", "tokenizers", "torch", "peft")
 PACKAGES = ("lonas-edge", *_LIBRARIES, "openvino", "openvino-genai", "optimum-intel")
 _LARGE_BYTES = 1_000_000_000  # of weights: batches of larger models are smaller, because a kill loses one
 _CONTEXT = 2048  # tokens, where config.json states none
+DRAFTED = " + draft"  # after the name of a target that answers with a draft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +96,13 @@ def open_targets(
         if manifest and manifest.stage == "checkpoint":
             opened.append(_checkpoint(folder, manifest, run))
         elif manifest or (folder / MODEL).exists():
-            opened.append(_exported(folder, run))
+            opened += _exported(folder, run)
         else:
             source = open_source(reference, model if reference != model else None, nncf_config)
             elastic |= bool(source.space.groups)
             opened += _subnetworks(source, subnets if source.space.groups else [None], run)
+    if run.draft and not any(target.name.endswith(DRAFTED) for target in opened):
+        raise LonasEdgeError("--draft has no effect: no TARGET is an exported directory")
     if any(subnets) and not elastic:
         raise LonasEdgeError("--subnet has no effect: no TARGET has a search space")
     names = [target.name for target in opened]
@@ -117,22 +121,24 @@ def kind_of_targets(targets: Sequence[Target]) -> ModelKind:
     return targets[0].model_kind
 
 
-def _exported(folder: Path, run: RunOptions) -> Target:
-    """Open an IR."""
+def _exported(folder: Path, run: RunOptions) -> list[Target]:
+    """Open an IR; with a draft it is a second target, which answers with the draft."""
     if run.openvino_device.startswith("NPU"):
         raise LonasEdgeError(f"{folder}: an NPU computes one prompt at a time. Pass --device CPU or GPU.")
     exported, properties = open_exported(folder, ours=(folder / MANIFEST).exists()), dict(run.properties)
     manifest, device = exported.manifest, run.openvino_device
     common = _common(folder, exported.config, exported.kind, exported.pooling)
 
-    def load() -> Any:
+    draft = open_draft(run.draft, exported) if run.draft else None
+
+    def load(draft: Draft | None = None) -> Any:
         if not exported.kind.generates:
             return ir_encoder(folder, device, properties, common["pooling"])
         from lonas_edge.evaluate.backends import OpenVinoLM
 
-        return OpenVinoLM(folder, common["tokenizer"], common["max_length"], device, properties)
+        return OpenVinoLM(folder, common["tokenizer"], common["max_length"], device, properties, draft)
 
-    return Target(
+    target = Target(
         **common,
         name=folder.resolve().name,
         kind="ir",
@@ -143,6 +149,10 @@ def _exported(folder: Path, run: RunOptions) -> Target:
         conditions={"files": _hash_files(folder), "device": device, "properties": properties},
         load=load,
     )
+    if draft is None:
+        return [target]
+    conditions = {**target.conditions, "draft": _hash_files(draft.folder), "proposed": draft.num_assistant_tokens}
+    return [target, replace(target, name=target.name + DRAFTED, conditions=conditions, load=partial(load, draft))]
 
 
 def _checkpoint(folder: Path, manifest: Manifest, run: RunOptions) -> Target:

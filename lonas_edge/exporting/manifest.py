@@ -14,7 +14,7 @@ from lonas_edge.space.picture import Layer
 from lonas_edge.space.subnetwork import SearchOrigin, Sizes
 from lonas_edge.tables import Table
 
-MANIFEST = "lonas_edge.json"
+MANIFEST, DRAFT = "lonas_edge.json", "draft.json"  # records of an export, and of a draft model
 CARD = "README.md"
 REWRITTEN = (MANIFEST, CARD)  # replaced by later commands; their hashes are not kept
 COMPARED = {  # titles of the parity figures

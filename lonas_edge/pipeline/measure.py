@@ -1,6 +1,5 @@
 """Measure exported networks on held-out examples: qualities, latency and answers. The first network is the baseline."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lonas_edge.bench.answers import Answer, Answerer, time_answers
 from lonas_edge.bench.measure import Schedule
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.record import METRICS, BenchRecord
@@ -21,7 +21,7 @@ from lonas_edge.bench.statistics import (
     paired_ratio,
 )
 from lonas_edge.bench.variants import SUBNET, Case
-from lonas_edge.data.encoding import Learned, Prompting, encode, encode_prompt
+from lonas_edge.data.encoding import Learned, encode, encode_prompt
 from lonas_edge.data.language import LanguageTask, question_and_reference
 from lonas_edge.data.task import MAX_LENGTH, Task
 from lonas_edge.data.texts import Texts
@@ -31,7 +31,8 @@ from lonas_edge.evaluate.options import EvalSettings, RunOptions
 from lonas_edge.evaluate.protocols import ANSWERS
 from lonas_edge.evaluate.results import compute
 from lonas_edge.evaluate.run import evaluate
-from lonas_edge.evaluate.targets import open_targets
+from lonas_edge.evaluate.targets import DRAFTED, open_targets
+from lonas_edge.exporting.drafts import open_draft
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.core import inputs_of, openvino_core
@@ -42,6 +43,11 @@ from lonas_edge.progress import Progress
 ROUNDS = 18  # in six process starts, over which `bench` computes intervals
 SAMPLES, TIMED_ANSWERS, ANSWER_TOKENS = 10, 16, 256  # answers in the report, timed ones, and tokens of these
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+ANSWER_TIMES: dict[str, Callable[[Answer], float]] = {
+    "answer": lambda answer: answer.total,
+    "ttft": lambda answer: answer.first,
+    "tpot": lambda answer: answer.tpot,
+}
 
 Qualities = dict[str, dict[str, Quality]]  # by the name of the quality and that of the network
 
@@ -140,7 +146,12 @@ def _check_finite(outputs: Mapping[str, np.ndarray]) -> None:
 
 
 def answers(
-    folders: Mapping[str, Path], data: LanguageTask, metrics: Sequence[str], log: Path, progress: Progress
+    folders: Mapping[str, Path],
+    data: LanguageTask,
+    metrics: Sequence[str],
+    log: Path,
+    progress: Progress,
+    draft: Path | None = None,
 ) -> tuple[Qualities, list[Sample]]:
     """Score greedy answers to held-out prompts, by `eval`.
 
@@ -150,6 +161,7 @@ def answers(
         metrics: Metrics by name, or FILE.py:FUNCTION; the first one orders the samples.
         log: File of finished answers.
         progress: Reports what is being done.
+        draft: The draft of networks whose names say so.
 
     Returns:
         The figures of the metrics, and the answers where ours differs from the baseline's, the worst first.
@@ -159,7 +171,7 @@ def answers(
     targets = [
         replace(target, name=name)
         for name, folder in folders.items()
-        for target in open_targets([str(folder)], [None], RunOptions())
+        for target in open_targets([str(folder)], [None], RunOptions(draft=draft if name.endswith(DRAFTED) else None))[-1:]
     ]
     settings = EvalSettings((), None, ANSWERS, data.description, data=data.path, metrics=tuple(metrics), skips_empty=True)
     record, logs = evaluate(targets, settings, progress, log)
@@ -189,44 +201,38 @@ def _differing(data: LanguageTask, logs: Mapping[str, Sequence[Mapping[str, Any]
     ]
 
 
-def answer_times(folders: Mapping[str, Path], data: LanguageTask, source: Path, progress: Progress) -> dict[str, Latency]:
+def answer_times(
+    folders: Mapping[str, Path], data: LanguageTask, source: Path, draft: Path, progress: Progress
+) -> dict[str, dict[str, Latency]]:
     """Measure the time of a greedy answer to held-out prompts, one at a time: each network in turn with the first one.
 
-    `source` has the tokenizer of the prompts; ratios are from the first network, over prompts.
+    `source` has the tokenizer of the prompts. Networks whose names say so answer with the `draft`, and get TTFT and TPOT, too.
+    Ratios are over prompts.
     """
     chosen = [example for example in data.examples if not isinstance(example, Texts)][:TIMED_ANSWERS]
     prompting = data.prompting(require_tokenizer(source, "generating answers"))
-    (baseline, folder), *others = folders.items()
-    answer, measured = _answerer(folder, prompting), dict[str, Latency]()
-    for name, other in others:
-        answerers, times = {baseline: answer, name: _answerer(other, prompting)}, {baseline: list[float](), name: list[float]()}
-        for number, example in enumerate([chosen[0], *chosen]):  # the first warms up
-            progress(f"time of answers of {name}", number / (len(chosen) + 1))
-            for each in (baseline, name) if number % 2 else (name, baseline):
-                start = time.perf_counter()
-                answerers[each](example)
-                times[each].append(1000 * (time.perf_counter() - start))
-        first, ours = (each[1:] for each in times.values())
-        measured.setdefault(baseline, Latency(median_interval(first), None, tuple(first)))
-        measured[name] = Latency(median_interval(ours), _ratio(ours, first, range(len(ours)), 1.0), tuple(ours))
+
+    def answerer(name: str) -> Callable[[Learned], Answer]:
+        folder, tokenizer = folders[name], require_tokenizer(folders[name], "generating answers")
+        drafted = open_draft(draft, open_exported(folder, ours=False)) if name.endswith(DRAFTED) else None
+        loaded = Answerer(folder, ANSWER_TOKENS, drafted)
+        return lambda example: loaded.answer(encode_prompt(example, prompting, tokenizer, MAX_LENGTH))
+
+    baseline, *others = folders
+    answer, measured = answerer(baseline), dict[str, dict[str, Latency]]()
+    for name in others:
+        timed = time_answers({baseline: answer, name: answerer(name)}, chosen, progress)
+        first = [each.total for each in timed[baseline]]
+        measured.setdefault(baseline, {"answer": Latency(median_interval(first), None, tuple(first))})
+        kinds = ("answer", "ttft", "tpot") if name.endswith(DRAFTED) else ("answer",)
+        measured[name] = {kind: _latency(timed[name], timed[baseline], ANSWER_TIMES[kind]) for kind in kinds}
     return measured
 
 
-def _answerer(folder: Path, prompting: Prompting) -> Callable[[Learned], Any]:
-    """Load a network; return the function that generates its answer to an example."""
-    import openvino as ov
-    import openvino_genai
-
-    pipeline, tokenizer = openvino_genai.LLMPipeline(folder, "CPU"), require_tokenizer(folder, "generating answers")
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens, config.do_sample, config.apply_chat_template = ANSWER_TOKENS, False, False
-    config.eos_token_id = tokenizer.eos_token_id
-
-    def answer(example: Learned) -> Any:
-        ids = np.array([encode_prompt(example, prompting, tokenizer, MAX_LENGTH)], np.int64)
-        return pipeline.generate(openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids))), config)
-
-    return answer
+def _latency(ours: Sequence[Answer], baseline: Sequence[Answer], time: Callable[[Answer], float]) -> Latency:
+    """Summarize a time of answers, and its ratio to that of the baseline's answers to the same prompts."""
+    times, others = tuple(map(time, ours)), tuple(map(time, baseline))
+    return Latency(median_interval(times), _ratio(times, others, range(len(times)), 1.0), times)
 
 
 def _ratio(times: Sequence[float], baseline: Sequence[float], starts: Sequence[int], tokens: float) -> Interval:

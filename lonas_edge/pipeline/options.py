@@ -11,7 +11,7 @@ from lonas_edge.formats import INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Options, PathOrName, UserPath, option
 from lonas_edge.training.options import AUTO, Epochs
 
-KEEP = "keep"
+KEEP, NONE = "keep", "none"
 
 
 def _vocabulary(text: str) -> str:
@@ -48,6 +48,9 @@ class CompressOptions(Options):
         choices=INTEGER_FORMATS,
         help="Weight format of the result. INT4 formats use quantization-aware training.",
         unset="int4_sym; of encoders int8_sym",
+    )
+    draft: str = option(
+        NONE, choices=(AUTO, NONE), help="Draft model for faster answers; auto: train one, and keep it if it pays."
     )
     vocabulary: Annotated[str, AfterValidator(_vocabulary)] = option(
         KEEP,

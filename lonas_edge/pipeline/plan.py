@@ -101,6 +101,11 @@ class Paths:
         """The recovered adapter of a target."""
         return self.work / "recovered" / pick.file
 
+    @property
+    def draft(self) -> Path:
+        """The draft of the first target's network."""
+        return self.work / "draft"
+
     def model(self, pick: Pick) -> Path:
         """The exported network of a target."""
         return self.work / "models" / pick.file

@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.evaluate.targets import DRAFTED
 from lonas_edge.files import replace_text
 from lonas_edge.pipeline import charts
 from lonas_edge.pipeline.record import CompressRecord, Network
@@ -92,6 +93,8 @@ def explain(record: CompressRecord) -> str:
     sentences = [f"{column.title[:1].upper()}{column.title[1:]}: {column.meaning}." for column in columns]
     sentences.append(f"Quality: {record.examples['held_out']:,} held-out examples.")
     sentences.append(f"Times: medians, {profile.lengths.format(record.prompt_len, record.new_tokens)}.")
+    if any(network.name.endswith(DRAFTED) for network in record.networks):
+        sentences.append("With a draft, all times are of these answers, and so are those that the ratios compare.")
     sentences.append(f"Δ and ratios: compared with {record.networks[0].name}, paired. In brackets: 95 % intervals.")
     if record.tokens_per_text != 1:
         sentences.append(f"Ratios are for equal texts: the smaller vocabulary takes {record.tokens_per_text:.3f}x the tokens.")
@@ -103,7 +106,19 @@ def summary(record: CompressRecord) -> list[str]:
     base = f" (base model {record.base})" if record.base != record.source else ""
     examples, took = f"{record.examples['train']:,} examples of {record.data}", sum(step.seconds for step in record.steps)
     first = f"{record.source}{base} was compressed with {examples} in {duration(took)}."
-    return [first, *(_result(record, network) for network in record.networks if network.folder)]
+    return [first, *(_result(record, network) for network in record.networks if network.folder), *_drafted(record)]
+
+
+def _drafted(record: CompressRecord) -> list[str]:
+    """State what a draft gains, and which file is for which need."""
+    rows = [network for network in record.networks if network.name.endswith(DRAFTED)]
+    if not rows:
+        return []
+    gains = [f"{network.name} {interval(network.latency['tpot'].ratio, 2, unit='x')}" for network in rows]
+    return [
+        f"TPOT with the draft, compared with {record.networks[0].name}: {', '.join(gains)}. Take {rows[0].name} where no "
+        f"accuracy may be lost, {rows[-1].name} for the least time."
+    ]
 
 
 def _result(record: CompressRecord, network: Network) -> str:

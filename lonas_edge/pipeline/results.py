@@ -9,6 +9,7 @@ from typing import Any
 from lonas_edge.commands import to_argv
 from lonas_edge.data.language import LanguageTask
 from lonas_edge.evaluate import answers
+from lonas_edge.evaluate.targets import DRAFTED
 from lonas_edge.exporting.manifest import MANIFEST, Manifest
 from lonas_edge.ir import WEIGHTS
 from lonas_edge.network.location import TRAINING
@@ -17,6 +18,7 @@ from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
 from lonas_edge.pipeline.baselines import add_activation_groups, compared, compares_gptq, gptq_command, gptq_seconds
 from lonas_edge.pipeline.choice import CHOICE, ChoiceRecord
+from lonas_edge.pipeline.drafts import drafted, why_not
 from lonas_edge.pipeline.measure import Qualities
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network
@@ -45,6 +47,9 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
     measured = {name: folder for name, folder in stored.items() if folder.exists()}
     targets = {f"{ours} ({target})" if len(plan.picks) > 1 else ours: target for target in plan.picks}
     measured |= {name: paths.model(plan.picks[target]) for name, target in targets.items()}
+    draft_rows = drafted(plan, measured, next(iter(targets)))
+    first, *others = measured.items()
+    answering = dict([first, *draft_rows.items(), *others])
     trimmed = vocabulary_of(Path(paths.student)) if paths.trims else None
     tokens = trimmed.tokens_per_text if trimmed else 1.0
     latencies, bench = measure.latencies(measured, case, dict.fromkeys(targets, tokens), progress)
@@ -53,10 +58,10 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
     if isinstance(data, LanguageTask):
         qualities = measure.losses(measured, data, source.base.folder, progress)
         log = paths.work / answers.FILE
-        answered, samples = measure.answers(measured, data, plan.metrics, log, progress)
+        answered, samples = measure.answers(answering, data, plan.metrics, log, progress, paths.draft)
         if answered:
-            for name, latency in measure.answer_times(measured, data, source.base.folder, progress).items():
-                latencies[name]["answer"] = latency
+            for name, times in measure.answer_times(answering, data, source.base.folder, paths.draft, progress).items():
+                latencies[name] = {**latencies.get(name, {}), **times}
         metric, qualities = next(iter(answered), None), {**answered, **qualities}
     else:
         qualities, samples, metric = measure.distances(measured, data, paths.baseline("fp32"), progress), [], None
@@ -74,7 +79,7 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
         versions=dict(bench.conditions["versions"]),
         cost=search.cost,
         steps=(),
-        networks=_networks(plan, measured, targets, qualities, latencies),
+        networks=_networks(plan, {**measured, **draft_rows}, targets, qualities, latencies),
         curves=_curves(plan),
         candidates=_candidates(plan, search, choices),
         samples=tuple(samples),
@@ -83,7 +88,7 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
         prompt_len=case.prompt_len,
         new_tokens=case.new_tokens,
         tokens_per_text=tokens,
-        warnings=(*bench.warnings, *_remarks(plan, targets, qualities)),
+        warnings=(*bench.warnings, *_remarks(plan, targets, qualities), *why_not(plan)),
     )
 
 
@@ -111,18 +116,19 @@ def _networks(
     formats = {each.name: each.stored for each in compared(plan)}
     unpruned, networks = plan.unpruned.sizes(plan.unpruned.unpruned), []
     for name, exported in measured.items():
-        target = targets.get(name)
-        manifest = Manifest.read(exported / MANIFEST) if target else None
+        target, same = targets.get(name), name.removesuffix(DRAFTED)
+        manifest = Manifest.read(exported / MANIFEST) if same in targets else None
         networks.append(
             Network(
                 name=name,
                 folder=plan.folders[target] if target else None,
-                weight_format=manifest.weight_format if manifest else formats[name],
+                weight_format=manifest.weight_format if manifest else formats[same],
                 file_bytes=(exported / WEIGHTS).stat().st_size,
                 parameters=(manifest.sizes.subnetwork if manifest else unpruned).parameters,
-                quality={quality: values[name] for quality, values in qualities.items()},
+                # a draft changes no probability: its row has the loss of the model
+                quality={quality: values.get(name) or values[same] for quality, values in qualities.items()},
                 latency=latencies[name],
-                removed=manifest.layers if manifest else (),
+                removed=manifest.layers if manifest and target else (),
                 target=target,
             )
         )

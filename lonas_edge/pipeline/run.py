@@ -13,9 +13,11 @@ from typing import Any
 
 from lonas_edge.bench import machine
 from lonas_edge.data.task import MAX_LENGTH
+from lonas_edge.drafting.card import DRAFT_SECTION, draft_section
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answers import FILE
 from lonas_edge.exporting.exported import update_card
+from lonas_edge.exporting.manifest import DRAFT
 from lonas_edge.exporting.model_card import COMPARISON
 from lonas_edge.families import CLASSIFICATION
 from lonas_edge.files import link, sha256
@@ -23,12 +25,13 @@ from lonas_edge.network.source import open_source
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import merge
+from lonas_edge.pipeline.drafts import paying_draft
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.plan import Paths, Plan, Request, source_hashes
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
 from lonas_edge.pipeline.stages import check_steps, make_steps
-from lonas_edge.pipeline.steps import Step, Steps
+from lonas_edge.pipeline.steps import DRAFT_STEP, Step, Steps
 from lonas_edge.pipeline.targets import check_metrics, cost_of, parse_targets
 from lonas_edge.pipeline.tasks import check_head, profile_of, resolve_options
 from lonas_edge.pipeline.training import PROBE, Probe, time_steps
@@ -201,24 +204,30 @@ def _restore(output: Path, finished: CompressRecord, folder: Path) -> None:
     for pick_file, name in finished.options["folders"].items():
         if (output / name).is_dir():
             shutil.copytree(output / name, temporary / "models" / pick_file, copy_function=link)
+    if (output / DRAFT_STEP / DRAFT).is_file():
+        shutil.copytree(output / DRAFT_STEP, temporary / DRAFT_STEP, copy_function=link)
     temporary.rename(folder)
 
 
 def _write_results(request: Request, record: CompressRecord, folder: Path, new: Path) -> None:
     """Link the networks and the results of the steps into a new output directory, and write the report."""
-    ignored = shutil.ignore_patterns("baselines", "models", FILE)
+    ignored = shutil.ignore_patterns("baselines", "models", DRAFT_STEP, f"{DRAFT_STEP}.partial", FILE)
     shutil.copytree(folder, new / STEPS, copy_function=link, ignore=ignored)
     for target, pick in request.picks.items():
         model = new / request.folders[target]
         shutil.copytree(folder / "models" / pick.file, model, copy_function=link)
         update_card(model, COMPARISON, comparison(record))
+    if draft := paying_draft(folder):
+        first = next(iter(request.folders.values()))
+        shutil.copytree(folder / DRAFT_STEP, new / DRAFT_STEP, copy_function=link)
+        update_card(new / first, DRAFT_SECTION, draft_section(first, DRAFT_STEP, draft))
     record.write(new / COMPRESS)
     write_report(record, new)
 
 
 def _carry_over(output: Path, new: Path, earlier: CompressRecord) -> None:
     """Link what others put into the output directory of an earlier run."""
-    ours = {STEPS, COMPRESS, MARKDOWN, PLOT, HTML, *earlier.options["folders"].values()}
+    ours = {STEPS, COMPRESS, MARKDOWN, PLOT, HTML, DRAFT_STEP, *earlier.options["folders"].values()}
     for path in output.iterdir():
         if path.name not in ours and not (new / path.name).exists():
             if path.is_dir() and not path.is_symlink():
@@ -231,6 +240,7 @@ def _step_times(request: Request, steps: Steps) -> tuple[StepTime, ...]:
     """The finished steps, with commands on the published files."""
     output, times = request.options.output, []
     moved = {str(steps.folder / "models" / pick.file): output / request.folders[each] for each, pick in request.picks.items()}
+    moved[str(steps.folder / DRAFT_STEP)] = output / DRAFT_STEP
     moved[str(steps.folder)] = output / STEPS
     for name, step in steps.planned.items():
         if state := steps.states.get(name):

@@ -17,11 +17,25 @@ from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import compared, compares_gptq, export_baselines, export_gptq
 from lonas_edge.pipeline.choice import choose
+from lonas_edge.pipeline.drafts import drafts, train_draft
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.plan import NEW_RANK, SPACE_FILE, Paths, Plan, Request
 from lonas_edge.pipeline.record import COMPRESS
 from lonas_edge.pipeline.results import make_record
-from lonas_edge.pipeline.steps import BASELINES, CHOOSE, EXPORT, GPTQ, LORA, MEASURE, RECOVER, SEARCH, SPACE, TRIM, Step
+from lonas_edge.pipeline.steps import (
+    BASELINES,
+    CHOOSE,
+    DRAFT_STEP,
+    EXPORT,
+    GPTQ,
+    LORA,
+    MEASURE,
+    RECOVER,
+    SEARCH,
+    SPACE,
+    TRIM,
+    Step,
+)
 from lonas_edge.pipeline.targets import MetricBound, searched_picks
 from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.pipeline.training import train_or_continue
@@ -50,6 +64,7 @@ def make_steps(plan: Plan, here: Mapping[str, Any]) -> list[Step]:
     for target in plan.picks:
         steps += [recover(plan, target), export_network(plan, target)]
     steps += [export_gptq(plan)] if compares_gptq(plan) else []
+    steps += [train_draft(plan)] if drafts(plan) else []
     return [*steps, measure_networks(plan, here)]
 
 
@@ -177,6 +192,7 @@ def measure_networks(plan: Plan, here: Mapping[str, Any]) -> Step:
     values = {"prompt-len": plan.options.prompt_len, "new-tokens": plan.options.new_tokens, "rounds": ROUNDS}
     command = Command("lonas-edge bench", None, {"": first, "arms": ",".join(map(str, arms))}, values)
     needs = (*(EXPORT + target for target in plan.picks), GPTQ if compares_gptq(plan) else BASELINES)
+    needs += (DRAFT_STEP,) if drafts(plan) else ()
     processor = f"{here['processor']}, {here['processors']} processors"
     inputs = {"processor": processor, "metric": ", ".join(map(identity, plan.metrics))}
     return Step(MEASURE, [command], work, (COMPRESS,), needs, inputs, quick=True)

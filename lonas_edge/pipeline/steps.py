@@ -22,7 +22,8 @@ from lonas_edge.tables import duration
 
 STEPS = "steps.json"
 LORA, TRIM, SPACE, SEARCH, BASELINES, GPTQ = "fine-tune", "trim", "space", "search", "baselines", "gptq"  # names of steps
-CHOOSE, RECOVER, EXPORT, MEASURE = "choose ", "recover ", "export ", "measure"  # the first three are followed by a target
+CHOOSE, RECOVER, EXPORT = "choose ", "recover ", "export "  # followed by a target
+DRAFT_STEP, MEASURE = "draft", "measure"
 
 
 @dataclass(frozen=True)

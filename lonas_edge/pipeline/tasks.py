@@ -10,7 +10,7 @@ from lonas_edge.evaluate.answer_metrics import METRICS
 from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, output_names
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.source import Source
-from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.options import NONE, CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.search.cost import CostSettings, context_errors
 from lonas_edge.tables import MISSING
@@ -143,7 +143,12 @@ def profile_of(source: Source) -> Profile:
 def resolve_options(profile: Profile, options: CompressOptions, source: Source) -> CompressOptions:
     """Fill in the defaults, and refuse options that mean nothing for a task or source."""
     problems = []
-    for name, value in (("--prompt", options.prompt), ("--new-tokens", options.new_tokens), ("--metric", options.metric)):
+    for name, value in (
+        ("--prompt", options.prompt),
+        ("--new-tokens", options.new_tokens),
+        ("--metric", options.metric),
+        ("--draft", options.draft if options.draft != NONE else None),
+    ):
         if value is not None and not profile.kind.generates:
             problems.append(f"{name} {value}: a {profile.name} generates no text; omit it")
     if options.epochs is not None and (source.adapter or not profile.adapts):

@@ -58,7 +58,7 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
     report = json.loads(ran.out)
     length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]  # shorter than 128
     cases = [row["case"] for row in report["rows"]]
-    assert cases == [{"prompt_len": length, "new_tokens": 0, "batch_size": size} for size in (1, 4)]
+    assert cases == [{"prompt_len": length, "new_tokens": 0, "batch_size": size, "data": ""} for size in (1, 4)]
     ran = run_cli("bench", folder, "--arms", "subnet", "--prompt-len", "16", "--rounds", "2")
     assert "latency ms" in ran.out and "sequences/s" in ran.out
     for options, code, message in (
@@ -75,7 +75,7 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
         (["--new-tokens", "1"], "greater than or equal to 2"),
         (["--prompt-len", "126"], "longer than the model's context of 128 tokens: - 126+4 tokens, batch 1: 130 tokens"),
         (["--device", "NPU"], "--device NPU: not on this machine. Present: CPU"),
-        (["--arms", "nothing"], "nothing: neither a variant (subnet, lora, lora-merged, unpruned) nor a directory"),
+        (["--arms", "nothing"], "nothing: neither a variant (subnet, draft, lora, lora-merged, unpruned) nor a directory"),
         (["--arms", "lora"], "is a local directory; pass it with --adapter"),
         (["--arms", "lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),
     ],

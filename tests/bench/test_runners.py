@@ -158,7 +158,14 @@ def test_greedy_generation_records_known_durations() -> None:
 
 def test_units_of_openvino_genai() -> None:
     """m_times_to_first_token is in microseconds, m_new_token_times in milliseconds on another clock."""
-    timing = timing_of_genai(250_000.0, [9_000.0, 9_010.0, 9_030.0], 0.3)
+    timing = timing_of_genai(250_000.0, [9_000.0, 9_010.0, 9_030.0], 0.3, 3)
     assert timing.ttft == pytest.approx(0.25)
     assert timing.tpot == pytest.approx(0.015)
     assert timing.token_times == pytest.approx((0.25, 0.26, 0.28))
+
+
+def test_a_step_of_a_draft_has_several_tokens() -> None:
+    """TPOT is the time between first and last step over the tokens between them."""
+    timing = timing_of_genai(250_000.0, [9_000.0, 9_010.0, 9_040.0], 0.3, 5)
+    assert timing.token_times == pytest.approx((0.25, 0.26, 0.27, 0.28, 0.29))
+    assert (timing.ttft, timing.tpot) == pytest.approx((0.25, 0.01))

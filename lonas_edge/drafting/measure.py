@@ -1,0 +1,43 @@
+"""Measure a draft on held-out prompts, for several numbers of proposed tokens, next to the model alone."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from lonas_edge.bench.answers import Answer, Answerer, time_answers
+from lonas_edge.bench.statistics import median_interval, paired_ratio
+from lonas_edge.exporting.answering import Tokens
+from lonas_edge.exporting.drafts import Draft, DraftSpeed
+from lonas_edge.progress import Progress
+
+PROPOSED = (2, 3, 5, 7)  # numbers of tokens
+_ALONE = 0
+
+
+def measure_draft(model: Path, draft: Path, prompts: Sequence[Tokens], limit: int, progress: Progress) -> list[DraftSpeed]:
+    """Time greedy answers of the model alone, which come first, and with each number of proposed tokens, interleaved."""
+    alone, drafted = Answerer(model, limit), Answerer(model, limit, Draft(draft, max(PROPOSED)))
+    answerers: dict[int, Callable[[Tokens], Answer]] = {_ALONE: alone.answer}
+    answerers |= {number: partial(drafted.answer, proposed=number) for number in PROPOSED}
+    timed = time_answers(answerers, prompts, progress)
+    return [speed_of(number, answers, timed[_ALONE]) for number, answers in timed.items()]
+
+
+def speed_of(number: int, answers: Sequence[Answer], alone: Sequence[Answer]) -> DraftSpeed:
+    """Summarize answers to the same prompts with a number of proposed tokens and by the model alone."""
+    tpots = [(ours.tpot, theirs.tpot) for ours, theirs in zip(answers, alone, strict=True)]
+    totals = [(ours.total, theirs.total) for ours, theirs in zip(answers, alone, strict=True)]
+    return DraftSpeed(
+        num_assistant_tokens=number,
+        tpot_ms=median_interval([ours for ours, _ in tpots]).value,
+        answer_ms=median_interval([ours for ours, _ in totals]).value,
+        tpot_ratio=_ratio(tpots),
+        answer_ratio=_ratio(totals),
+        tokens_per_pass=sum(len(each.tokens) for each in answers) / sum(each.passes for each in answers),
+        identical=sum(ours.tokens == theirs.tokens for ours, theirs in zip(answers, alone, strict=True)) / len(alone),
+    )
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    found = paired_ratio([ours for ours, _ in pairs], [theirs for _, theirs in pairs], range(len(pairs)))
+    return found.value, found.low or found.value, found.high or found.value

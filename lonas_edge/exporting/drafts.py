@@ -1,0 +1,123 @@
+"""Draft models: a small model proposes tokens, and the model checks several of them in one pass (speculative decoding).
+
+The answers stay the model's own; a draft only changes their speed. Any language model with the same tokenizer can be a draft.
+`lonas-edge draft` trains one, with a record of what was measured.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.exporting.exported import Exported, open_exported
+from lonas_edge.exporting.manifest import DRAFT
+from lonas_edge.files import read_text
+from lonas_edge.ir import MODEL
+from lonas_edge.network.tokenizer import require_tokenizer, tokenizer_differences
+from lonas_edge.schema import Record
+
+LEAST_GAIN = 0.1  # share of TPOT that a draft must save
+_PROPOSED = 5  # tokens, of a draft without a record of ours
+_STATE = re.compile(r'variable_id="([^"]*)"')
+_CACHE = re.compile(r"past_key_values|\.key\b|\.value\b")  # names of the states of keys and values
+
+
+@dataclass(frozen=True)
+class DraftSpeed:
+    """Speed of greedy answers to held-out prompts with a number of proposed tokens; 0 is the model without the draft."""
+
+    num_assistant_tokens: int
+    tpot_ms: float  # medians over answers
+    answer_ms: float
+    tpot_ratio: tuple[float, float, float]  # to the model without the draft, paired by prompt, with its 95 % interval
+    answer_ratio: tuple[float, float, float]
+    tokens_per_pass: float  # of the model
+    identical: float  # share of answers with the same tokens as without the draft
+
+
+@dataclass(frozen=True)
+class DraftRecord(Record):
+    """Content of `draft.json`."""
+
+    NAME: ClassVar = "draft"
+    VERSION: ClassVar = 1
+    AGAIN: ClassVar = "Run `lonas-edge draft` again."
+
+    model: dict[str, str]  # SHA-256 of the files of the model whose answers it learned
+    num_assistant_tokens: int  # the fastest
+    speeds: tuple[DraftSpeed, ...]
+    prompts: dict[str, int]  # number of those to train on, held-out and timed ones, and of answers that were cut
+    agreement: float  # share of the held-out tokens that it proposes rightly after the model's own tokens
+    steps: int  # of the training until this agreement
+    conditions: dict[str, Any]  # machine, versions, seed, tokens of prompts and answers
+
+    @property
+    def best(self) -> DraftSpeed:
+        """The speed with `num_assistant_tokens`."""
+        return next(each for each in self.speeds if each.num_assistant_tokens == self.num_assistant_tokens)
+
+    @property
+    def pays(self) -> bool:
+        """Whether it saves enough."""
+        return self.best.tpot_ratio[0] <= 1 - LEAST_GAIN
+
+    @property
+    def verdict(self) -> str:
+        """State the gain, or why there is none."""
+        best, ratio = self.best, self.best.tpot_ratio[0]
+        figures = f"{best.num_assistant_tokens} proposed tokens, {best.tokens_per_pass:.2f} tokens a pass, {ratio:.2f}x TPOT"
+        if self.pays:
+            return f"{figures}; {best.identical:.0%} of the answers are identical."
+        return (
+            f"No number of proposed tokens saves {LEAST_GAIN:.0%} of TPOT; the best: {figures}. The draft predicts "
+            f"{self.agreement:.0%} of the tokens. More prompts may help, or the answers are hard to predict."
+        )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A draft model that fits a model."""
+
+    folder: Path
+    num_assistant_tokens: int
+
+    def options(self, device: str) -> dict[str, Any]:
+        """Arguments of openvino_genai's pipelines: they compile it with the properties of the model."""
+        import openvino_genai
+
+        return {"draft_model": openvino_genai.draft_model(self.folder, device)}
+
+
+def open_draft(folder: Path, exported: Exported) -> Draft:
+    """Open a draft of a model.
+
+    Raises:
+        LonasEdgeError: If the model takes none, or the draft has another tokenizer; the differences are listed.
+    """
+    check_takes_draft(exported)
+    opened = open_exported(folder, ours=False, kind=exported.kind)
+    ours, theirs = (require_tokenizer(each, "a draft") for each in (exported.folder, folder))
+    differences = tokenizer_differences(ours, theirs)
+    if opened.vocabulary != exported.vocabulary:
+        differences.insert(0, f"vocab_size: {exported.vocabulary} and {opened.vocabulary}")
+    raise_all(
+        f"{folder}: its tokenizer is not that of {exported.folder}:",
+        differences,
+        "Train a draft for it with `lonas-edge draft`.",
+    )
+    record = DraftRecord.read(folder / DRAFT) if (folder / DRAFT).exists() else None
+    return Draft(folder, record.num_assistant_tokens if record else _PROPOSED)
+
+
+def check_takes_draft(exported: Exported) -> None:
+    """Refuse a model that openvino_genai cannot use with a draft: an encoder, or one whose states cannot be taken back."""
+    folder, model_type = exported.folder, exported.config.get("model_type")
+    if not exported.kind.generates:
+        raise LonasEdgeError(f"{folder}: a {exported.kind.name} generates nothing; only language models take a draft")
+    states = [name for name in _STATE.findall(read_text(folder / MODEL, "the IR")) if not _CACHE.search(name)]
+    if states:
+        raise LonasEdgeError(
+            f"{folder}: {model_type} has states besides keys and values, such as {states[0]}. openvino_genai cannot take "
+            "them back when a proposed token is wrong, so this model takes no draft."
+        )

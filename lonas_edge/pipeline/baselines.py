@@ -94,7 +94,7 @@ def gptq_command(plan: Plan) -> Command:
 def export_gptq(plan: Plan) -> Step:
     """Store the unpruned model in INT4 by GPTQ. A failure costs this comparison, not the run."""
     paths, command = plan.paths, gptq_command(plan)
-    output, message = command.paths[""], paths.work / "gptq.txt"
+    output, message = command.paths[""], paths.baseline("gptq.txt")
 
     def work(progress: Progress) -> None:
         failure = ""
@@ -109,7 +109,8 @@ def export_gptq(plan: Plan) -> Step:
             shutil.rmtree(paths.baseline("merged"))
         replace_text(message, failure)
 
-    return Step(GPTQ, [_merging(plan), command], work, ("gptq.txt",), (BASELINES,), plan.inputs, estimate=gptq_seconds(plan))
+    outputs, seconds = ("baselines/gptq.txt",), gptq_seconds(plan)
+    return Step(GPTQ, [_merging(plan), command], work, outputs, (BASELINES,), plan.inputs, estimate=seconds)
 
 
 def merge(unpruned: Source, output: Path, progress: Progress) -> None:

@@ -138,7 +138,7 @@ def _networks(
 def _remarks(plan: Plan, targets: Mapping[str, str], qualities: Qualities) -> list[str]:
     """State what was not compared, which targets in a metric were missed, and where examples are too few to tell."""
     remarks, count = [], plan.counts["held_out"]
-    failure = plan.paths.work / "gptq.txt"
+    failure = plan.paths.baseline("gptq.txt")
     if plan.profile.kind.generates and not compares_gptq(plan):
         minutes, commands = math.ceil(gptq_seconds(plan) / 60), shlex.join(to_argv(gptq_command(plan)))
         remarks.append(f"GPTQ of optimum-intel was not compared; it takes about {minutes} min: {commands}")

@@ -52,6 +52,10 @@ def test_stock_files_with_and_without_an_activation_group(
     assert set(record.networks[0].quality) >= {"exact-match", "loss"}
     assert record.networks[1].quality["exact-match"].difference is not None
 
+    # a finished run keeps no baselines: another target makes them again
+    other = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "weights<=0.9x"})
+    assert [network.name for network in other.networks] == names
+
 
 def test_gptq_that_takes_too_long_is_a_command(
     llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,8 @@
 
 The search removes one block after another, and bounds on its KL divergence give candidates. A candidate with fewer removed
 blocks answers better, so a bisection tries few of them, each after a short recovery. The chosen one gets a whole recovery.
+The unpruned network in the weight format is the last resort but one; where even that misses the bound, the result is the
+unpruned model in INT8.
 """
 
 import math
@@ -30,6 +32,7 @@ from lonas_edge.space.selection import SubnetworkRecord
 from lonas_edge.training.options import TrainOptions
 
 CHOICE = "choice.json"
+UNPRUNED = Pick("unpruned", "unpruned", 0.0)
 _SHORT, _LEAST_STEPS = 4, 8  # a short recovery has a quarter of the steps, and eight at least
 
 
@@ -41,7 +44,7 @@ class ChoiceRecord(Record):
     VERSION: ClassVar = 1
     AGAIN: ClassVar = "Run `lonas-edge compress --overwrite`."
 
-    chosen: str | None  # the pick; None for the unpruned network
+    chosen: str | None  # the pick, or `UNPRUNED`; None for the unpruned model in INT8
     trials: tuple[Trial, ...]  # the least pruned first
 
 
@@ -54,6 +57,8 @@ def choose(plan: Plan, target: str) -> Step:
     short = replace(options, steps=steps, eval_steps=steps, save_steps=steps)
 
     def work(progress: Progress) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        SubnetworkRecord.of(plan.start.select("maximal")).write(paths.subnetwork(bound))
         candidates = _candidates(plan)
         trials, low, high = dict[int, Trial](), -1, len(candidates)
         while high - low > 1:  # candidates up to `low` meet the bound, those from `high` on do not
@@ -61,9 +66,8 @@ def choose(plan: Plan, target: str) -> Step:
             trials[middle] = _try(plan, bound, candidates[middle], short, progress)
             low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
         chosen = candidates[low] if low >= 0 else None
-        folder.mkdir(parents=True, exist_ok=True)
-        network = plan.network(chosen) if chosen else plan.start.select("maximal")
-        SubnetworkRecord.of(network).write(paths.subnetwork(bound))
+        if chosen and chosen is not UNPRUNED:
+            SubnetworkRecord.of(plan.network(chosen)).write(paths.subnetwork(bound))
         record = ChoiceRecord(chosen.expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
         record.write(folder / CHOICE)
         for pick in candidates:
@@ -78,17 +82,22 @@ def choose(plan: Plan, target: str) -> Step:
     return Step(CHOOSE + target, commands, work, outputs, (SEARCH, BASELINES), inputs, folder=folders, estimate=seconds)
 
 
+def keeps_int8(plan: Plan, pick: Pick) -> bool:
+    """Whether no network met a bound, so that the result is the unpruned model in INT8."""
+    return isinstance(pick, MetricBound) and ChoiceRecord.read(plan.paths.choice(pick) / CHOICE).chosen is None
+
+
 def _candidates(plan: Plan) -> list[Pick]:
-    """The picks of pruned networks, each network once, the least pruned first."""
-    candidates = {plan.start.select("maximal").canonical: Pick("", "", 0.0)}
+    """The networks to try, each once, the least pruned first; the unpruned one where its weight format is not INT8."""
+    candidates = {plan.start.select("maximal").canonical: UNPRUNED}
     for pick in candidate_picks():
         candidates.setdefault(plan.network(pick).canonical, pick)
-    return list(candidates.values())[1:]
+    return list(candidates.values())[0 if plan.trained_for else 1 :]
 
 
 def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, progress: Progress) -> Trial:
     """Train a candidate for a short time, export it, and score its answers; continues where it was stopped."""
-    paths = plan.paths
+    paths, network = plan.paths, bound if pick is UNPRUNED else pick
     folder = paths.choice(bound) / pick.file
     recovered, exported = folder / "recovered", folder / "model"
 
@@ -96,7 +105,7 @@ def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, prog
         progress(f"{pick.expression}: {what}", done)
 
     if not recovered.exists():
-        train_or_continue(plan.open_recovery(pick), recovered, options, report)
+        train_or_continue(plan.open_recovery(network), recovered, options, report)
     if not exported.exists():
         source = open_source(str(recovered), paths.student)
         stored = ExportOptions(weight_format=str(plan.options.weight_format), verify=False)
@@ -107,8 +116,9 @@ def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, prog
     qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)
     difference = next(iter(qualities.values()))[pick.file].difference
     assert difference
-    chosen = plan.network(pick)
+    chosen = plan.network(network)
     share = plan.start.sizes(chosen).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights
     described = f"{len(chosen.removed)} blocks removed" if chosen.removed else f"{share:.2f}x linear weights"
+    described = "unpruned" if pick is UNPRUNED else described
     report(f"{described}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]\nnext", None)
     return Trial(pick.expression, described, difference)

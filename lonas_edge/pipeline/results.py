@@ -17,7 +17,7 @@ from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
 from lonas_edge.pipeline.baselines import add_activation_groups, compared, compares_gptq, gptq_command, gptq_seconds
-from lonas_edge.pipeline.choice import CHOICE, ChoiceRecord
+from lonas_edge.pipeline.choice import CHOICE, ChoiceRecord, keeps_int8
 from lonas_edge.pipeline.drafts import drafted, why_not
 from lonas_edge.pipeline.measure import Qualities
 from lonas_edge.pipeline.plan import Plan
@@ -42,17 +42,17 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
     """
     paths, options, case = plan.paths, plan.options, cost_settings(plan.options).case
     add_activation_groups(plan)
-    ours = "compressed INT4" if plan.trained_for else "compressed INT8"
     stored = {each.name: paths.baseline(each.folder) for each in compared(plan)}
     measured = {name: folder for name, folder in stored.items() if folder.exists()}
-    targets = {f"{ours} ({target})" if len(plan.picks) > 1 else ours: target for target in plan.picks}
+    targets = {_name(plan, target): target for target in plan.picks}
     measured |= {name: paths.model(plan.picks[target]) for name, target in targets.items()}
     draft_rows = drafted(plan, measured, next(iter(targets)))
     first, *others = measured.items()
     answering = dict([first, *draft_rows.items(), *others])
     trimmed = vocabulary_of(Path(paths.student)) if paths.trims else None
     tokens = trimmed.tokens_per_text if trimmed else 1.0
-    latencies, bench = measure.latencies(measured, case, dict.fromkeys(targets, tokens), progress)
+    trimmed_rows = [name for name, target in targets.items() if not keeps_int8(plan, plan.picks[target])]
+    latencies, bench = measure.latencies(measured, case, dict.fromkeys(trimmed_rows, tokens), progress)
     source = plan.unpruned
     data = source.open_data(paths.held_out, options.prompt, labels=True)
     if isinstance(data, LanguageTask):
@@ -90,6 +90,13 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
         tokens_per_text=tokens,
         warnings=(*bench.warnings, *_remarks(plan, targets, qualities), *why_not(plan)),
     )
+
+
+def _name(plan: Plan, target: str) -> str:
+    """The name of a target's network in tables."""
+    unpruned = keeps_int8(plan, plan.picks[target])
+    name = "unpruned INT8" if unpruned else "compressed INT4" if plan.trained_for else "compressed INT8"
+    return f"{name} ({target})" if unpruned or len(plan.picks) > 1 else name
 
 
 def _options(plan: Plan) -> dict[str, Any]:
@@ -147,6 +154,9 @@ def _remarks(plan: Plan, targets: Mapping[str, str], qualities: Qualities) -> li
     if count < LEAST_EXAMPLES and plan.profile.kind.generates:
         remarks.append(f"{count} held-out examples say little about answers; {LEAST_EXAMPLES} or more are better.")
     for target, bound in plan.bounds.items():
+        if keeps_int8(plan, bound):
+            remarks.append(f"No smaller network met {target}: the result is the unpruned model in INT8.")
+            continue
         figures = qualities.get(bound.measure) or next(iter(qualities.values()))
         difference = next(figures[name].difference for name, each in targets.items() if each == target)
         assert difference

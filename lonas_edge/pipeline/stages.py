@@ -16,7 +16,7 @@ from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import compared, compares_gptq, export_baselines, export_gptq
-from lonas_edge.pipeline.choice import choose
+from lonas_edge.pipeline.choice import choose, keeps_int8
 from lonas_edge.pipeline.drafts import drafts, train_draft
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.plan import NEW_RANK, SPACE_FILE, Paths, Plan, Request
@@ -135,20 +135,21 @@ def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
 def recover(plan: Plan, target: str) -> Step:
     """Train the network of a target with the unpruned model as its teacher.
 
-    The network of an earlier target is trained already. An unpruned one in INT8 needs no training: its directory is empty.
+    The network of an earlier target is trained already. The unpruned model in INT8 needs no training: its directory is empty.
     """
     paths, options, pick = plan.paths, plan.recovery_options, plan.picks[target]
     output = paths.recovered(pick)
 
     def work(progress: Progress) -> None:
+        chosen, unpruned = plan.start.sizes(plan.network(pick)), plan.start.sizes(plan.start.unpruned)
+        finished = chosen.parameters == unpruned.parameters and not options.weight_format and not paths.trims
+        if finished or keeps_int8(plan, pick):
+            with OutputDirectory(output).open():
+                return
         if trained := _trained_before(plan, pick):
             with OutputDirectory(output).open() as folder:
                 shutil.copytree(trained, folder, dirs_exist_ok=True)
             return
-        chosen, unpruned = plan.start.sizes(plan.network(pick)), plan.start.sizes(plan.start.unpruned)
-        if chosen.parameters == unpruned.parameters and not options.weight_format and not paths.trims:
-            with OutputDirectory(output).open():
-                return
         train_or_continue(plan.open_recovery(pick), output, options, progress)
 
     command = plan.recovery_command(paths.subnetwork(pick), output, options)
@@ -162,8 +163,9 @@ def _trained_before(plan: Plan, pick: Pick) -> Path | None:
     for earlier in plan.picks.values():
         if earlier == pick:
             break
-        if plan.network(earlier).canonical == plan.network(pick).canonical:
-            return plan.paths.recovered(earlier)
+        trained = plan.paths.recovered(earlier)
+        if plan.network(earlier).canonical == plan.network(pick).canonical and (trained / CONFIG).exists():
+            return trained
     return None
 
 
@@ -175,7 +177,8 @@ def export_network(plan: Plan, target: str) -> Step:
 
     def work(progress: Progress) -> None:
         source = open_source(str(recovered), student) if (recovered / CONFIG).exists() else plan.unpruned
-        export(source, source.select(None), output, options, progress)
+        stored = replace(options, weight_format="int8") if keeps_int8(plan, pick) else options
+        export(source, source.select(None), output, stored, progress)
 
     command = Command("lonas-edge export", options, {"": recovered, "model": student, "output": output})
     return Step(EXPORT + target, [command], work, (f"models/{pick.file}",), (RECOVER + target,))

@@ -69,6 +69,52 @@ def test_the_most_pruned_network_within_the_bound(
     ours = record.networks[-1]
     assert (ours.target, ours.folder) == (TARGET, "model")
     assert chosen or not any(part.kept < part.full for layer in ours.removed for part in layer)
+    assert ours.name == ("compressed INT8" if chosen else f"unpruned INT8 ({TARGET})")
+    assert any("No smaller network met exact-match>=-1" in warning for warning in record.warnings) == (chosen is None)
+
+
+@pytest.mark.parametrize(("unpruned", "name", "stored"), [
+    (-1, "compressed INT4", "int4_sym"),
+    (-2, f"unpruned INT8 ({TARGET})", "int8"),
+])  # fmt: skip
+def test_the_unpruned_network_comes_before_int8(
+    llama: TinySource,
+    tmp_path: Path,
+    data: Path,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    unpruned: float,
+    name: str,
+    stored: str,
+) -> None:
+    """No pruned network meets the bound: the unpruned one in INT4 is tried, then the unpruned INT8 model is the result."""
+    tried = list[str]()
+
+    def trial(_plan: object, _bound: object, pick: Pick, *_given: object) -> Trial:
+        tried.append(pick.expression)
+        value = unpruned if pick.expression == "unpruned" else -9.0
+        return Trial(pick.expression, "", Interval(value, value, value))
+
+    monkeypatch.setattr(choice, "_try", trial)
+    options = {**QUICK, "target": TARGET, "weight_format": "int4_sym"}
+    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+
+    assert tried[-1] == "unpruned"
+    ours = record.networks[-1]
+    assert (ours.name, ours.weight_format) == (name, stored)
+    assert not any(part.kept < part.full for layer in ours.removed for part in layer)
+    assert (tmp_path / "out/steps/recovered/exact-match-1/adapter_config.json").exists() == (stored == "int4_sym")
+
+
+def test_an_unpruned_trial_is_trained_exported_and_scored(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "candidate_picks", list)
+    options = {**QUICK, "target": "exact-match>=-100", "weight_format": "int4_sym"}
+    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+    [trial] = record.trials["exact-match>=-100"]
+    assert (trial.pick, trial.network) == ("unpruned", "unpruned") and -100 <= trial.difference.value <= 100
+    assert record.networks[-1].name == "compressed INT4"
 
 
 def test_a_trial_is_trained_exported_and_scored(llama: TinySource, tmp_path: Path, data: Path, quick: None) -> None:

@@ -15,6 +15,7 @@ from lonas_edge.data.templates import CHAT, Template
 from lonas_edge.errors import LonasEdgeError, one_line
 
 ROLES = ("system", "user", "assistant")
+_OTHER_ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # of ShareGPT and OpenAI
 _UNREAD = ("tool_calls", "reasoning_content", "thinking")  # of an answer; templates render them, but they are not read here
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 _ASKED, _ANSWERED = "QzAskedzQ", "QzAnsweredzQ"  # not part of any template
@@ -47,6 +48,38 @@ class Conversation:
             where = "chat_template.jinja, or in tokenizer_config.json"
             raise LonasEdgeError(f"{self.place}: the chat template ({where}) refuses the conversation: {reason}") from error
         return str(text)
+
+
+def as_messages(record: dict[str, Any]) -> dict[str, Any]:
+    """Turn the formats of other tools into `messages`: ShareGPT's, prompt and completion, parts of a content.
+
+    Prompt and completion are texts (mlx-lm) or lists of messages (TRL). Values of another type stay, for `check_conversation`.
+
+    Raises:
+        ValueError: If a content has a part that is no text.
+    """
+    if "completion" in record:
+        messages: Any = []
+        for role, side in (("user", record.get("prompt")), ("assistant", record["completion"])):
+            messages += side if isinstance(side, list) else [{"role": role, "content": side}]
+    else:
+        messages = record.get("messages", record.get("conversations"))
+    if not isinstance(messages, list):
+        return {**record, "messages": messages}
+    return {**record, "messages": [_as_message(index, message) for index, message in enumerate(messages)]}
+
+
+def _as_message(index: int, message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
+    role, content = (message.get(name, message.get(other)) for name, other in (("role", "from"), ("content", "value")))
+    if isinstance(content, list):
+        for part in content:
+            if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+                found = part.get("type") if isinstance(part, dict) else type(part).__name__
+                raise ValueError(f"message {index}: a part of type {found!r} in 'content'; expected text")
+        content = "".join(part["text"] for part in content)
+    return {**message, "role": _OTHER_ROLES.get(str(role), role), "content": content}
 
 
 def check_conversation(record: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lonas_edge.data.conversations import Conversation, chat_as_template, chat_template_of, check_conversation
+from lonas_edge.data.conversations import Conversation, as_messages, chat_as_template, chat_template_of, check_conversation
 from lonas_edge.data.encoding import IGNORED, Learned, Prompting, collate_tokens, encode, encode_prompt
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.task import MAX_LENGTH, Batch, DataOptions, Encoded, Task, widen
@@ -20,12 +20,17 @@ from lonas_edge.families import CAUSAL_LM, ModelKind
 from lonas_edge.space.architecture import Architecture
 
 INSTRUCTION, MESSAGES = "instruction", "messages"  # kinds of records, besides texts
-_FIELDS = {INSTRUCTION: ("instruction", "output"), MESSAGES: ("messages",), TEXT: ("text",)}  # one of them tells the kind
+_FIELDS = {  # one of them tells the kind
+    INSTRUCTION: ("instruction", "output"),
+    MESSAGES: ("messages", "conversations", "completion"),
+    TEXT: ("text",),
+}
 _EXPECTED = {
     INSTRUCTION: '{"instruction": "…", "input": "", "output": "…"}',
     MESSAGES: '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
     TEXT: '{"text": "…"}',
 }
+_COMPLETION = '{"prompt": "…", "completion": "…"}'  # also read as messages
 
 
 def read_examples(path: Path) -> tuple[str, list[Learned]]:
@@ -36,7 +41,7 @@ def read_examples(path: Path) -> tuple[str, list[Learned]]:
     if not kinds:
         raise LonasEdgeError(
             f"{path}: data of no known kind:\n  - {place}: found {describe(first)}\nExpected one of these in each line, or a "
-            "JSON list of them:\n" + "\n".join(f"  {expected}" for expected in _EXPECTED.values())
+            "JSON list of them:\n" + "\n".join(f"  {expected}" for expected in (*_EXPECTED.values(), _COMPLETION))
         )
     kind, examples, errors = kinds[0], list[Learned](), list[str]()
     for place, record in records:
@@ -55,6 +60,7 @@ def _example(kind: str, record: Any, place: str) -> Learned:
     if not isinstance(record, dict):
         raise ValueError(f"expected an object, found {type(record).__name__}")
     if kind == MESSAGES:
+        record = as_messages(record)
         check_conversation(record)
         return Conversation(tuple((message["role"], message["content"]) for message in record[MESSAGES]), place)
     for name in _FIELDS[kind]:

@@ -1,12 +1,15 @@
-"""Records of data files (a JSON list, JSON Lines or Parquet), and those of encoders: texts, pairs, triplets, labelled pairs.
+"""Records of data files (JSON, JSON Lines, CSV or Parquet), and those of encoders: texts, pairs, triplets, labelled pairs.
 
 Encoders have the formats of sentence-transformers: the names of its fields tell what a record is. `prompt` next to `text` is
 the name of one of the model's prompts.
 """
 
+import csv
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,8 @@ _EXPECTED = (
 
 def read_records(path: Path) -> list[tuple[str, Any]]:
     """Read the records of a file; there is at least one."""
-    records = _parquet(path) if path.suffix == ".parquet" and path.is_file() else _json(path)
+    readers = {".parquet": _parquet, ".csv": _csv}
+    records = readers.get(path.suffix, _json)(path) if path.is_file() else _json(path)
     if not records:
         raise LonasEdgeError(f"{path}: holds no examples")
     return records
@@ -54,8 +58,29 @@ def _json(path: Path) -> list[tuple[str, Any]]:
                 records.append((f"line {number}", json.loads(line)))
             except ValueError as error:
                 problems.append(f"line {number}: not JSON: {error}")
-    raise_all(f"{path}: cannot be read:", problems, "Expected one JSON object a line, a JSON list of them, or Parquet.")
+    expected = "Expected one JSON object a line, a JSON list of them, CSV with a header (.csv), or Parquet (.parquet)."
+    raise_all(f"{path}: cannot be read:", problems, expected)
     return records
+
+
+def _csv(path: Path) -> list[tuple[str, Any]]:
+    """Read the rows of a CSV file with a header; values are text, but numbers are read in columns of scores and labels."""
+    rows = csv.DictReader(StringIO(read_text(path, "the data")), restkey="", restval=None)
+    records = [(f"line {rows.line_num}", row) for row in rows]
+    where = [place for place, row in records if "" in row or None in row.values()]
+    raise_all(
+        f"{path}: cannot be read as CSV:",
+        [f"{place}: another number of values than the header" for place in where],
+        f"Expected {len(rows.fieldnames or ())} values, with commas between them; quote a text with commas.",
+    )
+    return [(place, {name: _number_in_text(name, value) for name, value in row.items()}) for place, row in records]
+
+
+def _number_in_text(name: str, value: str) -> str | float:
+    if name in ("score", "label"):
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _parquet(path: Path) -> list[tuple[str, Any]]:

@@ -1,0 +1,81 @@
+"""Formats of other tools: ShareGPT, prompt and completion, OpenAI's content parts and roles, CSV."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lonas_edge.data.conversations import Conversation
+from lonas_edge.data.language import read_examples
+from lonas_edge.data.templates import Example
+from lonas_edge.data.texts import COSINES, SCORED, Texts, read_texts
+from lonas_edge.errors import LonasEdgeError
+
+ASKED = Conversation((("system", "Be brief."), ("user", "Why?"), ("assistant", "So.")))
+PARTS = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+
+
+def written(tmp_path: Path, content: Any, name: str = "data.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"conversations": [
+            {"from": "system", "value": "Be brief."}, {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."},
+        ]},
+        {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
+         "completion": [{"role": "assistant", "content": "So."}]},
+        {"messages": [
+            {"role": "developer", "content": PARTS},
+            {"role": "user", "content": "Why?"},
+            {"role": "assistant", "content": "So."},
+        ]},
+    ],
+)  # fmt: skip
+def test_conversations_of_other_tools(tmp_path: Path, record: dict[str, Any]) -> None:
+    kind, examples = read_examples(written(tmp_path, record))
+    assert (kind, examples) == ("messages", [ASKED])
+
+
+def test_prompt_and_completion(tmp_path: Path) -> None:
+    _, examples = read_examples(written(tmp_path, {"prompt": "Why?", "completion": "So."}))
+    assert examples == [Conversation((("user", "Why?"), ("assistant", "So.")))]
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "message 0: a part of type 'image_url'"),
+        ({"completion": "So."}, "line 1: message 0: no text in 'content'"),
+        (
+            {"conversations": [{"from": "bot", "value": "So."}]},
+            "message 0: unknown role 'bot'; expected system",
+        ),
+        ({"conversations": "So."}, "'messages' is not a list of messages"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, record: dict[str, Any], problem: str) -> None:
+    with pytest.raises(LonasEdgeError) as error:
+        read_examples(written(tmp_path, record))
+    assert problem in str(error.value)
+
+
+def test_csv(tmp_path: Path) -> None:
+    text = 'instruction,input,output\n"Add, please",2 and 3,5\nSay it,,"two\nlines"\n'
+    kind, examples = read_examples(written(tmp_path, text, "data.csv"))
+    assert (kind, examples) == ("instruction", [Example("Add, please", "2 and 3", "5"), Example("Say it", "", "two\nlines")])
+
+    kind, pairs = read_texts(written(tmp_path, "sentence1,sentence2,score\na b,c,0.25\n", "pairs.csv"), COSINES)
+    assert (kind, pairs) == (SCORED, [Texts(("a b", "c"), 0.25)])
+
+
+def test_csv_with_an_unquoted_comma(tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError) as error:
+        read_examples(written(tmp_path, "prompt,completion\na,b\nYes, please,c\nd\n", "data.csv"))
+    assert "line 3: another number of values" in str(error.value) and "line 4: another number" in str(error.value)
+    assert "Expected 2 values" in str(error.value)

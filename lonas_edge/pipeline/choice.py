@@ -59,11 +59,12 @@ def choose(plan: Plan, target: str) -> Step:
     def work(progress: Progress) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         SubnetworkRecord.of(plan.start.select("maximal")).write(paths.subnetwork(bound))
-        candidates = _candidates(plan)
+        candidates, known = _candidates(plan), _known_trials(plan, bound)
         trials, low, high = dict[int, Trial](), -1, len(candidates)
         while high - low > 1:  # candidates up to `low` meet the bound, those from `high` on do not
             middle = (low + high) // 2
-            trials[middle] = _try(plan, bound, candidates[middle], short, progress)
+            pick = candidates[middle]
+            trials[middle] = known.get(pick.expression) or _try(plan, bound, pick, short, progress)
             low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
         chosen = candidates[low] if low >= 0 else None
         if chosen and chosen is not UNPRUNED:
@@ -85,6 +86,12 @@ def choose(plan: Plan, target: str) -> Step:
 def keeps_int8(plan: Plan, pick: Pick) -> bool:
     """Whether no network met a bound, so that the result is the unpruned model in INT8."""
     return isinstance(pick, MetricBound) and ChoiceRecord.read(plan.paths.choice(pick) / CHOICE).chosen is None
+
+
+def _known_trials(plan: Plan, bound: MetricBound) -> dict[str, Trial]:
+    """The trials of earlier targets in the same metric, by pick."""
+    files = [plan.paths.choice(each) / CHOICE for each in plan.bounds.values() if each.measure == bound.measure]
+    return {trial.pick: trial for file in files if file.exists() for trial in ChoiceRecord.read(file).trials}
 
 
 def _candidates(plan: Plan) -> list[Pick]:

@@ -73,6 +73,18 @@ def test_the_most_pruned_network_within_the_bound(
     assert any("No smaller network met exact-match>=-1" in warning for warning in record.warnings) == (chosen is None)
 
 
+def test_targets_in_the_same_metric_share_trials(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = scripted(monkeypatch, dict(zip(LEVELS, [0, -0.5, -1.2, -2, -2.9, -5], strict=True)))
+    options = {**QUICK, "target": [TARGET, "exact-match>=-3"]}
+    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+
+    assert order == [LEVELS[index] for index in (2, 0, 1, 4, 5)]
+    tried = {target: [each.pick for each in trials] for target, trials in record.trials.items()}
+    assert tried == {TARGET: LEVELS[:3], "exact-match>=-3": [LEVELS[index] for index in (2, 4, 5)]}
+
+
 @pytest.mark.parametrize(("unpruned", "name", "stored"), [
     (-1, "compressed INT4", "int4_sym"),
     (-2, f"unpruned INT8 ({TARGET})", "int8"),

@@ -1,12 +1,14 @@
-"""Conversations: `messages` in the model's own chat template; the assistant's turns are learned.
+"""Conversations: `messages` and `tools` in the model's own chat template; the assistant's turns are learned.
 
 A template is Jinja, rendered by transformers in its sandbox. Where it marks the assistant's turns (`{% generation %}`), those
 marks are used, as TRL does. Otherwise a turn is the text that it adds to the rendered conversation so far, with the prompt for
 an answer. The text is split, not the tokens, so that the tokens are those of the whole conversation.
 """
 
+import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,38 @@ from typing import Any
 from lonas_edge.data.templates import CHAT, Template
 from lonas_edge.errors import LonasEdgeError, one_line
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 _OTHER_ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # of ShareGPT and OpenAI
-_UNREAD = ("tool_calls", "reasoning_content", "thinking")  # of an answer; templates render them, but they are not read here
+_UNREAD = ("reasoning_content", "thinking")  # of an answer; templates render them, but they are not read here
+_CALL = '{"function": {"name": "…", "arguments": {…}}}'
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 _ASKED, _ANSWERED = "QzAskedzQ", "QzAnsweredzQ"  # not part of any template
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages (role, content); `place` is their position in the file, for errors."""
+    """Messages (role, content), with functions that the model may call.
+
+    Attributes:
+        messages: Role and content of each; the content is empty where there are calls instead.
+        place: Their position in the file, for errors.
+        tools: The definitions of functions, as a JSON list, or empty.
+        calls: The calls of each message, as a JSON list of name and arguments, or empty.
+    """
 
     messages: tuple[tuple[str, str], ...]
     place: str = field(default="", compare=False)
+    tools: str = ""
+    calls: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any], place: str) -> "Conversation":
+        """Make a conversation of a checked record."""
+        messages = record["messages"]
+        calls = tuple(json.dumps(each["tool_calls"]) if each.get("tool_calls") else "" for each in messages)
+        tools = json.dumps(record["tools"]) if record.get("tools") else ""
+        turns = tuple((each["role"], each["content"]) for each in messages)
+        return cls(turns, place, tools, calls if any(calls) else ())
 
     @property
     def last_answer(self) -> int:
@@ -35,13 +56,31 @@ class Conversation:
 
     def record(self) -> dict[str, Any]:
         """As a record of a data file."""
-        return {"messages": [{"role": role, "content": content} for role, content in self.messages]}
+        messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in self.messages]
+        for message, calls in zip(messages, self.calls, strict=False):
+            if calls:
+                message["tool_calls"] = [{"type": "function", "function": call} for call in json.loads(calls)]
+        return {"messages": messages, **({"tools": json.loads(self.tools)} if self.tools else {})}
+
+    @property
+    def reference(self) -> str:
+        """The assistant's last message; calls as a JSON list of name and arguments."""
+        calls = self.calls[self.last_answer] if self.calls else ""
+        return calls or self.messages[self.last_answer][1]
 
     def render(self, tokenizer: Any, chat: str, count: int | None = None, with_prompt: bool = False) -> str:
         """Render the first `count` messages, and the generation prompt if `with_prompt`."""
+        record = self.record()
+        for known, used in (("tools", self.tools), ("tool_calls", any(self.calls))):
+            if used and known not in chat:
+                raise LonasEdgeError(f"{self.place}: the model's chat template has no {known!r}: the model would not see them.")
         try:
             text = tokenizer.apply_chat_template(
-                self.record()["messages"][:count], chat_template=chat, tokenize=False, add_generation_prompt=with_prompt
+                record["messages"][:count],
+                tools=record.get("tools"),
+                chat_template=chat,
+                tokenize=False,
+                add_generation_prompt=with_prompt,
             )
         except Exception as error:  # jinja2's, and what a template does to values that are none
             reason = one_line(str(error)) or type(error).__name__
@@ -64,9 +103,13 @@ def as_messages(record: dict[str, Any]) -> dict[str, Any]:
             messages += side if isinstance(side, list) else [{"role": role, "content": side}]
     else:
         messages = record.get("messages", record.get("conversations"))
-    if not isinstance(messages, list):
-        return {**record, "messages": messages}
-    return {**record, "messages": [_as_message(index, message) for index, message in enumerate(messages)]}
+    if isinstance(messages, list):
+        messages = [_as_message(index, message) for index, message in enumerate(messages)]
+    tools = record.get("tools")
+    if isinstance(tools, str):  # as JSON, in Parquet files: their lists have one type
+        with suppress(ValueError):
+            tools = json.loads(tools or "[]")
+    return {**record, "messages": messages, "tools": tools}
 
 
 def _as_message(index: int, message: Any) -> Any:
@@ -79,7 +122,22 @@ def _as_message(index: int, message: Any) -> Any:
                 found = part.get("type") if isinstance(part, dict) else type(part).__name__
                 raise ValueError(f"message {index}: a part of type {found!r} in 'content'; expected text")
         content = "".join(part["text"] for part in content)
-    return {**message, "role": _OTHER_ROLES.get(str(role), role), "content": content}
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):
+        calls = [_as_call(index, call) for call in calls]
+    return {**message, "role": _OTHER_ROLES.get(str(role), role), "content": content or "", "tool_calls": calls}
+
+
+def _as_call(index: int, call: Any) -> dict[str, Any]:
+    """Name and arguments of a call; OpenAI has the arguments as JSON in a text, which a template would quote again."""
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if isinstance(arguments, str):
+        with suppress(ValueError):
+            arguments = json.loads(arguments)
+    if not isinstance(arguments, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"message {index}: a call in 'tool_calls' without name and arguments; expected {_CALL}")
+    return {"name": function["name"], "arguments": arguments}
 
 
 def check_conversation(record: Mapping[str, Any]) -> None:
@@ -91,8 +149,8 @@ def check_conversation(record: Mapping[str, Any]) -> None:
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError("'messages' is not a list of messages")
-    if record.get("tools") not in (None, [], "", "[]"):
-        raise ValueError("'tools' are not supported; remove them, or records with tools")
+    if not isinstance(record.get("tools"), list | None):
+        raise ValueError("'tools' is not a list of functions")
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             found = repr(message.get("role")) if isinstance(message, dict) else type(message).__name__
@@ -100,7 +158,8 @@ def check_conversation(record: Mapping[str, Any]) -> None:
         for name in _UNREAD if message["role"] == "assistant" else ():
             if message.get(name):
                 raise ValueError(f"message {index}: {name!r} is not supported; move it into 'content', or remove it")
-        if not isinstance(message.get("content"), str) or not message["content"]:
+        calls = message["role"] == "assistant" and message.get("tool_calls")
+        if not isinstance(message.get("content"), str) or not (message["content"] or calls):
             raise ValueError(f"message {index}: no text in 'content'")
         if message["role"] == "system" and index:
             raise ValueError(f"message {index}: a system message must be the first")
@@ -127,8 +186,10 @@ def encode_conversation(conversation: Conversation, chat: str, tokenizer: Any) -
     """
     text = conversation.render(tokenizer, chat)
     if _MARKS.search(chat):
+        record = conversation.record()
         marked = tokenizer.apply_chat_template(
-            conversation.record()["messages"],
+            record["messages"],
+            tools=record.get("tools"),
             chat_template=chat,
             tokenize=True,
             return_dict=True,

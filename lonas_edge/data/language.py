@@ -62,7 +62,7 @@ def _example(kind: str, record: Any, place: str) -> Learned:
     if kind == MESSAGES:
         record = as_messages(record)
         check_conversation(record)
-        return Conversation(tuple((message["role"], message["content"]) for message in record[MESSAGES]), place)
+        return Conversation.of(record, place)
     for name in _FIELDS[kind]:
         if not isinstance(record.get(name), str) or not (record[name] or name == "output"):
             raise ValueError(f"no text in {name!r}")
@@ -89,8 +89,8 @@ def question_and_reference(example: Learned) -> tuple[str, str]:
         return example.texts[0], ""
     if isinstance(example, Example):
         return "\n\n".join(filter(None, (example.instruction, example.input))), example.output
-    before, (_, answer) = example.messages[: example.last_answer], example.messages[example.last_answer]
-    return "\n\n".join(f"{role}: {content}" for role, content in before), answer
+    before = example.messages[: example.last_answer]
+    return "\n\n".join(f"{role}: {content}" for role, content in before), example.reference
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -22,6 +23,7 @@ from lonas_edge.files import sha256
 
 AUTO, EXACT_MATCH, JSON, ROUGE, CHRF = "auto", "exact-match", "json", "rouge-l", "chrf"
 _SHORT, _LONG_WORD = 5, 15  # words of a median reference that is compared as a whole; letters of what is no single word
+_CALL = {"name", "arguments"}  # of a call in a reference
 _FIGURES = ("loss", "accuracy", "metric")  # names with another meaning in records and targets
 
 Score = Callable[[str, str], float]  # of an answer and its reference
@@ -33,16 +35,17 @@ def exact_match(answer: str, reference: str) -> float:
 
 
 def json_match(answer: str, reference: str) -> float:
-    """Whether both texts are the same JSON value; the order of an object's keys does not count."""
-    found, expected = _parse(answer), _parse(reference)
+    """Whether both texts are the same JSON value, or make the same calls; the order of an object's keys does not count."""
+    found, expected = _parse_both(answer, reference)
     return float(found is not None and json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True))
 
 
 def json_f1(answer: str, reference: str) -> float:
     """F1 of the fields of two JSON objects: a field counts if path and value are equal; an answer that is no JSON has none."""
-    if (value := _parse(answer)) is None:
+    value, wanted = _parse_both(answer, reference)
+    if value is None:
         return 0.0
-    found, expected = _fields(value), _fields(_parse(reference))
+    found, expected = _fields(value), _fields(wanted)
     if not (found and expected):
         return float(found == expected)
     return 2 * (found & expected).total() / (found.total() + expected.total())
@@ -54,6 +57,28 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):  # a damaged model repeats brackets
         return None
+
+
+def _parse_both(answer: str, reference: str) -> tuple[Any, Any]:
+    """The values of answer and reference. Where this is a list of calls, so is that of the answer."""
+    found, expected = _parse(answer), _parse(reference)
+    return (_calls(answer) or None, expected) if _are_calls(expected) else (found, expected)
+
+
+def _are_calls(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) and set(each) == _CALL for each in value)
+
+
+def _calls(text: str) -> list[Any]:
+    """Name and arguments of the calls in a text, whatever stands around them: templates mark calls differently."""
+    found, decoder, position = list[Any](), json.JSONDecoder(), 0
+    while (start := text.find("{", position)) >= 0:
+        position = start + 1
+        with suppress(ValueError, RecursionError):
+            value, position = decoder.raw_decode(text, start)
+            arguments = value.get("arguments", value.get("parameters"))  # LLaMA 3
+            found.append({"name": value.get("name"), "arguments": arguments})
+    return found
 
 
 def _fields(value: Any, path: str = "") -> Counter[str]:
@@ -143,7 +168,8 @@ def choose_metric(name: str, references: Sequence[str]) -> AnswerMetric:
 
 
 def _suited(references: Sequence[str]) -> str:
-    if all(isinstance(_parse(reference), dict) for reference in references):
+    values = [_parse(reference) for reference in references]
+    if all(isinstance(value, dict) or _are_calls(value) for value in values):
         return JSON
     words = statistics.median(len(reference.split()) for reference in references)
     letters = statistics.median(len(reference) / max(1, len(reference.split())) for reference in references)

@@ -22,3 +22,15 @@ FORGETFUL = (  # earlier turns lose their thoughts
 MARKED_FORGETFUL = FORGETFUL.replace(
     "{{ m.content }}</s>{% else", "{% generation %}{{ m.content }}</s>{% endgeneration %}{% else"
 )
+# functions and calls: one JSON object for each call, or a JSON list of all
+TOOLS = (
+    "{% if tools %}<|system|>{% for t in tools %}{{ t | tojson }}{% endfor %}</s>\n{% endif %}{% for m in messages %}"
+    "<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}<call>{{ c.function | tojson }}</call>{% endfor %}</s>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+LISTED = (
+    "{% if tools %}<|tools|>{{ tools | tojson }}</s>\n{% endif %}{% for m in messages %}<|{{ m.role }}|>"
+    '{% if m.tool_calls %}<|call|>[{% for c in m.tool_calls %}{"name": "{{ c.function.name }}", "arguments": '
+    "{{ c.function.arguments | tojson }}}{{ '' if loop.last else ', ' }}{% endfor %}]{% else %}{{ m.content }}{% endif %}</s>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)

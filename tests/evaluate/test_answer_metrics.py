@@ -7,6 +7,8 @@ import pytest
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric
 
+CALL = '[{"name": "f", "arguments": {"a": "x", "b": 1}}]'
+
 
 @pytest.mark.parametrize(
     ("metric", "answer", "reference", "expected"),
@@ -23,6 +25,14 @@ from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric
         ("json-f1", "no JSON", "{}", 0),
         ("json", "true", "1", 0),
         ("json", "[" * 10_000, "[]", 0),  # as a damaged model writes
+        # calls, in the marks of three families
+        ("json", '<tool_call>\n{"name": "f", "arguments": {"b": 1, "a": "x"}}\n</tool_call>', CALL, 1),
+        ("json", '[{"name": "f", "arguments": {"a": "x", "b": 1}}]', CALL, 1),
+        ("json", '{"name": "f", "parameters": {"a": "x", "b": 1}}', CALL, 1),
+        ("json", '<tool_call>{"name": "g", "arguments": {"a": "x", "b": 1}}</tool_call>', CALL, 0),
+        ("json", '<tool_call>{"name": "f", "arguments": {"a": "x", "b": 1}', CALL, 0),
+        ("json", "I cannot {do} that.", CALL, 0),
+        ("json-f1", '<tool_call>{"name": "f", "arguments": {"a": "y", "b": 1}}</tool_call>', CALL, 2 / 3),
         ("token-f1", "The cat sat.", "a cat sat down", 2 * 2 / (2 + 3)),
         ("token-f1", "", "cat", 0),
         ("rouge-l", "the cat sat on mats", "the cat is on mats now", 2 * 4 / (5 + 6)),  # the cat on mats
@@ -42,6 +52,7 @@ def test_scores(metric: str, answer: str, reference: str, expected: float) -> No
     [
         (['{"a": 1}', '{"b": 2}'], "json"),
         (["yes", "no", '{"a": 1}'], "exact-match"),
+        ([CALL, '{"a": 1}'], "json"),
         (["one two three four five six"] * 2 + ["yes"], "rouge-l"),
         (["[1, 2]"], "exact-match"),
         (["这是一个没有空格的很长的参考答案句子"], "chrf"),

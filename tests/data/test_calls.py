@@ -1,0 +1,85 @@
+"""Function calls: definitions and calls reach the chat template, and the calls are learned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_templates import CHATML, LISTED, TOOLS
+from tiny_models import tokenizer
+
+from lonas_edge.data.conversations import Conversation, encode_conversation
+from lonas_edge.data.language import question_and_reference, read_examples
+from lonas_edge.errors import LonasEdgeError
+
+DEFINED = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+CALL = {"name": "f", "arguments": {"a": "the"}}
+
+
+def record(call: Any, **more: Any) -> dict[str, Any]:
+    messages = [
+        {"role": "user", "content": "the in"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "on"},
+        {"role": "assistant", "content": "er in"},
+    ]
+    return {"messages": messages, "tools": DEFINED, **more}
+
+
+def read(tmp_path: Path, *records: Any) -> list[Any]:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in records))
+    return read_examples(path)[1]
+
+
+def test_calls_in_the_forms_of_openai_and_of_transformers(tmp_path: Path) -> None:
+    """Arguments as text, as OpenAI has them, or as an object; definitions as text, as Parquet files need them."""
+    forms = [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "the"}'}},
+        {"function": CALL},
+        CALL,
+    ]
+    read_back = read(tmp_path, *map(record, forms), record(CALL, tools=json.dumps(DEFINED)))
+    assert len(set(read_back)) == 1
+    assert read(tmp_path, read_back[0].record()) == read_back[:1]
+
+
+@pytest.mark.parametrize(
+    ("chat", "called"),
+    [(TOOLS, '<call>{"name": "f", "arguments": {"a": "the"}}</call>'), (LISTED, f"<|call|>[{json.dumps(CALL)}]")],
+)
+def test_a_call_is_learned(tmp_path: Path, chat: str, called: str) -> None:
+    """The template renders definitions, call and result; both turns of the assistant are learned."""
+    [conversation] = read(tmp_path, record({"function": CALL}))
+    by = tokenizer()
+    text = conversation.render(by, chat)
+    assert '"parameters"' in text and f"<|assistant|>{called}</s>" in text and "<|tool|>on</s>" in text
+    ids, said = encode_conversation(conversation, chat, by)
+    assert by.decode([token for token, own in zip(ids, said, strict=True) if own]) == f"{called}</s>er in</s>"
+
+
+def test_the_reference_is_the_call(tmp_path: Path) -> None:
+    turns = record({"function": CALL})["messages"][:2]
+    [conversation] = read(tmp_path, {"messages": turns, "tools": DEFINED})
+    assert json.loads(question_and_reference(conversation)[1]) == [CALL]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (record({"function": {"name": "f", "arguments": "a"}}), "message 1: a call in 'tool_calls' without name and arguments"),
+        (record({"function": {"arguments": {}}}), "message 1: a call in 'tool_calls' without name and arguments"),
+        (record(CALL, tools={"f": 1}), "'tools' is not a list of functions"),
+        (record(CALL, tools="f"), "'tools' is not a list of functions"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, wrong: Any, problem: str) -> None:
+    with pytest.raises(LonasEdgeError) as error:
+        read(tmp_path, wrong)
+    assert f"line 1: {problem}" in str(error.value)
+
+
+def test_a_template_without_functions() -> None:
+    conversation = Conversation((("user", "the"), ("assistant", "in")), "data.jsonl, line 1", json.dumps(DEFINED))
+    with pytest.raises(LonasEdgeError, match="line 1: the model's chat template has no 'tools'"):
+        encode_conversation(conversation, CHATML, tokenizer())

@@ -40,7 +40,7 @@ class CompressOptions(Options):
         (AUTO,),
         metavar="EXPRESSION",
         repeat=True,
-        help="Bound: 'exact-match>=-1' (points below unpruned INT8), 'tpot<=0.7x', 'kl<=0.1'.",
+        help="Bound: exact-match=-1 (points below unpruned INT8), tpot=0.7x, kl=0.1.",
         unset="auto: kl<=0.15, of embedding models kl<=0.2, of other encoders macs<=0.84x",
     )
     weight_format: str | None = option(

@@ -14,7 +14,7 @@ from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.training.options import AUTO
 
 OWN = "metric"  # in a target, the metric of --metric
-_FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
+_FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>?=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
 _LEVELS = (0.02, 0.04, 0.08, 0.15, 0.25, 0.4)  # KL divergences of the candidates, before their recovery
 
 

@@ -34,7 +34,7 @@ class SearchOptions(Options):
         flag="pick",
         metavar="EXPRESSION",
         repeat=True,
-        help="Save the best network under a bound: macs<=1.43e12, tpot<=0.85x (of the unpruned network), kl<=0.05.",
+        help="Save the best network under a bound: macs=1.43e12, tpot=0.85x (of the unpruned network), kl=0.05.",
     )
     num_prompts: int = option(64, panel="Data", minimum=1, help="Number of prompts from --data.")
     seed: int = option(

@@ -1,4 +1,7 @@
-"""Picks: a bound, and the best network under it. `macs<=1.43e12`, `tpot<=0.85x` (x: times the unpruned network), `kl<=0.05`."""
+"""Picks: a bound, and the best network under it. `macs<=1.43e12`, `tpot<=0.85x` (x: times the unpruned network), `kl<=0.05`.
+
+`tpot=0.85x` is the same: a shell would take `<` for a redirection.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +11,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.search.cost import QUALITIES, CostFunction
 from lonas_edge.search.record import Evaluation, Named, front
 
-_FORM = re.compile(r"\s*([a-z]+(?:-[a-z]+)*)\s*<=\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*(x?)\s*", re.IGNORECASE)
+_FORM = re.compile(r"\s*([a-z]+(?:-[a-z]+)*)\s*<?=\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+)\s*(x?)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
     for text in expressions:
         parsed = _FORM.fullmatch(text)
         if not parsed:
-            forms = "MEASURE<=NUMBER (times in ms, sizes in bytes) or MEASURE<=NUMBERx, such as 'macs<=0.85x'"
+            forms = "MEASURE=NUMBER (times in ms, sizes in bytes) or MEASURE=NUMBERx, such as macs=0.85x"
             problems.append(f"{text!r}: expected {forms}; MEASURE is one of {', '.join(measures)}")
             continue
         name = parsed[1].lower()
@@ -51,7 +54,8 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
         elif parsed[3] and name in QUALITIES:
             problems.append(f"{text!r}: x is for costs only; give {name} without x")
         else:
-            picks.append(Pick(text.strip(), name, float(parsed[2]), bool(parsed[3])))
+            expression = text.strip() if "<" in text else text.strip().replace("=", "<=")
+            picks.append(Pick(expression, name, float(parsed[2]), bool(parsed[3])))
     raise_all(f"Invalid {option}:", problems)
     return picks
 

@@ -151,7 +151,7 @@ def test_a_trial_is_trained_exported_and_scored(llama: TinySource, tmp_path: Pat
         ("bleu>=-1", None, "no metric 'bleu'; expected exact-match, json"),
         ("metric>=-1", None, "pass --metric"),
         ("exact-match>=1", None, "expected a bound of 0 or less"),
-        ("exact-match>=-1x", None, "expected MEASURE<=NUMBER"),
+        ("exact-match>=-1x", None, "expected MEASURE=NUMBER"),
         ("kl<=0.1", "bleu", "--metric bleu: unknown"),
         ("kl<=0.1", "none.py:score", "there is no such file"),
     ],
@@ -163,4 +163,5 @@ def test_wrong_targets(refused: Callable[..., str], target: str, metric: str | N
 def test_encoders_have_no_answers() -> None:
     with pytest.raises(LonasEdgeError, match="generates no answers; bound kl or a cost"):
         parse_targets(("exact-match>=-1",), EMBEDDING_MODEL)
-    assert list(parse_targets(("exact-match >= -1.0", "tpot<=0.7x"), LANGUAGE_MODEL)) == [TARGET, "tpot<=0.7x"]
+    for targets in (("exact-match >= -1.0", "tpot<=0.7x"), ("exact-match=-1", "tpot=0.7x")):
+        assert list(parse_targets(targets, LANGUAGE_MODEL)) == [TARGET, "tpot<=0.7x"]

@@ -23,6 +23,7 @@ COSTS = {"macs": lambda widths: EVALUATIONS[widths[0]].cost}
         (" tpot <= 0.85x ", Pick("tpot <= 0.85x", "tpot", 0.85, True)),
         ("end-to-end<=0.7x", Pick("end-to-end<=0.7x", "end-to-end", 0.7, True)),
         ("KL<=.05", Pick("KL<=.05", "kl", 0.05)),
+        ("tpot=0.85x", Pick("tpot<=0.85x", "tpot", 0.85, True)),  # needs no quotes in a shell
     ],
 )
 def test_parsed(text: str, expected: Pick) -> None:

@@ -97,7 +97,7 @@ def as_messages(record: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If a content has a part that is no text.
     """
-    if "completion" in record:
+    if "completion" in record and "messages" not in record:
         messages: Any = []
         for role, side in (("user", record.get("prompt")), ("assistant", record["completion"])):
             messages += side if isinstance(side, list) else [{"role": role, "content": side}]

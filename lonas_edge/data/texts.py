@@ -66,7 +66,8 @@ def _json(path: Path) -> list[tuple[str, Any]]:
 def _csv(path: Path) -> list[tuple[str, Any]]:
     """Read the rows of a CSV file with a header; values are text, but numbers are read in columns of scores and labels."""
     rows = csv.DictReader(StringIO(read_text(path, "the data")), restkey="", restval=None)
-    records = [(f"line {rows.line_num}", row) for row in rows]
+    with read_by("csv", path):
+        records = [(f"line {rows.line_num}", row) for row in rows]
     where = [place for place, row in records if "" in row or None in row.values()]
     raise_all(
         f"{path}: cannot be read as CSV:",

@@ -34,7 +34,7 @@ def written(tmp_path: Path, content: Any, name: str = "data.jsonl") -> Path:
             {"role": "developer", "content": PARTS},
             {"role": "user", "content": "Why?"},
             {"role": "assistant", "content": "So."},
-        ]},
+        ], "completion": "another field"},
     ],
 )  # fmt: skip
 def test_conversations_of_other_tools(tmp_path: Path, record: dict[str, Any]) -> None:
@@ -72,6 +72,11 @@ def test_csv(tmp_path: Path) -> None:
 
     kind, pairs = read_texts(written(tmp_path, "sentence1,sentence2,score\na b,c,0.25\n", "pairs.csv"), COSINES)
     assert (kind, pairs) == (SCORED, [Texts(("a b", "c"), 0.25)])
+
+
+def test_csv_with_a_text_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError, match=r"data\.csv: csv cannot read it"):
+        read_examples(written(tmp_path, "text\n" + "a" * 140_000 + "\n", "data.csv"))
 
 
 def test_csv_with_an_unquoted_comma(tmp_path: Path) -> None:

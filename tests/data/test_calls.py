@@ -1,6 +1,8 @@
 """Function calls: definitions and calls reach the chat template, and the calls are learned."""
 
 import json
+import random
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from tiny_models import tokenizer
 from lonas_edge.data.conversations import Conversation, encode_conversation
 from lonas_edge.data.language import question_and_reference, read_examples
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.evaluate.answer_metrics import choose_metric
 
 DEFINED = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 CALL = {"name": "f", "arguments": {"a": "the"}}
@@ -62,6 +65,19 @@ def test_the_reference_is_the_call(tmp_path: Path) -> None:
     turns = record({"function": CALL})["messages"][:2]
     [conversation] = read(tmp_path, {"messages": turns, "tools": DEFINED})
     assert json.loads(question_and_reference(conversation)[1]) == [CALL]
+
+
+@pytest.mark.parametrize("chat", [TOOLS, LISTED])
+def test_what_a_template_writes_is_the_call(tmp_path: Path, chat: str) -> None:
+    """Of generated requests: the metric reads the call from the learned turn, and another call is wrong."""
+    made = runpy.run_path(str(Path(__file__).parents[2] / "scripts/calls.py"))["call"]
+    conversations = read(tmp_path, *(made(random.Random(seed)) for seed in range(12)))
+    references = [question_and_reference(each)[1] for each in conversations]
+    score = choose_metric("auto", references).figures["json"]
+    by = tokenizer()
+    turns = [each.render(by, chat)[len(each.render(by, chat, 1, with_prompt=True)) :] for each in conversations]
+    assert [score(*pair) for pair in zip(turns, references, strict=True)] == [1.0] * 12
+    assert [score(*pair) for pair in zip(turns, references[1:] + references[:1], strict=True)] == [0.0] * 12
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from lonas_edge.errors import LonasEdgeError, one_line
 
 ROLES = ("system", "user", "assistant", "tool")
 _OTHER_ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # of ShareGPT and OpenAI
-_UNREAD = ("reasoning_content", "thinking")  # of an answer; templates render them, but they are not read here
+_UNREAD = ("reasoning_content", "thinking", "function_call")  # of an answer; templates render them, but they are not read here
 _CALL = '{"function": {"name": "…", "arguments": {…}}}'
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 _ASKED, _ANSWERED = "QzAskedzQ", "QzAnsweredzQ"  # not part of any template
@@ -60,7 +60,12 @@ class Conversation:
         for message, calls in zip(messages, self.calls, strict=False):
             if calls:
                 message["tool_calls"] = [{"type": "function", "function": call} for call in json.loads(calls)]
-        return {"messages": messages, **({"tools": json.loads(self.tools)} if self.tools else {})}
+        return {"messages": messages, **({"tools": self.functions} if self.tools else {})}
+
+    @property
+    def functions(self) -> list[Any] | None:
+        """The definitions of functions, for a chat template."""
+        return json.loads(self.tools) if self.tools else None
 
     @property
     def reference(self) -> str:
@@ -70,17 +75,19 @@ class Conversation:
 
     def render(self, tokenizer: Any, chat: str, count: int | None = None, with_prompt: bool = False) -> str:
         """Render the first `count` messages, and the generation prompt if `with_prompt`."""
-        record = self.record()
+        messages = self.record()["messages"][:count]
         for known, used in (("tools", self.tools), ("tool_calls", any(self.calls))):
             if used and known not in chat:
                 raise LonasEdgeError(f"{self.place}: the model's chat template has no {known!r}: the model would not see them.")
+        results = [{**each, "content": _ASKED} if each["role"] == "tool" else each for each in messages]
+        if results != messages and _ASKED not in self._apply(results, tokenizer, chat, with_prompt):
+            raise LonasEdgeError(f"{self.place}: the model's chat template leaves out messages of the role 'tool'.")
+        return self._apply(messages, tokenizer, chat, with_prompt)
+
+    def _apply(self, messages: list[dict[str, Any]], tokenizer: Any, chat: str, with_prompt: bool) -> str:
         try:
             text = tokenizer.apply_chat_template(
-                record["messages"][:count],
-                tools=record.get("tools"),
-                chat_template=chat,
-                tokenize=False,
-                add_generation_prompt=with_prompt,
+                messages, tools=self.functions, chat_template=chat, tokenize=False, add_generation_prompt=with_prompt
             )
         except Exception as error:  # jinja2's, and what a template does to values that are none
             reason = one_line(str(error)) or type(error).__name__
@@ -104,12 +111,18 @@ def as_messages(record: dict[str, Any]) -> dict[str, Any]:
     else:
         messages = record.get("messages", record.get("conversations"))
     if isinstance(messages, list):
+        if record.get("system") and "conversations" in record:  # ShareGPT's other place for it
+            messages = [{"role": "system", "content": record["system"]}, *messages]
         messages = [_as_message(index, message) for index, message in enumerate(messages)]
-    tools = record.get("tools")
-    if isinstance(tools, str):  # as JSON, in Parquet files: their lists have one type
+    return {**record, "messages": messages, "tools": _from_json(record.get("tools"))}
+
+
+def _from_json(value: Any) -> Any:
+    """A value that is given as JSON in a text, as Parquet files need it: their lists have one type."""
+    if isinstance(value, str):
         with suppress(ValueError):
-            tools = json.loads(tools or "[]")
-    return {**record, "messages": messages, "tools": tools}
+            return json.loads(value or "null")
+    return value
 
 
 def _as_message(index: int, message: Any) -> Any:
@@ -122,7 +135,7 @@ def _as_message(index: int, message: Any) -> Any:
                 found = part.get("type") if isinstance(part, dict) else type(part).__name__
                 raise ValueError(f"message {index}: a part of type {found!r} in 'content'; expected text")
         content = "".join(part["text"] for part in content)
-    calls = message.get("tool_calls")
+    calls = _from_json(message.get("tool_calls"))
     if isinstance(calls, list):
         calls = [_as_call(index, call) for call in calls]
     return {**message, "role": _OTHER_ROLES.get(str(role), role), "content": content or "", "tool_calls": calls}
@@ -131,10 +144,7 @@ def _as_message(index: int, message: Any) -> Any:
 def _as_call(index: int, call: Any) -> dict[str, Any]:
     """Name and arguments of a call; OpenAI has the arguments as JSON in a text, which a template would quote again."""
     function = call.get("function", call) if isinstance(call, dict) else {}
-    arguments = function.get("arguments") if isinstance(function, dict) else None
-    if isinstance(arguments, str):
-        with suppress(ValueError):
-            arguments = json.loads(arguments)
+    arguments = _from_json(function.get("arguments")) if isinstance(function, dict) else None
     if not isinstance(arguments, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"message {index}: a call in 'tool_calls' without name and arguments; expected {_CALL}")
     return {"name": function["name"], "arguments": arguments}
@@ -159,6 +169,8 @@ def check_conversation(record: Mapping[str, Any]) -> None:
             if message.get(name):
                 raise ValueError(f"message {index}: {name!r} is not supported; move it into 'content', or remove it")
         calls = message["role"] == "assistant" and message.get("tool_calls")
+        if not isinstance(message.get("tool_calls"), list | None):
+            raise ValueError(f"message {index}: 'tool_calls' is not a list of calls; expected {_CALL}")
         if not isinstance(message.get("content"), str) or not (message["content"] or calls):
             raise ValueError(f"message {index}: no text in 'content'")
         if message["role"] == "system" and index:
@@ -186,10 +198,9 @@ def encode_conversation(conversation: Conversation, chat: str, tokenizer: Any) -
     """
     text = conversation.render(tokenizer, chat)
     if _MARKS.search(chat):
-        record = conversation.record()
         marked = tokenizer.apply_chat_template(
-            record["messages"],
-            tools=record.get("tools"),
+            conversation.record()["messages"],
+            tools=conversation.functions,
             chat_template=chat,
             tokenize=True,
             return_dict=True,

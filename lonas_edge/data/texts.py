@@ -64,24 +64,17 @@ def _json(path: Path) -> list[tuple[str, Any]]:
 
 
 def _csv(path: Path) -> list[tuple[str, Any]]:
-    """Read the rows of a CSV file with a header; values are text, but numbers are read in columns of scores and labels."""
-    rows = csv.DictReader(StringIO(read_text(path, "the data")), restkey="", restval=None)
+    """Read the rows of a CSV file with a header; values are text."""
+    rows = csv.DictReader(StringIO(read_text(path, "the data")), strict=True)
     with read_by("csv", path):
         records = [(f"line {rows.line_num}", row) for row in rows]
-    where = [place for place, row in records if "" in row or None in row.values()]
+    where = [place for place, row in records if None in row or None in row.values()]
     raise_all(
         f"{path}: cannot be read as CSV:",
         [f"{place}: another number of values than the header" for place in where],
         f"Expected {len(rows.fieldnames or ())} values, with commas between them; quote a text with commas.",
     )
-    return [(place, {name: _number_in_text(name, value) for name, value in row.items()}) for place, row in records]
-
-
-def _number_in_text(name: str, value: str) -> str | float:
-    if name in ("score", "label"):
-        with suppress(ValueError):
-            return float(value)
-    return value
+    return records
 
 
 def _parquet(path: Path) -> list[tuple[str, Any]]:
@@ -90,7 +83,14 @@ def _parquet(path: Path) -> list[tuple[str, Any]]:
 
     with read_by("pyarrow", path):
         rows = read_table(path).to_pylist()
-    return [(f"row {index}", row) for index, row in enumerate(rows)]
+    return [(f"row {index}", _without_nulls(row)) for index, row in enumerate(rows)]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Remove null fields: all objects of a column have the fields of each other, such as the arguments of other functions."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,9 @@ class LabelRule:
 
 
 def _number(value: Any, most: float) -> float | None:
+    if isinstance(value, str):  # of a CSV file
+        with suppress(ValueError):
+            value = float(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and -most <= value <= most else None
 
@@ -136,8 +139,8 @@ def labels_of(outputs: Sequence[str]) -> LabelRule:
     names = [name.casefold() for name in outputs]
 
     def number(value: Any) -> int | None:
-        if isinstance(value, str):
-            return names.index(value.casefold()) if value.casefold() in names else None
+        if isinstance(value, str) and value.casefold() in names:
+            return names.index(value.casefold())
         whole = _number(value, len(names) - 1)
         return int(whole) if whole is not None and whole in range(len(names)) else None
 

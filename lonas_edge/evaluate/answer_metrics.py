@@ -35,14 +35,21 @@ def exact_match(answer: str, reference: str) -> float:
 
 
 def json_match(answer: str, reference: str) -> float:
-    """Whether both texts are the same JSON value, or make the same calls; the order of an object's keys does not count."""
+    """Whether both texts are the same JSON value, or make the same calls; the order of an object's keys does not count.
+
+    Where the reference is neither, the texts are compared: an answer may be a call or a text.
+    """
     found, expected = _parse_both(answer, reference)
+    if expected is None:
+        return exact_match(answer, reference)
     return float(found is not None and json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True))
 
 
 def json_f1(answer: str, reference: str) -> float:
     """F1 of the fields of two JSON objects: a field counts if path and value are equal; an answer that is no JSON has none."""
     value, wanted = _parse_both(answer, reference)
+    if wanted is None:
+        return exact_match(answer, reference)
     if value is None:
         return 0.0
     found, expected = _fields(value), _fields(wanted)
@@ -76,8 +83,8 @@ def _calls(text: str) -> list[Any]:
         position = start + 1
         with suppress(ValueError, RecursionError):
             value, position = decoder.raw_decode(text, start)
-            arguments = value.get("arguments", value.get("parameters"))  # LLaMA 3
-            found.append({"name": value.get("name"), "arguments": arguments})
+            if "name" in value:
+                found.append({"name": value["name"], "arguments": value.get("arguments", value.get("parameters"))})  # LLaMA 3
     return found
 
 
@@ -169,7 +176,7 @@ def choose_metric(name: str, references: Sequence[str]) -> AnswerMetric:
 
 def _suited(references: Sequence[str]) -> str:
     values = [_parse(reference) for reference in references]
-    if all(isinstance(value, dict) or _are_calls(value) for value in values):
+    if any(map(_are_calls, values)) or all(isinstance(value, dict) for value in values):
         return JSON
     words = statistics.median(len(reference.split()) for reference in references)
     letters = statistics.median(len(reference) / max(1, len(reference.split())) for reference in references)

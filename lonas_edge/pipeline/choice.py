@@ -95,11 +95,11 @@ def _known_trials(plan: Plan, bound: MetricBound) -> dict[str, Trial]:
 
 
 def _candidates(plan: Plan) -> list[Pick]:
-    """The networks to try, each once, the least pruned first; the unpruned one where its weight format is not INT8."""
+    """The networks to try, each once, the least pruned first; the unpruned one, too, where it is not the baseline itself."""
     candidates = {plan.start.select("maximal").canonical: UNPRUNED}
     for pick in candidate_picks():
         candidates.setdefault(plan.network(pick).canonical, pick)
-    return list(candidates.values())[0 if plan.trained_for else 1 :]
+    return list(candidates.values())[0 if plan.trained_for or plan.paths.trims else 1 :]
 
 
 def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, progress: Progress) -> Trial:

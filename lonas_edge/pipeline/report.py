@@ -156,7 +156,7 @@ def _removed(record: CompressRecord, network: Network) -> str:
             kept = [part.kept for part in parts if part.kind == kind]
             stated += [f"{kept.count(0)} of {len(kept)} {kind} blocks removed"] if 0 in kept else []
     stated += ["widths reduced"] if any(0 < part.kept < part.full for part in parts) else []
-    stated += ["vocabulary trimmed"] if record.tokens_per_text != 1 else []
+    stated += ["vocabulary trimmed"] if record.tokens_per_text != 1 and not network.name.startswith("unpruned") else []
     return ", ".join(stated) or "nothing was removed"
 
 

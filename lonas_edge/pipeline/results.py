@@ -155,7 +155,7 @@ def _remarks(plan: Plan, targets: Mapping[str, str], qualities: Qualities) -> li
         remarks.append(f"{count} held-out examples say little about answers; {LEAST_EXAMPLES} or more are better.")
     for target, bound in plan.bounds.items():
         if keeps_int8(plan, bound):
-            remarks.append(f"No smaller network met {target}: the result is the unpruned model in INT8.")
+            remarks.append(f"No smaller network met {target}: the result is the unpruned model in INT8, exported as it is.")
             continue
         figures = qualities.get(bound.measure) or next(iter(qualities.values()))
         difference = next(figures[name].difference for name, each in targets.items() if each == target)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from chat_templates import CHATML, LISTED, TOOLS
+from datasets import Dataset
 from tiny_models import tokenizer
 
 from lonas_edge.data.conversations import Conversation, encode_conversation
@@ -87,12 +88,44 @@ def test_what_a_template_writes_is_the_call(tmp_path: Path, chat: str) -> None:
         (record({"function": {"arguments": {}}}), "message 1: a call in 'tool_calls' without name and arguments"),
         (record(CALL, tools={"f": 1}), "'tools' is not a list of functions"),
         (record(CALL, tools="f"), "'tools' is not a list of functions"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": CALL}]},
+            "message 1: 'tool_calls' is not a list of calls",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "function_call": CALL}]},
+            "message 1: 'function_call' is not supported",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, wrong: Any, problem: str) -> None:
     with pytest.raises(LonasEdgeError) as error:
         read(tmp_path, wrong)
     assert f"line 1: {problem}" in str(error.value)
+
+
+def test_calls_as_json_in_a_text(tmp_path: Path) -> None:
+    """As `tools`, in Parquet files; no calls may be `[]`."""
+    turns = record(CALL)["messages"]
+    turns[1]["tool_calls"] = json.dumps([CALL])
+    turns[3]["tool_calls"] = "[]"
+    assert read(tmp_path, {"messages": turns, "tools": DEFINED}) == read(tmp_path, record(CALL))
+
+
+def test_parquet_has_the_arguments_of_other_functions_as_nulls(tmp_path: Path) -> None:
+    other = {"function": {"name": "g", "arguments": {"b": "on"}}}
+    Dataset.from_list([record({"function": CALL}), record(other)]).to_parquet(tmp_path / "data.parquet")
+    calls = [json.loads(each.calls[1]) for each in read_examples(tmp_path / "data.parquet")[1]]
+    assert calls == [[CALL], [other["function"]]]
+
+
+def test_a_template_that_leaves_out_results() -> None:
+    """One that renders any role is used; one that knows user and assistant only would drop the result of a call."""
+    conversation = Conversation((("user", "the"), ("tool", "on"), ("assistant", "in")), "data.jsonl, line 1")
+    assert "<|tool|>on</s>" in conversation.render(tokenizer(), CHATML)
+    strict = "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ m.content }}{% endif %}{% endfor %}"
+    with pytest.raises(LonasEdgeError, match="line 1: the model's chat template leaves out messages of the role 'tool'"):
+        conversation.render(tokenizer(), strict)
 
 
 def test_a_template_without_functions() -> None:

@@ -9,7 +9,7 @@ import pytest
 from lonas_edge.data.conversations import Conversation
 from lonas_edge.data.language import read_examples
 from lonas_edge.data.templates import Example
-from lonas_edge.data.texts import COSINES, SCORED, Texts, read_texts
+from lonas_edge.data.texts import COSINES, SCORED, Texts, labels_of, read_texts
 from lonas_edge.errors import LonasEdgeError
 
 ASKED = Conversation((("system", "Be brief."), ("user", "Why?"), ("assistant", "So.")))
@@ -28,6 +28,7 @@ def written(tmp_path: Path, content: Any, name: str = "data.jsonl") -> Path:
         {"conversations": [
             {"from": "system", "value": "Be brief."}, {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."},
         ]},
+        {"system": "Be brief.", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
         {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
          "completion": [{"role": "assistant", "content": "So."}]},
         {"messages": [
@@ -77,6 +78,19 @@ def test_csv(tmp_path: Path) -> None:
 def test_csv_with_a_text_that_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=r"data\.csv: csv cannot read it"):
         read_examples(written(tmp_path, "text\n" + "a" * 140_000 + "\n", "data.csv"))
+
+
+def test_csv_of_pandas_and_labels_as_text(tmp_path: Path) -> None:
+    """A column of row numbers has no name; a class may be named by a digit, which is no index then."""
+    _, examples = read_examples(written(tmp_path, ",instruction,output\n0,a,b\n", "data.csv"))
+    assert examples == [Example("a", "", "b")]
+    pairs = written(tmp_path, "sentence1,sentence2,label\na,b,1\n", "pairs.csv")
+    assert [read_texts(pairs, labels_of(names))[1][0].label for names in (("1", "2"), ("no", "yes"))] == [0, 1]
+
+
+def test_csv_with_an_open_quote(tmp_path: Path) -> None:
+    with pytest.raises(LonasEdgeError, match=r"data\.csv: csv cannot read it"):
+        read_examples(written(tmp_path, 'instruction,output\na,b\nc,"d\ne,f\n', "data.csv"))
 
 
 def test_csv_with_an_unquoted_comma(tmp_path: Path) -> None:

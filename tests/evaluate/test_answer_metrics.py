@@ -32,6 +32,9 @@ CALL = '[{"name": "f", "arguments": {"a": "x", "b": 1}}]'
         ("json", '<tool_call>{"name": "g", "arguments": {"a": "x", "b": 1}}</tool_call>', CALL, 0),
         ("json", '<tool_call>{"name": "f", "arguments": {"a": "x", "b": 1}', CALL, 0),
         ("json", "I cannot {do} that.", CALL, 0),
+        ("json", 'With {"x": 2}: <tool_call>{"name": "f", "arguments": {"a": "x", "b": 1}}</tool_call>', CALL, 1),
+        ("json", " It is on. ", "It is on.", 1),  # the answer after a call's result
+        ("json-f1", CALL, "It is on.", 0),
         ("json-f1", '<tool_call>{"name": "f", "arguments": {"a": "y", "b": 1}}</tool_call>', CALL, 2 / 3),
         ("token-f1", "The cat sat.", "a cat sat down", 2 * 2 / (2 + 3)),
         ("token-f1", "", "cat", 0),
@@ -53,6 +56,7 @@ def test_scores(metric: str, answer: str, reference: str, expected: float) -> No
         (['{"a": 1}', '{"b": 2}'], "json"),
         (["yes", "no", '{"a": 1}'], "exact-match"),
         ([CALL, '{"a": 1}'], "json"),
+        ([CALL, "It is on."], "json"),
         (["one two three four five six"] * 2 + ["yes"], "rouge-l"),
         (["[1, 2]"], "exact-match"),
         (["这是一个没有空格的很长的参考答案句子"], "chrf"),

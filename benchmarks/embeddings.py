@@ -88,7 +88,7 @@ def networks(arguments: argparse.Namespace, seed: int) -> dict[str, Path]:
     if not space.exists():
         lonas_edge("space", "--model", base, "--depth", "layer", "--ratios", "1", "--output", space)
     if not search.exists():
-        options = ["--nncf-config", space, "--data", held_out, "--num-prompts", 256, "--cost", "macs"]
+        options = ["--nncf-config", space, "--data", held_out, "--num-samples", 256, "--cost", "macs"]
         lonas_edge("search", base, *options, "--seed", seed, "--output", search)
     chosen = {}
     for path in sorted((search / "subnetworks").glob("front-*.json")):
@@ -100,7 +100,7 @@ def networks(arguments: argparse.Namespace, seed: int) -> dict[str, Path]:
         for name, form in FORMATS.items():
             command = ["--from", base, "--nncf-config", space, "--subnet", chosen[removed], "--teacher", base, "--data", train]
             command += ["--eval-data", held_out, "--steps", arguments.steps, "--batch-size", 32, "--lr", arguments.lr]
-            command += ["--precision", "fp32", "--seed", seed, *(["--weight-format", form] if name == "int4" else [])]
+            command += ["--dtype", "fp32", "--seed", seed, *(["--weight-format", form] if name == "int4" else [])]
             adapter = trained(work / f"recovered-{removed}-{name}", *command)
             irs[f"{removed} removed, {name}"] = exported(work / f"ir-{removed}-{name}", adapter, "--weight-format", form)
     return irs

@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("base", type=Path)
     parser.add_argument("exported", type=Path)
     parser.add_argument("--datasets", type=Path, required=True)
-    parser.add_argument("--prompt", default="lonas")
+    parser.add_argument("--template", default="lonas")
     parser.add_argument("--samples", type=int, default=100, help="samples of each task")
     parser.add_argument("--loop", type=Path, help="file that caches the texts of the loop")
     parser.add_argument("--output", type=Path)

@@ -48,10 +48,10 @@ _EXPORT = "export adapter --model base --nncf-config space.json --output out"
 _IR = "export adapter --model base --nncf-config space.json --weight-format fp32 --output ir"
 _CHECKPOINT = f"{_EXPORT} --stage checkpoint"
 _TRAIN = "train --model base --nncf-config space.json --data data.json --output out --rank 8 --alpha 16 --steps 8 "
-_TRAIN += "--batch-size 2 --lr 0.01 --prompt question --device cpu --max-length 64"
+_TRAIN += "--batch-size 2 --lr 0.01 --template question --device cpu --max-length 64"
 _EVAL = "eval ir --datasets datasets --tasks boolq --protocol option-text --batch-size 1 --output out"
 _SPACE = "space --model base --output out.json"
-_COMPRESS = "compress base --data sums.json --output out --target weights<=0.95x --weight-format int8_sym --prompt question "
+_COMPRESS = "compress base --data sums.json --output out --target weights<=0.95x --weight-format int8_sym --template question "
 _COMPRESS += "--recovery-steps 4 --prompt-len 8 --new-tokens 4"
 
 

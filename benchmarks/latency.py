@@ -68,7 +68,7 @@ def main() -> None:
     arms = (arguments.arms or settings.arms).split(",")
     adapter, _, base = source[:3]
     options = BenchOptions(
-        arms=tuple(arms),
+        variants=tuple(arms),
         cases=tuple(Case(length, settings.new_tokens) for length in settings.prompt_lens),
         schedule=Schedule.of(settings.rounds),
         torch_dtype=settings.dtype,

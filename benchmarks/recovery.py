@@ -42,7 +42,7 @@ class Study:
     def __init__(self, arguments: argparse.Namespace, seed: int):
         self.arguments, self.seed, self.work = arguments, seed, arguments.work / f"seed-{seed}"
         self.data, self.held_out = split_data(arguments.datasets, arguments.work)
-        self.options = ["--data", self.data, "--eval-data", self.held_out, "--seed", seed, "--precision", arguments.precision]
+        self.options = ["--data", self.data, "--eval-data", self.held_out, "--seed", seed, "--dtype", arguments.dtype]
 
     @cached_property
     def loras(self) -> dict[int, Path]:
@@ -51,7 +51,7 @@ class Study:
             "--model",
             self.arguments.base,
             "--no-elastic",
-            "--prompt",
+            "--template",
             "question",
             *self.options,
             "--lr",
@@ -245,7 +245,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--recovery-lr", type=float, help="of a recovery; default: --lr")
     parser.add_argument("--general", help="FILE:WEIGHT, more data for the recoveries")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--limit", type=int, help="questions of each test set; default: all")
     parser.add_argument("--prompt-len", type=numbers, default=[256], help="prompt tokens of the latencies")
     parser.add_argument("--rounds", type=int, default=18, help="of the latencies; 0 for accuracies alone")

@@ -100,7 +100,11 @@ def timed(networks: dict[str, Path], output: Path, rounds: int = 12, prompt_len:
         output.parent.mkdir(parents=True, exist_ok=True)
         settings = ["--rounds", rounds, "--prompt-len", prompt_len, "--output", output]
         lonas_edge(
-            "bench", networks[subject], "--arms", ",".join(["subnet", *(str(networks[name]) for name in names[1:])]), *settings
+            "bench",
+            networks[subject],
+            "--variants",
+            ",".join(["subnet", *(str(networks[name]) for name in names[1:])]),
+            *settings,
         )
     report = json.loads((output / "bench.json").read_text())
     ratios: dict[str, dict[str, Any]] = {}

@@ -82,7 +82,7 @@ def networks(shape: str, arguments: argparse.Namespace) -> dict[str, Path]:
     work = arguments.work / shape
     base, trimmed = random_base(shape, arguments.model, work / "base"), work / "trimmed"
     if not trimmed.exists():
-        lonas_edge("trim", base, "--data", arguments.data, "--size", KEPT, "--output", trimmed)
+        lonas_edge("trim", base, "--data", arguments.data, "--vocabulary", KEPT, "--output", trimmed)
     return {
         BASELINE: exported(work / "int8", base),
         "INT4": exported(work / "int4", base, "--weight-format", "int4_sym"),
@@ -96,7 +96,7 @@ def measured(irs: dict[str, Path], work: Path, rounds: int) -> dict[str, dict[st
     subject, *others = irs.values()
     if not (work / "bench").exists():
         arms = ",".join(["subnet", *map(str, others)])
-        lonas_edge("bench", subject, "--arms", arms, "--rounds", rounds, "--output", work / "bench")
+        lonas_edge("bench", subject, "--variants", arms, "--rounds", rounds, "--output", work / "bench")
     report = json.loads((work / "bench/bench.json").read_text())
     rows = dict(zip(irs, report["rows"], strict=True))
     facts = {variant["name"]: variant["facts"] for variant in report["variants"]}

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 _LONGEST = 500  # characters of a line with text of other programs
+_LINE = re.compile(r"\bline \d+\b")
 _NO_MEMORY = re.compile(
     r"bad.?alloc|out of memory|not enough memory|(can't|cannot|could not|unable to|failed to|failed) alloc|"
     r"memory allocation of|failed to map segment|can't start new thread|resource temporarily unavailable",
@@ -27,14 +28,23 @@ def raise_all(headline: str, problems: Sequence[str], hint: str = "") -> None:
     """Raise one error that lists all problems, one line each, with a hint on what to do; return if there is none."""
     if not problems:
         return
-    shown = list(problems[:20])
-    if len(problems) > len(shown):
-        shown.append(f"… and {len(problems) - len(shown)} more")
+    merged = _merge_lines(problems)
+    shown = merged[:20]
+    if len(merged) > len(shown):
+        shown.append(f"… and {len(merged) - len(shown)} more")
     longest = 2 * _LONGEST  # a problem may quote a value of the file
     lines = [headline, *(f"  - {problem[:longest]}{' …' * (len(problem) > longest)}" for problem in shown)]
     if hint:
         lines.append(hint)
     raise LonasEdgeError("\n".join(lines))
+
+
+def _merge_lines(problems: Sequence[str]) -> list[str]:
+    """Show problems that differ only in the line of a file once, with their number."""
+    alike: dict[str, list[str]] = {}
+    for problem in problems:
+        alike.setdefault(_LINE.sub("", problem), []).append(problem)
+    return [first if not more else f"{first} (and {len(more):,} more lines)" for first, *more in alike.values()]
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

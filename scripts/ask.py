@@ -2,7 +2,7 @@
 
     python scripts/ask.py --data models/categories/test.json models/demo/heuristic-int8 models/demo/maximal-int8
 
-Greedy. The prompt is that of `lonas-edge train --prompt question`; the first word of the text counts as the answer.
+Greedy. The prompt is that of `lonas-edge train --template question`; the first word of the text counts as the answer.
 """
 
 import argparse

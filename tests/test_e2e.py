@@ -31,7 +31,7 @@ TASKS = ROOT / "tests/evaluate/data"
 LAYERS, HIDDEN, KV, MLP, VOCABULARY = 30, 576, 192, 1536, 49152
 LOGITS = 32  # the tolerance of 1e-4 is for logits up to this, and grows in proportion
 STEPS = 16
-TRAINING = ("--prompt", "question", "--steps", STEPS, "--lr", "2e-3", "--seed", 1)
+TRAINING = ("--template", "question", "--steps", STEPS, "--lr", "2e-3", "--seed", 1)
 FP32 = ("--weight-format", "fp32", "--no-verify")
 PICK = "bytes<=0.93x"
 SEARCHED = "search/subnetworks/bytes-0.93x.json"
@@ -100,7 +100,7 @@ class CommandLine:
         if not self.record:
             data = self.folder / "few.json"
             data.write_text(json.dumps(json.loads((self.folder / "data/validation.json").read_text())[:2]))
-            search = ["--data", data, "--num-prompts", 2, "--cost", "bytes", "--evals", 6, "--pick", PICK]
+            search = ["--data", data, "--num-samples", 2, "--cost", "bytes", "--evals", 6, "--pick", PICK]
             self.record.update(self.json("search", self.adapter, *search, "--output", "search"))
         return self.export(SEARCHED, *options)
 
@@ -331,7 +331,8 @@ def test_a_trimmed_model_in_stock_clients(command_line: CommandLine) -> None:
     """The tokens of the whole model, greedily among those that were kept."""
     from transformers import AutoModelForCausalLM
 
-    folder, options = command_line.folder / "trimmed", ("--data", command_line.folder / "data/train.json", "--size", 16384)
+    folder, data = command_line.folder / "trimmed", command_line.folder / "data/train.json"
+    options = ("--data", data, "--vocabulary", 16384)
     assert command_line.run("trim", command_line.model, *options, "--output", folder).returncode == 0
     assert command_line.run("export", folder, *FP32, "--output", command_line.folder / "trimmed-ir").returncode == 0
     optimum, genai = (generated(command_line.folder / "trimmed-ir", program) for program in (OPTIMUM, GENAI))
@@ -439,7 +440,7 @@ def test_eval_equals_stock_lm_eval_and_the_super_network(command_line: CommandLi
 @pytest.mark.slow
 def test_bench_compares_with_lora(command_line: CommandLine, tmp_path: Path) -> None:
     folder, output = command_line.searched(), tmp_path / "out"
-    options = ["--arms", "subnet,lora", "--prompt-len", 64, "--new-tokens", 8, "--rounds", 2]
+    options = ["--variants", "subnet,lora", "--prompt-len", 64, "--new-tokens", 8, "--rounds", 2]
     finished = command_line.run("bench", folder, "--adapter", command_line.adapter, *options, "--output", output)
     print(finished.stdout)
     assert finished.returncode == 0, finished.stderr

@@ -51,7 +51,7 @@ def test_remove_recover_export_eval(minilm: Path, tmp_path: Path) -> None:
     program = [Path(sys.executable).parent / "lonas-edge", "space", "--model", minilm, "--depth", "layer", "--ratios", 1]
     subprocess.run([*map(str, program), "--output", str(tmp_path / "space.json")], check=True, capture_output=True)
     options = ["--nncf-config", tmp_path / "space.json", "--data", texts]
-    bounds = ["--cost", "macs", "--pick", "macs<=0.85x", "--num-prompts", 32]
+    bounds = ["--cost", "macs", "--pick", "macs<=0.85x", "--num-samples", 32]
     searched = run(tmp_path, "search", minilm, *options, *bounds, "--output", tmp_path / "search")
     [pick] = searched["picks"]
     subnet = tmp_path / "search/subnetworks" / f"{pick['file']}.json"
@@ -61,7 +61,7 @@ def test_remove_recover_export_eval(minilm: Path, tmp_path: Path) -> None:
 
     whole = embeddings(minilm, SENTENCES)
     before = embeddings(minilm, SENTENCES, [index for index in range(6) if index not in removed])
-    training = ["--steps", 60, "--batch-size", 16, "--lr", "1e-3", "--precision", "fp32", "--eval-data", texts]
+    training = ["--steps", 60, "--batch-size", 16, "--lr", "1e-3", "--dtype", "fp32", "--eval-data", texts]
     command = ["train", "--from", minilm, *options, "--subnet", subnet, "--teacher", minilm, *training]
     record = run(tmp_path, *command, "--output", tmp_path / "recovered")
     losses = [entry["loss"] for entry in record["eval_data"]["losses"]]

@@ -69,7 +69,7 @@ def test_train_search_export_eval(minilm: Path, tmp_path: Path) -> None:
     record = run(tmp_path, *command, "--output", adapter)
     assert record["task"] == "SST-2" and record["losses"][-1]["loss"] < record["losses"][0]["loss"]
 
-    options = ["--data", data / "SST-2/dev.tsv", "--num-prompts", 20, "--evals", 8, "--cost", "macs", "--pick", "macs<=0.8x"]
+    options = ["--data", data / "SST-2/dev.tsv", "--num-samples", 20, "--evals", 8, "--cost", "macs", "--pick", "macs<=0.8x"]
     searched = run(tmp_path, "search", adapter, *options, "--output", tmp_path / "search")
     assert len(searched["evaluations"]) == 8
     subnet = tmp_path / "search/subnetworks" / f"{searched['picks'][0]['file']}.json"

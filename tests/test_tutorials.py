@@ -56,7 +56,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run([sys.executable, ROOT / "scripts/smollm2.py", original], check=True, capture_output=True)
     data, tokens = folder / "orders.jsonl", folder / "tokens"  # fewer tokens: less to compute, and more than the tutorials keep
     subprocess.run([sys.executable, ROOT / "scripts/orders.py", data, "--examples", "240"], check=True, capture_output=True)
-    trim = [sys.executable, "-m", "lonas_edge", "trim", original, "--data", data, "--size", "16640", "--output", tokens]
+    trim = [sys.executable, "-m", "lonas_edge", "trim", original, "--data", data, "--vocabulary", "16640", "--output", tokens]
     subprocess.run([*map(str, trim)], check=True, capture_output=True)
     tokenizer = AutoTokenizer.from_pretrained(tokens)
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def test_your_model(place: Path) -> None:
 
 
 def test_the_steps_one_by_one(place: Path) -> None:
-    run("steps", ("--epochs auto", "--epochs 1"), ("--arms subnet,lora-int4", "--arms subnet,lora-int4 --rounds 2"))
+    run("steps", ("--epochs auto", "--epochs 1"), ("--variants subnet,lora-int4", "--variants subnet,lora-int4 --rounds 2"))
     assert len((place / "held_out.jsonl").read_text().splitlines()) == 100
     assert (place / "model/openvino_model.bin").stat().st_size < (place / "BASE/model.safetensors").stat().st_size / 3
     assert len(json.loads((place / "base-16k/vocabulary.json").read_text())["kept"]) == 16_384

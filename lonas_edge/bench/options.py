@@ -24,7 +24,7 @@ class BenchOptions(Options):
         cache: Directory that keeps exports of unpruned networks.
     """
 
-    arms: Annotated[tuple[PathOrName, ...], COMMAS] | None = option(
+    variants: Annotated[tuple[PathOrName, ...], COMMAS] | None = option(
         None,
         help="Variants: subnet (EXPORTED), lora and lora-merged (PyTorch), unpruned (IR), exported directories.",
         unset="those that differ from EXPORTED and are available",

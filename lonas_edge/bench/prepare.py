@@ -45,9 +45,9 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
     """
     from lonas_edge.exporting.exported import open_exported
 
-    arms = _default_arms(exported, options) if options.arms is None else options.arms
-    names = list(dict.fromkeys((SUBNET, *arms, *([DRAFTED] if options.draft else []))))
-    raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --arms.")
+    asked = _default_variants(exported, options) if options.variants is None else options.variants
+    names = list(dict.fromkeys((SUBNET, *asked, *([DRAFTED] if options.draft else []))))
+    raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --variants.")
     folders = [name for name in names if name not in VARIANTS]
     opened = {name: open_exported(Path(name), ours=False, kind=exported.kind) for name in folders}
     source, warnings = None, []
@@ -56,16 +56,16 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
         try:
             source = find_source(exported, options.model, options.adapter)
         except LonasEdgeError as error:
-            if options.arms is not None or options.model or options.adapter:
+            if options.variants is not None or options.model or options.adapter:
                 raise
             warnings.append(f"Not compared with {' and '.join(names[1:])}: {error}")
             names = [name for name in names if name in (SUBNET, DRAFTED)]
     own = source.own if source else None
     if UNPRUNED in names and source and own and own.canonical != source.elasticity.canonical(source.elasticity.maximal):
         problem = f"{UNPRUNED}: {source.folder} was fine-tuned for its {own.name} sub-network alone"
-        if options.arms is not None:
-            raise LonasEdgeError(f"{problem}. Export the unpruned LoRA, and pass its directory in --arms.")
-        warnings.append(f"{problem}; to compare with the unpruned LoRA, export it and pass --arms subnet,DIR.")
+        if options.variants is not None:
+            raise LonasEdgeError(f"{problem}. Export the unpruned LoRA, and pass its directory in --variants.")
+        warnings.append(f"{problem}; to compare with the unpruned LoRA, export it and pass --variants subnet,DIR.")
         names.remove(UNPRUNED)
     inputs = Inputs(exported, options, progress, source)
     variants = [
@@ -74,7 +74,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
     return variants, warnings
 
 
-def _default_arms(exported: "Exported", options: BenchOptions) -> list[str]:
+def _default_variants(exported: "Exported", options: BenchOptions) -> list[str]:
     """Return the variants that differ from the export: with an adapter PyTorch, and the unpruned network if it is larger."""
     manifest = exported.own_manifest
     pruned = manifest.sizes.unpruned.parameters > manifest.sizes.subnetwork.parameters

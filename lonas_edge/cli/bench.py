@@ -61,7 +61,7 @@ def run(options: BenchCommand) -> None:
         from lonas_edge.exporting.exported import open_exported
         from lonas_edge.processes import interrupts_deferred
 
-        folders = [name for name in options.arms or () if name not in VARIANTS]
+        folders = [name for name in options.variants or () if name not in VARIANTS]
         directory = options.check_output(
             (options.exported, options.model, options.adapter, options.draft, options.data, *folders), _ROOM
         )

@@ -1,7 +1,7 @@
 """What commands share: making one of a function whose parameter is a dataclass of options, and options of several commands."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -17,6 +17,13 @@ from lonas_edge.options import PANELS, Option, Options, PathOrName, UserPath, ba
 from lonas_edge.output import OutputDirectory
 
 _METAVARS = {int: "INTEGER", float: "FLOAT", Path: "PATH", str: "TEXT"}
+_RENAMED = {  # earlier names, which still work
+    "--arms": "--variants",
+    "--num-prompts": "--num-samples",
+    "--precision": "--dtype",
+    "--prompt": "--template",
+    "--size": "--vocabulary",
+}
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE / "nncf_config", _PACKAGE.parent / "nncf_config")  # in a wheel, and in a checkout
 SUBNET_HELP = "Sub-network: heuristic, maximal, minimal, random:SEED, or a JSON file."
@@ -47,8 +54,18 @@ def command(run: Callable[[Any], None]) -> TyperCommand:
     return _Command(None, params=params, callback=invoke, help=text, context_settings=HELP, rich_markup_mode=None)
 
 
+def _newest(name: str, options: Collection[str]) -> str:
+    """The name of an option today, for its name in earlier versions."""
+    return _RENAMED[name] if name not in options and _RENAMED.get(name) in options else name
+
+
 class _Command(TyperCommand):
     """Shows its options by panel, the common ones first. Rich's boxes would take 0.3 s more."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options = {name for param in self.params for name in param.opts}
+        named = [arg.partition("=") for arg in args]
+        return super().parse_args(ctx, [_newest(name, options) + equals + value for name, equals, value in named])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         panels: dict[str, list[tuple[str, str]]] = {name: [] for name in PANELS}
@@ -103,7 +120,7 @@ def _read_config(ctx: click.Context, _param: click.Parameter, file: str | None) 
     names = {each.shown.lower().lstrip("-"): each for each in options}
     wrong, values = [], {}
     for key, value in content.items():
-        name = str(key).lstrip("-").replace("_", "-")
+        name = _newest("--" + str(key).lstrip("-").replace("_", "-"), [f"--{each}" for each in names])[2:]
         if name not in names:
             near = get_close_matches(name, names, 1)
             wrong.append(f"{path}: unknown option {one_line(str(key))!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+from difflib import get_close_matches
 
 import click
 from typer.core import TyperGroup
@@ -10,19 +11,26 @@ from lonas_edge import __version__
 from lonas_edge.cli.guard import DEBUG, now, quiet
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-COMMANDS = {
-    "compress": "Make a model or LoRA adapter smaller and faster, in one command.",
-    "inspect": "Show the sizes of a sub-network.",
-    "space": "Write a search space for a model.",
-    "trim": "Write a base model with a smaller vocabulary.",
-    "train": "Train a super-adapter, or recover a sub-network.",
-    "search": "Search the best sub-networks at each cost.",
-    "export": "Export a sub-network to OpenVINO or a checkpoint.",
-    "bench": "Compare latencies.",
-    "eval": "Measure accuracy on tasks.",
-    "draft": "Train a draft model for faster answers.",
-    "chat": "Chat with an exported model.",
+GROUPS = {
+    "Start here": {
+        "compress": "Make a model or LoRA adapter smaller and faster, in one command.",
+        "draft": "Train a draft model for faster answers.",
+        "chat": "Chat with an exported model.",
+        "eval": "Measure accuracy on your data, or on known tasks.",
+    },
+    "Steps of compress": {
+        "space": "Write a search space for a model.",
+        "train": "Train a super-adapter or LoRA, or recover a sub-network.",
+        "search": "Search the best sub-networks at each cost.",
+        "export": "Export a sub-network to OpenVINO or a checkpoint.",
+        "bench": "Compare latencies.",
+    },
+    "More": {
+        "inspect": "Show the sizes of a sub-network.",
+        "trim": "Write a base model with a smaller vocabulary.",
+    },
 }
+COMMANDS = {name: help for group in GROUPS.values() for name, help in group.items()}
 
 
 class _Commands(TyperGroup):
@@ -35,7 +43,14 @@ class _Commands(TyperGroup):
         """Return a placeholder with the command's help line."""
         return click.Command(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, group in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(group.items()))
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and (near := get_close_matches(args[0], COMMANDS, 1)):
+            raise click.UsageError(f"No such command '{args[0]}'. Did you mean '{near[0]}'?", ctx)
         name, known, rest = super().resolve_command(ctx, args)
         return name, importlib.import_module(f"lonas_edge.cli.{name}").run if known else None, rest
 

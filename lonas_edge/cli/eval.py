@@ -62,7 +62,7 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
         unset=SUBNET_UNSET,
     )
     limit: int | None = option(None, minimum=1, help="Examples of each task or of the data, a random choice.", unset="all")
-    prompt: str | None = option(
+    template: str | None = option(
         None,
         panel="Data",
         choices=(*PROMPTS, CHAT),
@@ -122,13 +122,13 @@ def _settings(options: EvalCommand, targets: "Sequence[Target]") -> "EvalSetting
     if options.data:
         options.refuse_idle(("tasks", "datasets", "protocol"), "--data has its own")
         metrics = options.metric or ("auto",)
-        return EvalSettings((), None, ANSWERS, options.prompt, limit=options.limit, data=options.data, metrics=metrics)
+        return EvalSettings((), None, ANSWERS, options.template, limit=options.limit, data=options.data, metrics=metrics)
     known = present_tasks(TASKS, datasets) if names is None else resolve(TASKS, names)
     protocol = choose_protocol(options.protocol, [target.prompt for target in targets], known)
     if protocol.prompt:
         options.refuse_idle(("prompt",), f"{protocol.name} has its own")
     tasks = tuple(present_tasks(protocol.tasks, datasets) if names is None else resolve(protocol.tasks, names))
-    return EvalSettings(tasks, datasets, protocol, options.prompt, options.limit)
+    return EvalSettings(tasks, datasets, protocol, options.template, options.limit)
 
 
 def _print(result: "EvalRecord", output: Path | None) -> None:

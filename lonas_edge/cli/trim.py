@@ -22,9 +22,9 @@ class TrimOptions(Options):
 
     model: PathOrName = option(argument=True, help="Base model, a directory or hub id (ID or ID@REVISION).")
     data: UserPath = option(metavar="DATA", help="Training data; the tokens that they use are kept first.")
-    size: int | None = option(None, minimum=1, help="Number of tokens to keep.", unset="the tokens of --data alone")
+    vocabulary: int | None = option(None, minimum=1, help="Number of tokens to keep.", unset="the tokens of --data alone")
     output: UserPath | None = option(None, panel="Output", metavar="DIR", help="Directory to write.", unset="only show sizes")
-    prompt: str | None = option(
+    template: str | None = option(
         None, choices=(*TEMPLATES, CHAT), help="Prompt template for --data.", unset="chat for conversations, else alpaca"
     )
     overwrite: bool = option(False, panel="Output", help="Replace an existing output directory.")
@@ -43,16 +43,16 @@ def run(options: TrimOptions) -> None:
         from lonas_edge.vocabulary.model_vocabulary import ModelVocabulary
     if options.output:  # before a base is downloaded
         OutputDirectory(options.output, options.overwrite, (options.model, options.data)).check(0)
-    vocabulary = ModelVocabulary(open_source(options.model, weights=options.output is not None), options.data, options.prompt)
+    vocabulary = ModelVocabulary(open_source(options.model, weights=options.output is not None), options.data, options.template)
     base = vocabulary.source.base
     with progress() as report:
         report("Tokenizing the data, and counting tokens per text", None)
         if options.output is None:
-            sizes = vocabulary.sizes(options.size)
+            sizes = vocabulary.sizes(options.vocabulary)
         else:
-            choice = vocabulary.choose(options.size)
+            choice = vocabulary.choose(options.vocabulary)
             output = OutputDirectory(options.output, options.overwrite, [base.folder, options.data])
-            ratio = vocabulary.write(choice, options.size, output, report)
+            ratio = vocabulary.write(choice, options.vocabulary, output, report)
     if options.output is None:
         _show(sizes, base.name)
         return
@@ -78,5 +78,5 @@ def _show(rows: "Sequence[VocabularySize]", name: str) -> None:
     Table(headings, cells, f"{name}: vocabularies for this data").print(console())
     console().print(
         "Tokens per text: on a tenth of the data, with a vocabulary chosen on the rest. Other text: a few lines of English, "
-        "other languages and code. Write a vocabulary with --size N --output DIR."
+        "other languages and code. Write a vocabulary with --vocabulary N --output DIR."
     )

@@ -186,7 +186,7 @@ def chat_template_of(tokenizer: Any, folder: Path) -> str:
     except ValueError as error:
         raise LonasEdgeError(
             f"{folder}: the model has no chat template (chat_template.jinja, or in tokenizer_config.json). 'messages' and "
-            "--prompt chat need one. Use the instruction-tuned release, add a template, or use instruction data."
+            "--template chat need one. Use the instruction-tuned release, add a template, or use instruction data."
         ) from error
 
 
@@ -245,7 +245,7 @@ def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:
     if prompt.count(_ASKED) != 1 or not whole.startswith(prompt) or whole.count(_ANSWERED) != 1:
         raise LonasEdgeError(
             f"{folder}: its chat template (chat_template.jinja or tokenizer_config.json) does not render a question and its "
-            "answer one after the other, so instruction data does not fit. Use 'messages', or another --prompt."
+            "answer one after the other, so instruction data does not fit. Use 'messages', or another --template."
         )
     lead, _, end = whole[len(prompt) :].partition(_ANSWERED)
     end = end.rstrip().removesuffix(tokenizer.eos_token or "\0")  # which ends every example

@@ -32,6 +32,7 @@ def open_data(
     glue: str | None = None,
     labels: bool = False,
     prompt: str | None = None,
+    max_length: int | None = None,
     record: PromptRecord | None = None,
 ) -> Task:
     """Read and check data for a model; what is wrong in several files is reported at once. No weights are read.
@@ -43,6 +44,7 @@ def open_data(
         glue: Name of the GLUE task of a classifier's data; by the folder's name when None.
         labels: Whether to read the labels of a classifier's texts, to measure with.
         prompt: Name of the prompt template of a language model's data; see `choose_prompt`.
+        max_length: Tokens of the longest example of a language model; `MAX_LENGTH` when None.
         record: The prompts of the adapter's training.
     """
     files = [(data, 1.0)] if isinstance(data, Path) else list(data)
@@ -52,7 +54,7 @@ def open_data(
         _refuse_several_labels(architecture.config, files[0][0])
     if table:
         architecture.require(CLASSIFICATION, f"{files[0][0]}: the task {table.name} of GLUE")
-    options = DataOptions(table, labels, prompt, record or PromptRecord())
+    options = DataOptions(table, labels, prompt, max_length, record or PromptRecord())
     return TASKS[kind].of(architecture, pooling, options).read(files)
 
 

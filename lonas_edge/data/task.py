@@ -35,7 +35,7 @@ from lonas_edge.families import ModelKind
 from lonas_edge.files import replace_text
 from lonas_edge.space.architecture import Architecture
 
-MAX_LENGTH = 1024  # tokens of a held-out example of a language model; longer ones are dropped
+MAX_LENGTH = 4096  # tokens of an example of a language model without --max-length; longer ones are dropped
 BATCH_TOKENS = 1024  # of a held-out batch, padding included; 4096 take twice the time: each large tensor is new memory
 LEAST = 16  # held-out and training examples of a split
 _SHARE = 10  # one of this many examples is held out
@@ -61,6 +61,7 @@ class DataOptions:
     glue: GlueTask | None = None  # the task of GLUE that a classifier's data are of; None for texts
     labels: bool = False  # whether labels of a classifier's texts are read, to measure with; they are never learned
     prompt: str | None = None  # name of the prompt template; chosen by `choose_prompt` when None
+    max_length: int | None = None  # tokens of the longest example of a language model
     record: PromptRecord = field(default_factory=PromptRecord)  # the prompts of the adapter's training
 
 
@@ -250,9 +251,9 @@ class Task(ABC):
                 f"{self.path}: {len(self.inputs)} prompts; expected at least {count}. Add data, or use fewer prompts."
             )
 
-    def count_fitting(self, tokenizer: Any) -> int:
-        """Count the prompts that `batches` can take."""
-        return min(len(self.inputs), len(self._held_out(self.inputs, tokenizer)))
+    def lengths(self, tokenizer: Any) -> list[int]:
+        """The tokens of each input that is not too long; a long text counts as several."""
+        return [len(each["input_ids"]) for each in self._held_out(self.inputs, tokenizer)]
 
     def batches(self, tokenizer: Any, count: int, seed: int) -> list[dict[str, torch.Tensor]]:
         """Tokenize the first `count` inputs of a seeded order that are not too long, in batches of similar length."""

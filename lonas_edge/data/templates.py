@@ -110,11 +110,11 @@ def choose_prompt(
 ) -> str:
     """Decide the prompt template of `train`, `trim`, `search`, `compress`, `eval` and `export --calibration`.
 
-    The order is: `--prompt`; `chat` for conversations, which fit no other template; the prompt of the adapter's training
+    The order is: `--template`; `chat` for conversations, which fit no other template; the prompt of the adapter's training
     record; `lonas` for the published LoNAS adapters of LLaMA-7B and BLOOMZ-7B; `alpaca`.
 
     Args:
-        explicit: The value of `--prompt`.
+        explicit: The value of `--template`.
         recorded: Name in the adapter's training record or manifest.
         search_space: Hash of the adapter's search space.
         conversations: A data file with `messages`.
@@ -124,8 +124,8 @@ def choose_prompt(
     """
     if conversations and explicit not in (None, CHAT):
         raise LonasEdgeError(
-            f"--prompt {explicit}: {conversations} holds conversations, which need the model's chat template. "
-            f"Pass --prompt {CHAT}, or use instruction data."
+            f"--template {explicit}: {conversations} holds conversations, which need the model's chat template. "
+            f"Pass --template {CHAT}, or use instruction data."
         )
     if explicit or conversations:
         return explicit or CHAT

@@ -93,7 +93,8 @@ def open_exported(folder: Path, ours: bool = True, kind: ModelKind | None = None
         LonasEdgeError: If it is none, or files are missing or damaged; all are listed.
     """
     if not exists(folder) or not folder.is_dir():
-        raise LonasEdgeError(f"{folder}: no such directory; expected one that `lonas-edge export` wrote")
+        found = "is a file" if exists(folder) else "no such directory"
+        raise LonasEdgeError(f"{folder}: {found}; expected a directory that `lonas-edge export` wrote")
     check_model_folder(folder)
     if ours and not (folder / MANIFEST).exists():
         raise _not_ours(folder)

@@ -120,11 +120,11 @@ class Source:
             "--subnet, or pass the super-adapter."
         )
 
-    def open_data(self, data: Path, prompt: str | None = None, labels: bool = False) -> Task:
+    def open_data(self, data: Path, prompt: str | None = None, labels: bool = False, max_length: int | None = None) -> Task:
         """Open data for the model with the prompt template and the GLUE task of its training, see `data.registry.open_data`."""
         glue = self.training.task if self.training and data.suffix.lower() == ".tsv" else None
-        how: dict[str, Any] = {"glue": glue, "labels": labels, "prompt": prompt, "record": self.prompt_record}
-        opened = open_data(data, self.architecture, self.pooling, **how)
+        how: dict[str, Any] = {"glue": glue, "labels": labels, "prompt": prompt, "max_length": max_length}
+        opened = open_data(data, self.architecture, self.pooling, **how, record=self.prompt_record)
         outputs = len(output_names(self.architecture.config))
         if opened.options.glue and (error := opened.options.glue.head_error(outputs)):
             raise LonasEdgeError(f"{self.folder}: {error}. Pass data of the task that it was trained on.")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lonas_edge.commands import Command
-from lonas_edge.data.task import MAX_LENGTH
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.optimum import gptq_options, optimum_options, run_optimum
@@ -131,9 +130,9 @@ def _merge(plan: Plan, progress: Progress) -> None:
 
 def _write_texts(plan: Plan, path: Path) -> None:
     """Write training examples as texts, spread over the data; the tokenizer adds BOS when they are read."""
-    data = plan.unpruned.open_data(plan.paths.train, plan.options.prompt)
+    data = plan.open_data(plan.paths.train)
     tokenizer = require_tokenizer(plan.unpruned.base.folder, "GPTQ")
-    [encoded] = data.encode(tokenizer, MAX_LENGTH)
+    [encoded] = data.encode(tokenizer, data.context)
     chosen = encoded[:: max(1, len(encoded) // _TEXTS)][:_TEXTS]
     texts = [tokenizer.decode(example["input_ids"]).removeprefix(tokenizer.bos_token or "") for example in chosen]
     replace_text(path, json.dumps(texts))

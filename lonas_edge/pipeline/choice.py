@@ -117,7 +117,7 @@ def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, prog
         source = open_source(str(recovered), paths.student)
         stored = ExportOptions(weight_format=str(plan.options.weight_format), verify=False)
         export(source, source.select(None), exported, stored, report)
-    data = plan.unpruned.open_data(paths.held_out, plan.options.prompt)
+    data = plan.open_data(paths.held_out)
     assert isinstance(data, LanguageTask)
     measured = {NAMES["int8"]: paths.baseline("int8"), pick.file: exported}
     qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)

@@ -23,7 +23,7 @@ from lonas_edge.bench.statistics import (
 from lonas_edge.bench.variants import SUBNET, Case
 from lonas_edge.data.encoding import Learned, encode, encode_prompt
 from lonas_edge.data.language import LanguageTask, question_and_reference
-from lonas_edge.data.task import MAX_LENGTH, Task
+from lonas_edge.data.task import Task
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.encoders import ir_outputs
@@ -97,7 +97,7 @@ def score(folder: Path, data: LanguageTask, source: Path, progress: Progress) ->
     rows = np.zeros((len(data.examples), 3))
     for index, example in enumerate(data.examples):
         progress(f"held-out loss of {folder.name}", index / len(data.examples))
-        for part in encode([example], prompting, tokenizer, MAX_LENGTH):
+        for part in encode([example], prompting, tokenizer, data.context):
             request.reset_state()
             inputs = inputs_of(np.array([part["input_ids"]], np.int64))
             logits = request.infer({name: value for name, value in inputs.items() if name in names})["logits"][0]
@@ -216,7 +216,7 @@ def answer_times(
         folder, tokenizer = folders[name], require_tokenizer(folders[name], "generating answers")
         drafted = open_draft(draft, open_exported(folder, ours=False)) if name.endswith(DRAFTED) else None
         loaded = Answerer(folder, ANSWER_TOKENS, drafted)
-        return lambda example: loaded.answer(encode_prompt(example, prompting, tokenizer, MAX_LENGTH))
+        return lambda example: loaded.answer(encode_prompt(example, prompting, tokenizer, data.context))
 
     baseline, *others = folders
     answer, measured = answerer(baseline), dict[str, dict[str, Latency]]()
@@ -255,8 +255,8 @@ def latencies(
         LonasEdgeError: If a network cannot be measured.
     """
     *others, (ours, folder) = folders.items()
-    arms = (SUBNET, *(str(path) for _, path in others))
-    result = bench(open_exported(folder), BenchOptions(arms=arms, cases=(case,), schedule=Schedule.of(ROUNDS)), progress)
+    options = BenchOptions(variants=(SUBNET, *(str(path) for _, path in others)), cases=(case,), schedule=Schedule.of(ROUNDS))
+    result = bench(open_exported(folder), options, progress)
     if result.interrupted:
         raise KeyboardInterrupt
     if result.failures:

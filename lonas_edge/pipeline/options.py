@@ -65,7 +65,14 @@ class CompressOptions(Options):
         help="Held-out data, of which at most 400 examples are used, of encoders 1,500.",
         unset="a tenth of --data",
     )
-    prompt: str | None = option(
+    max_length: int | None = option(
+        None,
+        panel="Data",
+        minimum=2,
+        help="Tokens of the longest example; longer ones are dropped.",
+        unset="4096, at most the model's context; of encoders the model's limit",
+    )
+    template: str | None = option(
         None,
         panel="Data",
         choices=(*TEMPLATES, CHAT),

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lonas_edge.commands import Command
+from lonas_edge.data.task import Task
 from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
@@ -14,7 +15,7 @@ from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.options import KEEP, CompressOptions
 from lonas_edge.pipeline.targets import OWN, MetricBound, cost_of
 from lonas_edge.pipeline.tasks import Profile, cost_settings
-from lonas_edge.pipeline.training import Probe
+from lonas_edge.pipeline.training import Probe, micro_batch
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
 from lonas_edge.space.selection import select
@@ -131,6 +132,10 @@ class Plan(Request):
         """The model that is searched, with the search space."""
         return open_source(self.paths.start, self.paths.start_base, self.paths.space)
 
+    def open_data(self, path: Path) -> Task:
+        """Open training or held-out examples for the finished model."""
+        return self.unpruned.open_data(path, self.options.template, labels=True, max_length=self.options.max_length)
+
     def network(self, pick: Pick) -> Subnetwork:
         """The sub-network of a target, which the search has found."""
         return select(self.start.elasticity, str(self.paths.subnetwork(pick)))
@@ -188,13 +193,14 @@ class Plan(Request):
         log = min(10, max(1, steps // 10))  # steps of the log: a checkpoint splits none
         return TrainOptions(
             steps=steps,
-            prompt=self.options.prompt,
+            template=self.options.template,
+            max_length=self.options.max_length,
             seed=self.options.seed,
-            precision=self.probe.precision,
+            dtype=self.probe.precision,
             save_steps=min(200, log * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / log))),
             eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
             batch_size=self.profile.batch,
-            micro_batch_size=self.profile.micro_batch,
+            micro_batch_size=micro_batch(self.profile, self.probe.longest),
             weight_format=weight_format,
         )
 
@@ -210,8 +216,9 @@ class Plan(Request):
             output=self.paths.work / "search",
             cost=cost_of(self.picks, self.profile),
             evals=max(_LEAST_EVALS, _EVALS_PER_BLOCK * removable),
-            num_prompts=min(self.fitting, prompts),
-            prompt=self.options.prompt,
+            num_samples=min(self.fitting, prompts),
+            template=self.options.template,
+            max_length=self.options.max_length,
             seed=self.options.seed,
             cost_settings=cost_settings(self.options),
         )
@@ -225,7 +232,7 @@ class Plan(Request):
     @property
     def search_seconds(self) -> float:
         """Estimate the seconds of the search."""
-        return round(self.search_options.evals * self.search_options.num_prompts * self.probe.evaluation, 1)
+        return round(self.search_options.evals * self.search_options.num_samples * self.probe.evaluation, 1)
 
     @property
     def default_seconds(self) -> float:

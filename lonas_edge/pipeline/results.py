@@ -54,7 +54,7 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
     trimmed_rows = [name for name, target in targets.items() if not keeps_int8(plan, plan.picks[target])]
     latencies, bench = measure.latencies(measured, case, dict.fromkeys(trimmed_rows, tokens), progress)
     source = plan.unpruned
-    data = source.open_data(paths.held_out, options.prompt, labels=True)
+    data = plan.open_data(paths.held_out)
     if isinstance(data, LanguageTask):
         qualities = measure.losses(measured, data, source.base.folder, progress)
         log = paths.work / answers.FILE

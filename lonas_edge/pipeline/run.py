@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lonas_edge.bench import machine
-from lonas_edge.data.task import MAX_LENGTH
 from lonas_edge.drafting.card import DRAFT_SECTION, draft_section
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answers import FILE
@@ -36,6 +35,7 @@ from lonas_edge.pipeline.targets import check_metrics, cost_of, parse_targets
 from lonas_edge.pipeline.tasks import check_head, profile_of, resolve_options
 from lonas_edge.pipeline.training import PROBE, Probe, time_steps
 from lonas_edge.progress import Progress, silent
+from lonas_edge.training.options import TrainOptions
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 STEPS = "steps"
@@ -143,7 +143,7 @@ def _prepare(request: Request, folder: Path, announce: Announce, progress: Progr
     counts, fitting = _split(request, paths)
     check_metrics(paths.held_out, options.metric, request.picks.values())
     check_steps(request, paths)
-    size = choose_size(paths.base, paths.train, options.vocabulary, options.prompt) if paths.trims else None
+    size = choose_size(paths.base, paths.train, options.vocabulary, options.template) if paths.trims else None
     probe = _probe(request, paths, progress)
     plan = Plan(**vars(request), paths=paths, counts=counts, fitting=fitting, probe=probe, vocabulary=size)
     steps = Steps(folder, make_steps(plan, machine.describe("CPU")))
@@ -161,18 +161,20 @@ def _split(request: Request, paths: Paths) -> tuple[dict[str, int], int]:
         LonasEdgeError: If these are too few.
     """
     options, source = request.options, request.source
-    data = source.open_data(options.data, options.prompt, labels=True)
-    held_out = source.open_data(options.eval_data, options.prompt, labels=True) if options.eval_data else None
+    how: dict[str, Any] = {"prompt": options.template, "labels": True, "max_length": options.max_length}
+    data = source.open_data(options.data, **how)
+    held_out = source.open_data(options.eval_data, **how) if options.eval_data else None
     held_out = held_out and held_out.with_prompt(data.description)
     train, held_out = data.split(request.profile.held_out, options.seed, held_out)
     paths.train.parent.mkdir(parents=True, exist_ok=True)
     train.write(paths.train)
     held_out.write(paths.held_out)
-    fitting = held_out.count_fitting(require_tokenizer(source.base.folder, "compress"))
+    tokenizer = require_tokenizer(source.base.folder, "compress")
+    fitting = min(len(held_out.inputs), len(held_out.lengths(tokenizer)))
     if fitting < LEAST_FITTING:
         raise LonasEdgeError(
-            f"{held_out.path}: {fitting} of {len(held_out.inputs)} held-out examples have an answer within {MAX_LENGTH} "
-            f"tokens; expected at least {LEAST_FITTING}. Shorten the examples, or add others."
+            f"{held_out.path}: {fitting} of {len(held_out.inputs)} held-out examples have an answer within {data.context:,} "
+            f"tokens; expected at least {LEAST_FITTING}. Raise --max-length, shorten the examples, or add others."
         )
     return {"train": len(train.examples), "held_out": len(held_out.examples)}, fitting
 
@@ -180,7 +182,8 @@ def _split(request: Request, paths: Paths) -> tuple[dict[str, int], int]:
 def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
     """Time training steps, or read what an earlier run with the same data timed; its choice of the precision stays."""
     options, qat = request.options, request.trained_for
-    inputs = {"train": sha256(paths.train), "prompt": str(options.prompt), "qat": str(qat)}
+    given = {"prompt": options.template, "max_length": options.max_length, "qat": qat}
+    inputs = {"train": sha256(paths.train), **{name: str(value) for name, value in given.items()}}
     earlier = Probe.read(paths.work / PROBE) if (paths.work / PROBE).exists() else None
     if earlier and earlier.inputs == inputs:
         return earlier
@@ -192,7 +195,9 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
         if paths.unpruned_base and not request.profile.adapts:  # an encoder's base may have another task, or lack the head
             base = str(Path(folder) / "merged")
             merge(open_source(paths.unpruned, paths.unpruned_base, elastic=False), Path(base), progress)
-        timed = time_steps(request.profile, base, paths.train, options.prompt, qat, precision, progress)
+        data = request.source.open_data(paths.train, options.template, labels=True, max_length=options.max_length)
+        recovery = TrainOptions(template=options.template, max_length=options.max_length, weight_format=qat)
+        timed = time_steps(request.profile, base, data, recovery, precision, progress)
     return replace(timed, inputs=inputs)
 
 

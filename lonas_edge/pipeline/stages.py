@@ -84,7 +84,7 @@ def fine_tune(plan: Plan) -> Step:
 
 def trim_vocabulary(plan: Plan) -> Step:
     """Write the base model with a smaller vocabulary."""
-    paths, size, prompt = plan.paths, plan.vocabulary, plan.options.prompt
+    paths, size, prompt = plan.paths, plan.vocabulary, plan.options.template
 
     def work(progress: Progress) -> None:
         trim(paths.base, paths.train, size, prompt, Path(paths.student), progress)
@@ -191,9 +191,9 @@ def measure_networks(plan: Plan, here: Mapping[str, Any]) -> Step:
         make_record(plan, here, progress).write(plan.paths.work / COMPRESS)
 
     first, *others = [plan.paths.model(pick) for pick in plan.picks.values()]
-    arms = ("subnet", *(plan.paths.baseline(each.folder) for each in compared(plan)), *others)
+    variants = ("subnet", *(plan.paths.baseline(each.folder) for each in compared(plan)), *others)
     values = {"prompt-len": plan.options.prompt_len, "new-tokens": plan.options.new_tokens, "rounds": ROUNDS}
-    command = Command("lonas-edge bench", None, {"": first, "arms": ",".join(map(str, arms))}, values)
+    command = Command("lonas-edge bench", None, {"": first, "variants": ",".join(map(str, variants))}, values)
     needs = (*(EXPORT + target for target in plan.picks), GPTQ if compares_gptq(plan) else BASELINES)
     needs += (DRAFT_STEP,) if drafts(plan) else ()
     processor = f"{here['processor']}, {here['processors']} processors"

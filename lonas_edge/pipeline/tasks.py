@@ -144,7 +144,8 @@ def resolve_options(profile: Profile, options: CompressOptions, source: Source) 
     """Fill in the defaults, and refuse options that mean nothing for a task or source."""
     problems = []
     for name, value in (
-        ("--prompt", options.prompt),
+        ("--template", options.template),
+        ("--max-length", options.max_length),
         ("--new-tokens", options.new_tokens),
         ("--metric", options.metric),
         ("--draft", options.draft if options.draft != NONE else None),

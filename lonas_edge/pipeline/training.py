@@ -10,8 +10,10 @@ from typing import ClassVar
 
 import torch
 
+from lonas_edge.data.task import Task
 from lonas_edge.files import read_text, replace_text
 from lonas_edge.network.modeling import faster_dtype
+from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.processes import peak_memory
@@ -24,6 +26,7 @@ from lonas_edge.training.train import train
 
 PROBE = "probe.json"
 _STEPS = 3  # the first is not timed
+_TOKENS = 1024  # of an example up to which a profile's micro-batch fits
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,31 @@ class Probe(Record):
     recovery_step: float  # seconds of a step of the recovery
     evaluation: float  # seconds of the evaluation of a held-out example
     tokens: float  # mean of an example
+    longest: int  # tokens of the longest training example
     peak_bytes: int  # of the process
     inputs: dict[str, str] = field(default_factory=dict)  # hash of the examples, and options that the times depend on
 
 
+def micro_batch(profile: Profile, longest: int) -> int:
+    """Examples that are computed at once: fewer where the longest has more than 1,024 tokens, for the same memory."""
+    return min(profile.micro_batch, max(1, profile.micro_batch * _TOKENS // longest))
+
+
 def time_steps(
-    profile: Profile, base: str, data: Path, prompt: str | None, qat: str | None, precision: str | None, progress: Progress
+    profile: Profile, base: str, data: Task, options: TrainOptions, precision: str | None, progress: Progress
 ) -> Probe:
     """Time a few steps of the fine-tuning and of the recovery on typical examples of `data`, a micro-batch each.
 
-    A model that is not fine-tuned has steps of the recovery only. `qat` is the weight format of its quantization-aware
-    training; without a precision, the faster of two is chosen.
+    A model that is not fine-tuned has steps of the recovery only. `options` have the template, the length and the weight
+    format of the recovery's quantization-aware training; without a precision, the faster of two is chosen.
     """
+    lengths = data.lengths(require_tokenizer(Path(base), "compress"))
+    longest = max(lengths, default=1)  # where all are too long, the training says so
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)
         sample = folder / "typical.jsonl"
-        lines = typical(read_text(data, "the training examples").split("\n"), _STEPS * profile.micro_batch)
+        batch = micro_batch(profile, longest)
+        lines = typical(read_text(data.path, "the training examples").split("\n"), _STEPS * batch)
         replace_text(sample, "\n".join(lines) + "\n")
         inputs = with_eval_data(open_inputs(base, sample, None, elastic=False), sample)
         inputs = inputs if profile.adapts else with_teacher(inputs, base)
@@ -63,20 +75,21 @@ def time_steps(
         timed = {}
         for number, name in enumerate(precisions):
             progress(f"Timing training steps in {name}", (number + 0.5) / (len(precisions) + 1))
-            timed[name] = _time(profile, inputs, TrainOptions(prompt=prompt, precision=name), folder)
+            plain = replace(options, dtype=name, weight_format=None)
+            timed[name] = _time(profile, batch, inputs, plain, folder)
         fastest = min(timed, key=lambda name: timed[name][0])
         lora, evaluation, tokens = timed[fastest]
         recovery = lora
-        if profile.adapts or qat:
+        if profile.adapts or options.weight_format:
             progress("Timing steps of the recovery", len(precisions) / (len(precisions) + 1))
-            options = TrainOptions(prompt=prompt, precision=fastest)
-            options = replace(options, weight_format=qat, ratio=1.0) if qat else options  # the choice of layers takes no step
-            recovery, *_ = _time(profile, with_teacher(inputs, base), options, folder)
-    return Probe(fastest, round(lora, 3), round(recovery, 3), round(evaluation, 5), round(tokens, 1), peak_memory())
+            recovering = replace(options, dtype=fastest, ratio=1.0)  # the choice of layers takes no step
+            recovery, *_ = _time(profile, batch, with_teacher(inputs, base), recovering, folder)
+    rounded = round(lora, 3), round(recovery, 3), round(evaluation, 5), round(tokens, 1)
+    return Probe(fastest, *rounded, longest, peak_memory())
 
 
-def _time(profile: Profile, inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float, float]:
-    """Seconds of a whole batch, from parts of it, and of the evaluation of an example; and mean tokens of an example."""
+def _time(profile: Profile, batch: int, inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float, float]:
+    """Seconds of a whole batch, from micro-batches of `batch` examples, and of the evaluation of an example; and its tokens."""
     steps: dict[int, float] = {}
     evaluated: list[float] = []
 
@@ -85,15 +98,13 @@ def _time(profile: Profile, inputs: Inputs, options: TrainOptions, folder: Path)
         if EVAL_LOSS in log and step == _STEPS and not evaluated:
             evaluated.append(time.perf_counter() - steps[step])
 
-    timing = replace(
-        options, steps=_STEPS, batch_size=profile.micro_batch, save_steps=1000, log_steps=_STEPS, eval_steps=_STEPS
-    )
+    timing = replace(options, steps=_STEPS, batch_size=batch, save_steps=1000, log_steps=_STEPS, eval_steps=_STEPS)
     record = train(inputs, folder / "timed", timing, overwrite=True, report=report)
     assert record and record.tokens
     assert inputs.eval_data
-    step = (steps[_STEPS] - steps[1]) / (_STEPS - 1) * profile.batch / profile.micro_batch
+    step = (steps[_STEPS] - steps[1]) / (_STEPS - 1) * profile.batch / batch
     evaluation = evaluated[0] / sum(file.count for file in inputs.eval_data.files)
-    return step, evaluation, record.tokens / _STEPS / profile.micro_batch
+    return step, evaluation, record.tokens / _STEPS / batch
 
 
 def typical(lines: Iterable[str], count: int) -> list[str]:

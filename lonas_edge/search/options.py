@@ -36,7 +36,14 @@ class SearchOptions(Options):
         repeat=True,
         help="Save the best network under a bound: macs=1.43e12, tpot=0.85x (of the unpruned network), kl=0.05.",
     )
-    num_prompts: int = option(64, panel="Data", minimum=1, help="Number of prompts from --data.")
+    num_samples: int = option(64, panel="Data", minimum=1, help="Number of prompts from --data.")
+    max_length: int | None = option(
+        None,
+        panel="Data",
+        minimum=2,
+        help="Tokens of the longest example of a language model; longer ones are dropped.",
+        unset="4096, at most the model's context",
+    )
     seed: int = option(
         0, panel="Advanced", minimum=0, maximum=LARGEST_SEED, help="Seed of the sampler and of the choice of prompts."
     )
@@ -50,7 +57,7 @@ class SearchOptions(Options):
     study: str | None = option(None, panel="Advanced", help="Name of the study in --storage.")
     overwrite: bool = option(False, panel="Output", help="Replace an earlier search in --output.")
     cost_settings: CostSettings = field(default_factory=CostSettings)
-    prompt: str | None = None  # name of the template; that of the adapter's training if None
+    template: str | None = None  # name of the template; that of the adapter's training if None
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

@@ -71,7 +71,7 @@ class SearchPlan:
             "super_adapter": fingerprint(source.adapter.folder) if source.adapter else None,
             "search_space": source.space.hash,
             "data": sha256(options.data),
-            "prompts": options.num_prompts,
+            "prompts": options.num_samples,
             "template": self.data.description,
             "quality": options.quality,
             "cost": self.cost,
@@ -102,8 +102,8 @@ def make_plan(source: Source, options: SearchOptions) -> SearchPlan:
             "The search space has only ranks, or single widths: none of them makes the merged model smaller. "
             "Create a space with widths, heads or removable blocks: lonas-edge space --help"
         )
-    data = source.open_data(options.data, options.prompt)
-    data.check_count(options.num_prompts)
+    data = source.open_data(options.data, options.template, max_length=options.max_length)
+    data.check_count(options.num_samples)
     if options.quality == "loss" and data.distilled:
         raise LonasEdgeError(f"{options.data}: --quality loss needs labels. Use kl, the distance from the unpruned network.")
     plan = SearchPlan(source, options, cost, dimensions, data, tuple(picks))

@@ -61,7 +61,7 @@ def make_record(
         study=study,
         model=plan.source.base.name,
         identity=plan.identity,
-        data=Scored(options.data.name, data, options.num_prompts, plan.data.description, unseen),
+        data=Scored(options.data.name, data, options.num_samples, plan.data.description, unseen),
         quality=options.quality,
         cost=plan.cost,
         units={options.quality: unit, plan.cost: COSTS[plan.cost].unit},

@@ -29,7 +29,7 @@ def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
     elif options.target_modules is None:
         options = replace(options, target_modules=inputs.source.architecture.default_targets)
     if inputs.data.kind.generates:
-        options = replace(options, prompt=inputs.data.with_prompt(options.prompt).description)
+        options = replace(options, template=inputs.data.with_prompt(options.template).description)
     return replace(options, max_length=options.max_length or inputs.data.max_length)
 
 
@@ -74,8 +74,8 @@ def device_of(options: TrainOptions) -> str:
 
 def precision_of(options: TrainOptions) -> str:
     """Decide the compute precision; `auto` on a CPU compares two matrix products (0.1 s)."""
-    if options.precision != "auto":
-        return options.precision
+    if options.dtype != "auto":
+        return options.dtype
     if device_of(options) == "cpu":
         return faster_dtype()
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -121,8 +121,8 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         _check_targets(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise LonasEdgeError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
-    if options.precision == "fp16" and device_of(options) == "cpu":
-        raise LonasEdgeError("--precision fp16 needs CUDA; on a CPU use bf16 or fp32")
+    if options.dtype == "fp16" and device_of(options) == "cpu":
+        raise LonasEdgeError("--dtype fp16 needs CUDA; on a CPU use bf16 or fp32")
 
 
 def _check_labels(data: Task, eval_data: Task | None) -> None:

@@ -32,7 +32,7 @@ from lonas_edge.training.checkpoints import (
 from lonas_edge.training.options import EVAL_LOSS
 from lonas_edge.training.schedule import Schedule
 
-_ADVICE = "Use a lower --lr, or start again with another --precision."
+_ADVICE = "Use a lower --lr, or start again with another --dtype."
 Progress = Callable[[int, int, Mapping[str, float]], None]  # step, all steps, the last entry of the log
 
 

@@ -33,7 +33,7 @@ from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.schedule import Schedule
 from lonas_edge.training.tokens import EpochSampler, Tokenized
 
-_EVAL_BATCH = 16  # held-out examples at a time
+_EVAL_BATCH, _EVAL_TOKENS = 16, 16 * 1024  # held-out examples at a time, and their tokens with padding
 _CALIBRATION_EXAMPLES = 64  # to measure the importance of channels
 _ROUNDING_EXAMPLES, _ROUNDING_TOKENS, _ROUNDING_BATCH = 32, 128, 8  # to measure the costs of rounding: tokens of each
 
@@ -174,8 +174,13 @@ class Job:
     def _batches(self, examples: Sequence[Encoded], size: int) -> list[dict[str, Any]]:
         """Batches of examples, those of similar length together."""
         collate = self.inputs.data.collator(self.tokens.tokenizer)
-        examples = sorted(examples, key=lambda example: len(example["input_ids"]))
-        return [collate(examples[start : start + size]) for start in range(0, len(examples), size)]
+        rest = sorted(examples, key=lambda example: len(example["input_ids"]), reverse=True)
+        batches = []
+        while rest:
+            count = max(1, min(size, _EVAL_TOKENS // len(rest[0]["input_ids"])))
+            batches.append(collate(rest[:count]))
+            rest = rest[count:]
+        return batches
 
     def _make_trainer(self, network: SuperNetwork, int8_layers: tuple[str, ...]) -> ElasticTrainer:
         options, tokens, teacher, data = self.options, self.tokens, self.inputs.teacher, self.inputs.data
@@ -186,7 +191,7 @@ class Job:
             network,
             self.schedule,
             EpochSampler(lengths, options.batch_size, options.seed, tokens.counts),
-            teacher.load(DTYPES[options.precision].torch).to(self.arguments.device) if teacher else None,
+            teacher.load(DTYPES[options.dtype].torch).to(self.arguments.device) if teacher else None,
             options.weight_format,
             int8_layers,
             self._batches(tokens.held_out, _EVAL_BATCH),

@@ -60,9 +60,9 @@ class TrainOptions(Options):
         panel="Data",
         minimum=2,
         help="Tokens of the longest example; longer ones are dropped. Encoders cut them.",
-        unset="1024; of encoders the model's limit, or 128 for GLUE",
+        unset="4096, at most the model's context; of encoders the model's limit, or 128 for GLUE",
     )
-    prompt: str | None = option(
+    template: str | None = option(
         None,
         panel="Data",
         choices=(*TEMPLATES, CHAT),
@@ -81,7 +81,7 @@ class TrainOptions(Options):
         42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed; equal seeds give equal adapters."
     )
     device: str = option("auto", panel="Training", choices=DEVICES, help="Device; auto prefers CUDA.")
-    precision: str = option(
+    dtype: str = option(
         "auto",
         panel="Training",
         choices=PRECISIONS,

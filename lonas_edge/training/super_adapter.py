@@ -114,7 +114,7 @@ def make_record(job: Job, hashes: Hashes, trained: Trained, resumed_from: int | 
         warmup_steps=job.schedule.warmup_steps,
         steps=state.global_step,
         device=torch.cuda.get_device_name() if device_of(options) == "cuda" else "cpu",
-        precision=options.precision,
+        precision=options.dtype,
         losses=tuple(_read_log(entry) for entry in state.log_history if "loss" in entry),
         versions=versions(_PACKAGES),
         tokens=state.num_input_tokens_seen or None,

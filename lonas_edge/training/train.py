@@ -58,11 +58,11 @@ def train(
     """
     options = with_defaults(inputs, options)
     check(inputs, options)
-    inputs = inputs.with_prompt(options.prompt)
+    inputs = inputs.with_prompt(options.template)
     directory = OutputDirectory(output, overwrite, inputs.paths)
     with explaining_memory():
         state = PartialState(cpu=device_of(options) == "cpu", timeout=_PATIENCE)
-        options = replace(options, precision=_agree_on_precision(options, directory, state, resume))
+        options = replace(options, dtype=_agree_on_precision(options, directory, state, resume))
         set_seed(options.seed)
         assert options.max_length
         tokens = tokenize(inputs, options.max_length, notify)
@@ -107,8 +107,8 @@ def _train_and_write(job: Job, directory: OutputDirectory, resume: bool) -> Trai
 
 def _agree_on_precision(options: TrainOptions, directory: OutputDirectory, state: PartialState, resume: bool) -> str:
     """Let the first process decide the precision: the speeds that processes measure may differ."""
-    if options.precision != "auto":
-        return options.precision
+    if options.dtype != "auto":
+        return options.dtype
     before = directory.identity().get("options", {}).get("precision") if resume else None
     precision = [str(before or precision_of(options)) if state.is_main_process else ""]
     broadcast_object_list(precision)
@@ -128,8 +128,8 @@ def _training_arguments(
             per_device_train_batch_size=options.batch_size // accumulation // processes,
             gradient_accumulation_steps=accumulation,
             average_tokens_across_devices=True,
-            bf16=options.precision == "bf16",
-            fp16=options.precision == "fp16",
+            bf16=options.dtype == "bf16",
+            fp16=options.dtype == "fp16",
             use_cpu=device_of(options) == "cpu",
             gradient_checkpointing=options.gradient_checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if options.gradient_checkpointing else None,
@@ -149,7 +149,7 @@ def _training_arguments(
             dataloader_pin_memory=device_of(options) == "cuda",
         )
     except (ValueError, RuntimeError, ImportError) as error:  # a card without bf16
-        raise LonasEdgeError(f"the Trainer refuses --precision {options.precision}: {error}") from error
+        raise LonasEdgeError(f"the Trainer refuses --dtype {options.dtype}: {error}") from error
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several cards need torchrun; DataParallel would split the kept positions
     return arguments
 

@@ -30,7 +30,7 @@ def choose(
     always: Collection[int],
     size: int | None,
     rows: int,
-    option: str = "--size",
+    option: str = "--vocabulary",
 ) -> Choice:
     """Choose tokens: required ones, then those that data use, the most frequent first, then the earliest of the tokenizer.
 

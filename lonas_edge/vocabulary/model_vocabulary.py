@@ -115,7 +115,7 @@ class ModelVocabulary:
             ids |= set(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         return ids
 
-    def choose(self, size: int | None, option: str = "--size") -> Choice:
+    def choose(self, size: int | None, option: str = "--vocabulary") -> Choice:
         """Choose the tokens to keep, see `choice.choose`."""
         counts = Counter(token for example in self.examples for token in example)
         return choose(self.file, counts, self.always, size, self.rows, option)

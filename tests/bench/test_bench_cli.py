@@ -17,7 +17,7 @@ SHORT = ("--prompt-len", "8", "--new-tokens", "4", "--rounds", "2")
 def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_path: Path) -> None:
     """openvino_genai and PyTorch, each in its own process."""
     inputs = ["--adapter", source.adapter, "--model", source.base]
-    ran = run_cli("bench", int8, *inputs, "--arms", "lora", *SHORT, "--output", tmp_path / "out", "--json")
+    ran = run_cli("bench", int8, *inputs, "--variants", "lora", *SHORT, "--output", tmp_path / "out", "--json")
     assert ran.code == 0, ran.err
     report = json.loads(ran.out)  # one document and nothing else
     assert report == json.loads((tmp_path / "out/bench.json").read_text())
@@ -39,7 +39,7 @@ def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_p
 
 def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fakes: Fakes) -> None:
     options = ["--rounds", "7", "--batch-size", "1,3"]
-    ran = run_cli("bench", int8, "--arms", f"subnet,{copy}", *SHORT, *options, "--json")
+    ran = run_cli("bench", int8, "--variants", f"subnet,{copy}", *SHORT, *options, "--json")
     assert ran.code == 0, ran.err
     report = json.loads(ran.out)
     batches = {sample["case"]["batch_size"] for sample in report["samples"]}
@@ -53,13 +53,13 @@ def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fake
 def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fakes: Fakes) -> None:
     opened, folder = tiny_bert.source().opened(), tmp_path / "ir"
     export(opened, opened.select("minimal"), folder, ExportOptions("int8", verify=False))
-    ran = run_cli("bench", folder, "--arms", "subnet", "--rounds", "2", "--batch-size", "1,4", "--json")
+    ran = run_cli("bench", folder, "--variants", "subnet", "--rounds", "2", "--batch-size", "1,4", "--json")
     assert ran.code == 0, ran.err
     report = json.loads(ran.out)
     length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]  # shorter than 128
     cases = [row["case"] for row in report["rows"]]
     assert cases == [{"prompt_len": length, "new_tokens": 0, "batch_size": size, "data": ""} for size in (1, 4)]
-    ran = run_cli("bench", folder, "--arms", "subnet", "--prompt-len", "16", "--rounds", "2")
+    ran = run_cli("bench", folder, "--variants", "subnet", "--prompt-len", "16", "--rounds", "2")
     assert "latency ms" in ran.out and "sequences/s" in ran.out
     for options, code, message in (
         (["--new-tokens", "8"], 2, "--new-tokens has no effect: "),
@@ -75,13 +75,13 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
         (["--new-tokens", "1"], "greater than or equal to 2"),
         (["--prompt-len", "126"], "longer than the model's context of 128 tokens: - 126+4 tokens, batch 1: 130 tokens"),
         (["--device", "NPU"], "--device NPU: not on this machine. Present: CPU"),
-        (["--arms", "nothing"], "nothing: neither a variant (subnet, draft, lora, lora-merged, unpruned) nor a directory"),
-        (["--arms", "lora"], "is a local directory; pass it with --adapter"),
-        (["--arms", "lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),
+        (["--variants", "nothing"], "nothing: neither a variant (subnet, draft, lora, lora-merged, unpruned) nor a directory"),
+        (["--variants", "lora"], "is a local directory; pass it with --adapter"),
+        (["--variants", "lora", "--adapter", "/nowhere"], "/nowhere: no such directory"),
     ],
 )
 def test_bad_input(run_cli: Callable, int8: Path, options: list[str], message: str) -> None:
-    ran = run_cli("bench", int8, "--arms", "subnet", *SHORT, *options)
+    ran = run_cli("bench", int8, "--variants", "subnet", *SHORT, *options)
     assert (ran.code, ran.out) == (2 if options[0] == "--new-tokens" else 1, "")
     assert message in " ".join(ran.err.split()), ran.err
 
@@ -98,10 +98,10 @@ def test_without_arms_only_available_variants_run(run_cli: Callable, int8: Path,
 
 def test_ctrl_c_reports_the_completed_rounds(run_cli: Callable, int8: Path, tmp_path: Path, fakes: Fakes) -> None:
     fakes.fails["subnet", 6] = KeyboardInterrupt()  # 2 warm-ups, 3 rounds
-    ran = run_cli("bench", int8, "--arms", "subnet", *SHORT, "--rounds", "9", "--output", tmp_path / "out", "--json")
+    ran = run_cli("bench", int8, "--variants", "subnet", *SHORT, "--rounds", "9", "--output", tmp_path / "out", "--json")
     assert ran.code == 1
     report = json.loads((tmp_path / "out/bench.json").read_text())
     assert report["interrupted"] and len(report["samples"]) == 3 and "Interrupted" in report["warnings"][0]
     fakes.fails = {("subnet", len(fakes.prompts["subnet"]) + 1): KeyboardInterrupt()}
-    ran = run_cli("bench", int8, "--arms", "subnet", *SHORT)
+    ran = run_cli("bench", int8, "--variants", "subnet", *SHORT)
     assert ran.code == 1 and "Interrupted before the first round was complete." in ran.err

@@ -21,7 +21,7 @@ from lonas_edge.space.selection import select
 
 
 def options(source: TinySource, cache: Path, *arms: str) -> BenchOptions:
-    return BenchOptions(arms=arms, model=str(source.base), adapter=str(source.adapter), cache=cache)
+    return BenchOptions(variants=arms, model=str(source.base), adapter=str(source.adapter), cache=cache)
 
 
 def prepared(exported: Exported, options: BenchOptions) -> list[Variant]:
@@ -46,13 +46,13 @@ def test_an_export_without_adapter(int8: Path, source: TinySource) -> None:
         find_source(alone, str(source.base), str(source.adapter))
     assert find_source(alone, str(source.base), None).adapter is None
     with pytest.raises(LonasEdgeError, match=r"(?s)lora: .* was exported without an adapter.*lora-merged: .* without"):
-        prepared(alone, BenchOptions(arms=("lora", "lora-merged")))
+        prepared(alone, BenchOptions(variants=("lora", "lora-merged")))
 
 
 def test_default_variants(int8: Path, source: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With an adapter PyTorch; the unpruned network only if the export is pruned."""
     monkeypatch.setitem(prepare.VARIANTS, "unpruned", prepare._subnet)
-    pruned, asked = open_exported(int8), replace(options(source, tmp_path), arms=None)
+    pruned, asked = open_exported(int8), replace(options(source, tmp_path), variants=None)
     manifest = pruned.own_manifest
     same = replace(manifest, sizes=replace(manifest.sizes, unpruned=manifest.sizes.subnetwork))
     alone = replace(manifest, adapter=None)
@@ -74,11 +74,13 @@ def test_a_recovered_adapter_has_no_unpruned_network(
     monkeypatch.setattr(prepare, "find_source", lambda *_: source.opened())
     monkeypatch.setattr(Source, "own", property(lambda self: select(self.elasticity, "minimal")))
     variants, [warning] = prepare_variants(
-        open_exported(int8), replace(options(source, tmp_path), arms=None), lambda _what, _done: None
+        open_exported(int8), replace(options(source, tmp_path), variants=None), lambda _what, _done: None
     )
     assert [variant.name for variant in variants] == ["subnet", "lora"]
-    assert "fine-tuned for its minimal sub-network alone" in warning and "pass --arms subnet,DIR" in warning
-    with pytest.raises(LonasEdgeError, match=r"unpruned: .* alone. Export the unpruned LoRA, and pass its directory in --arms"):
+    assert "fine-tuned for its minimal sub-network alone" in warning and "pass --variants subnet,DIR" in warning
+    with pytest.raises(
+        LonasEdgeError, match=r"unpruned: .* alone. Export the unpruned LoRA, and pass its directory in --variants"
+    ):
         prepared(open_exported(int8), options(source, tmp_path, "unpruned"))
 
 
@@ -105,13 +107,13 @@ def test_all_irs_get_the_same_properties(int8: Path, copy: Path) -> None:
         ({}, {kv: "u8"}),
         ({kv: "f32", "ENABLE_CPU_PINNING": "NO"}, {kv: "f32", "ENABLE_CPU_PINNING": "NO"}),
     ):
-        variants = prepared(exported, BenchOptions(arms=(str(copy),), properties=tuple(given.items())))
+        variants = prepared(exported, BenchOptions(variants=(str(copy),), properties=tuple(given.items())))
         assert [variant.properties for variant in variants] == [expected] * 2
 
 
 @pytest.mark.parametrize("device", ["NPU", "NPU.3720"])
 def test_on_an_npu(int8: Path, device: str) -> None:
-    opened, asked = open_exported(int8), BenchOptions(arms=(), device=device, cases=(Case(32, 8), Case(48, 4)))
+    opened, asked = open_exported(int8), BenchOptions(variants=(), device=device, cases=(Case(32, 8), Case(48, 4)))
     [plain] = prepared(opened, asked)
     assert plain.properties == {"MAX_PROMPT_LEN": "48", "MIN_RESPONSE_LEN": "8"}
     [own] = prepared(opened, replace(asked, properties=(("MAX_PROMPT_LEN", "4096"),)))

@@ -25,7 +25,7 @@ def commands(llama_copy: TinySource, tmp_path: Path) -> dict[str, list[str]]:
         "export": ["export", *source],
         "train": ["train", *source[1:], "--data", str(data), "--teacher", str(teacher)],
         "eval": ["eval", *source, "--datasets", str(DATA)],
-        "bench": ["bench", str(tmp_path / "ir"), "--arms", "subnet"],
+        "bench": ["bench", str(tmp_path / "ir"), "--variants", "subnet"],
     }
 
 

@@ -51,7 +51,7 @@ def test_every_command(case: str, run_cli: Callable, tiny_models: TinyModels, id
     report = json.loads(run("eval", exported, adapter, "--subnet", "minimal", *asked))
     assert [target["kind"] for target in report["targets"]] == ["ir", "torch"]
 
-    arms = ["--arms", "lora,unpruned", "--adapter", adapter]
+    arms = ["--variants", "lora,unpruned", "--adapter", adapter]
     short = ["--prompt-len", "8", "--new-tokens", "4", "--rounds", "2"]
     bench = json.loads(run("bench", exported, *arms, *short, "--json"))
     assert [variant["name"] for variant in bench["variants"]] == ["subnet", "lora", "unpruned"] and not bench["failures"]

@@ -86,7 +86,7 @@ def test_roles_that_the_chat_template_refuses(llama_copy: TinySource, mistake: C
     template += "{{ m.content }}{% endfor %}"
     edit(llama_copy.base / "tokenizer_config.json", lambda content: content.update(chat_template=template))
     (tmp_path / "chats.json").write_text(json.dumps([{"messages": TURNS}] * 40))
-    error = mistake(*arguments(llama_copy, tmp_path / "chats.json", tmp_path / "out", prompt="chat"))
+    error = mistake(*arguments(llama_copy, tmp_path / "chats.json", tmp_path / "out", template="chat"))
     has(error, "chats.json", "no system message")
 
 

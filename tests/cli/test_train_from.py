@@ -8,7 +8,7 @@ import pytest
 from tiny_models import TinySource
 from train_commands import arguments, has
 
-OF_THE_SUPER_ADAPTER = dict.fromkeys(("model", "nncf_config", "rank", "alpha", "prompt"))
+OF_THE_SUPER_ADAPTER = dict.fromkeys(("model", "nncf_config", "rank", "alpha", "template"))
 
 
 def from_(source: TinySource, start: Path, data: Path, output: Path, *flags: str, **changes: object) -> list[str]:

@@ -72,7 +72,7 @@ CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA dev
     ("changes", "texts"),
     [
         pytest.param({"device": "cuda"}, ("--device cuda", "use --device cpu"), marks=CUDA),
-        ({"precision": "fp16"}, ("--precision fp16 needs CUDA", "bf16 or fp32")),
+        ({"dtype": "fp16"}, ("--dtype fp16 needs CUDA", "bf16 or fp32")),
         ({"batch_size": 6, "micro_batch_size": 4}, ("--batch-size 6 cannot be divided", "micro-batches of 4")),
     ],
 )

@@ -11,9 +11,9 @@ OPTIONS = {
     "--steps": 8,
     "--batch-size": 4,
     "--lr": 0.01,
-    "--prompt": "question",
+    "--template": "question",
     "--device": "cpu",
-    "--precision": "fp32",
+    "--dtype": "fp32",
 }
 
 

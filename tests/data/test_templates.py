@@ -108,5 +108,5 @@ def test_the_prompt_is_decided_once(arguments: dict, expected: str) -> None:
 
 
 def test_conversations_need_the_chat_template() -> None:
-    with pytest.raises(LonasEdgeError, match=r"--prompt alpaca: chat\.jsonl holds conversations, .* Pass --prompt chat"):
+    with pytest.raises(LonasEdgeError, match=r"--template alpaca: chat\.jsonl holds conversations, .* Pass --template chat"):
         choose_prompt("alpaca", conversations=CONVERSATIONS)

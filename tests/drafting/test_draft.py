@@ -210,7 +210,7 @@ def test_eval_answers_with_and_without(made: Made, run_cli: Callable, tmp_path: 
 
 
 def test_bench_answers_the_prompts_of_a_file(made: Made, run_cli: Callable, tmp_path: Path) -> None:
-    line = ["bench", made.model, "--draft", made.draft, "--data", made.data, "--arms", "subnet", "--rounds", 2, "--json"]
+    line = ["bench", made.model, "--draft", made.draft, "--data", made.data, "--variants", "subnet", "--rounds", 2, "--json"]
     ran = run_cli(*line)
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
@@ -222,4 +222,4 @@ def test_bench_answers_the_prompts_of_a_file(made: Made, run_cli: Callable, tmp_
     assert all(list(each) == sorted(each) for each in times.values())
     ran = run_cli(*line, "--prompt-len", 8)
     assert ran.code == 2 and "--prompt-len has no effect: --data has its own prompts" in ran.err
-    assert run_cli("bench", made.model, "--arms", "draft").err.endswith("draft: pass --draft DIR\nCorrect --arms.\n")
+    assert run_cli("bench", made.model, "--variants", "draft").err.endswith("draft: pass --draft DIR\nCorrect --variants.\n")

@@ -158,7 +158,7 @@ def test_math_equals_a_plain_loop(roomy: TinySource, run_cli: Callable, tmp_path
         expected[task] = found
         (data / task).mkdir(parents=True)
         (data / task / "test.json").write_text(json.dumps(samples))
-    options = ["--prompt", "lonas", "--tasks", "gsm8k,aqua", "--output", tmp_path / "out"]
+    options = ["--template", "lonas", "--tasks", "gsm8k,aqua", "--output", tmp_path / "out"]
     (target,) = result(run_cli("eval", roomy.base, "--datasets", data, *options, "--json"))["targets"]
     assert target["prompt"] == "lonas"
     for task in MATH:
@@ -256,7 +256,7 @@ def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp
     assert ran.code == 1 and [path.name for path in tmp_path.glob("out*")] == ["out.partial"]
     assert f"The work so far is kept in {tmp_path / 'out.partial'}. The same command continues from it." in ran.err
     assert str(roomy.base.parent) not in (tmp_path / "out.partial/answers.jsonl").read_text()
-    ran = run_cli(*command, "--limit", 3, "--protocol", "answer-word", "--prompt", "question", "--batch-size", 3)
+    ran = run_cli(*command, "--limit", 3, "--protocol", "answer-word", "--template", "question", "--batch-size", 3)
     assert ran.code == 1
     changes = ("protocol: was option-text, is answer-word", "prompt: ", "limit: ", "targets adapter:minimal batch_size: was 2")
     assert all(change in ran.err for change in changes)
@@ -300,7 +300,7 @@ def test_prompts_beyond_the_context_are_skipped_and_listed(llama: TinySource, ru
         (["--device", "cuda", "--tasks", "boolq"], 1, "PyTorch finds no CUDA device"),
         (["--device", "XPU"], 1, "--device XPU: not on this machine"),
         (["--subnet", "minimal"], 1, "--subnet has no effect: no TARGET has a search space"),
-        (["--protocol", "option-text", "--prompt", "alpaca"], 2, "--prompt has no effect: option-text has its own"),
+        (["--protocol", "option-text", "--template", "alpaca"], 2, "--template has no effect: option-text has its own"),
         (["--overwrite"], 2, "--overwrite needs --output"),
     ],
 )

@@ -159,9 +159,9 @@ def test_a_reranker(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
     ran = run_cli("space", "--model", base, "--depth", "layer", "--ratios", 1, "--ranks", 32, "--output", space)
     assert ran.code == 0, ran.err
     inputs, minimal = ("--nncf-config", space, "--data", data), ("--subnet", "minimal", "--teacher", base, "--eval-data", data)
-    ran = run_cli("search", base, *inputs, "--num-prompts", 8, "--evals", 4, "--cost", "macs", "--output", tmp_path / "search")
+    ran = run_cli("search", base, *inputs, "--num-samples", 8, "--evals", 4, "--cost", "macs", "--output", tmp_path / "search")
     assert ran.code == 0, ran.err
-    steps = ("--steps", 30, "--batch-size", 8, "--lr", 0.005, "--precision", "fp32", "--output", tmp_path / "out")
+    steps = ("--steps", 30, "--batch-size", 8, "--lr", 0.005, "--dtype", "fp32", "--output", tmp_path / "out")
     ran = run_cli("train", "--from", base, *inputs, *minimal, *steps)
     assert ran.code == 0, ran.err
     losses = json.loads((tmp_path / "out/training.json").read_text())["eval_data"]["losses"]
@@ -209,10 +209,10 @@ def test_search_and_training(model_type: str, run_cli: Callable, tmp_path: Path)
     ran = run_cli("space", "--model", source.base, *space)
     assert ran.code == 0, ran.err
     data = ("--nncf-config", source.space, "--data", texts)
-    ran = run_cli("search", source.base, *data, "--num-prompts", 8, "--evals", 8, "--cost", "macs", "--output", tmp_path / "s")
+    ran = run_cli("search", source.base, *data, "--num-samples", 8, "--evals", 8, "--cost", "macs", "--output", tmp_path / "s")
     assert ran.code == 0, ran.err
     recovery = ("--subnet", "minimal", "--teacher", source.base, "--eval-data", texts, "--lr", 0.01)
-    steps = ("--steps", 30, "--batch-size", 4, "--precision", "fp32")
+    steps = ("--steps", 30, "--batch-size", 4, "--dtype", "fp32")
     ran = run_cli("train", "--from", source.base, *data, *recovery, *steps, "--output", tmp_path / "out")
     assert ran.code == 0, ran.err
     losses = json.loads((tmp_path / "out/training.json").read_text())["eval_data"]["losses"]

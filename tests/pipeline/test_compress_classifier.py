@@ -139,8 +139,8 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
     assert "line 97: label medium: expected a class: low, middle, high, or 0 to 2" in refused(base, data=data)
     data.write_text(rows)
     assert "--new-tokens 4: a sequence classifier generates no text; omit it" in refused(base, data=data, new_tokens=4)
-    assert "--prompt alpaca: a reranker generates no text; omit it" in refused(
-        reranker(tiny_bert, tmp_path / "one", 1), data=data, prompt="alpaca"
+    assert "--template alpaca: a reranker generates no text; omit it" in refused(
+        reranker(tiny_bert, tmp_path / "one", 1), data=data, template="alpaca"
     )
     assert "tpot is not measured here; expected one of kl, latency, macs" in refused(base, data=data, target="tpot<=0.7x")
     config = json.loads((base / "config.json").read_text()) | {"problem_type": "multi_label_classification"}

@@ -164,11 +164,11 @@ def test_the_precision_of_an_earlier_run_stays(
     """It was fp32; other steps are timed for INT4, and would now choose bf16. The fine-tuning is not repeated."""
     out = finished.copied(tmp_path / "copy")
     options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym"}
-    timed = lambda *given: replace(PROBE, precision=given[5] or "bf16")  # noqa: E731
+    timed = lambda *given: replace(PROBE, precision=given[4] or "bf16")  # noqa: E731
     monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", timed)
     with pytest.raises(LonasEdgeError, match="--weight-format: was int8_sym, is int4_sym") as caught:
         compress(finished.source.base, **options)
-    assert "--precision" not in str(caught.value)
+    assert "--dtype" not in str(caught.value)
 
     def stop(*_given: object) -> None:
         raise LonasEdgeError("stopped")

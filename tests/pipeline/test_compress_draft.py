@@ -75,7 +75,7 @@ def test_texts_have_no_prompts(llama: TinySource, tmp_path: Path) -> None:
     """The run goes on without a draft."""
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": f"The number {n} is a number."}) + "\n" for n in range(96)))
-    options = {name: value for name, value in OPTIONS.items() if name != "prompt"}
+    options = {name: value for name, value in OPTIONS.items() if name != "template"}
     record = compress(llama.base, data=data, output=tmp_path / "out", **options)
     assert any("No draft: " in warning and "plain texts have no prompts" in warning for warning in record.warnings)
 

@@ -19,10 +19,12 @@ from lonas_edge.data.language import LanguageTask
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
+from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.pipeline import measure, training
 from lonas_edge.pipeline.record import Latency
 from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.progress import silent
+from lonas_edge.training.options import TrainOptions
 
 FOLDERS = {name: Path(name) for name in ("baseline", "other", "ours")}
 
@@ -122,17 +124,19 @@ def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch:
     timed: list[tuple[str, int, bool, str | None]] = []
 
     def train(inputs: Any, _output: Path, options: Any, *, report: Callable[..., None], **_: Any) -> Any:
-        timed.append((options.precision, options.batch_size, inputs.teacher is not None, options.weight_format))
+        timed.append((options.dtype, options.batch_size, inputs.teacher is not None, options.weight_format))
         for step in range(1, options.steps + 1):
-            clock[0] += 7.0 if step == 1 else seconds[options.precision] * (3 if inputs.teacher else 1)
+            clock[0] += 7.0 if step == 1 else seconds[options.dtype] * (3 if inputs.teacher else 1)
             report(step, options.steps, {})
         clock[0] += 0.6  # of the 12 examples
         report(options.steps, options.steps, {"eval_loss": 1.0})
         return SimpleNamespace(tokens=10 * options.steps * options.batch_size, steps=options.steps)
 
     monkeypatch.setattr(training, "train", train)
-    given = LANGUAGE_MODEL, str(llama.base), tmp_path / "train.jsonl", "question", "int4_sym"
+    examples = llama.opened().open_data(tmp_path / "train.jsonl", "question")
+    given = LANGUAGE_MODEL, str(llama.base), examples, TrainOptions(template="question", weight_format="int4_sym")
     made = training.time_steps(*given, None, silent)
+    assert made.longest == max(len(row["input_ids"]) for row in examples.encode(load_tokenizer(llama.base), 100)[0])
     assert (made.precision, made.lora_step, made.recovery_step, made.tokens) == ("fp32", 2.0, 6.0, 10)
     assert made.evaluation == pytest.approx(0.05)
     assert timed == [("fp32", 4, False, None), ("bf16", 4, False, None), ("fp32", 4, True, "int4_sym")]

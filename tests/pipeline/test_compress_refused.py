@@ -48,8 +48,8 @@ def test_refused_options(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "expected keep, auto or a number" in refused(vocabulary="some")
     long = "--prompt-len 101, --new-tokens 28: 129 tokens are beyond the model's context of 128; choose"
     assert long in refused(prompt_len=101, new_tokens=28)
-    assert "the vocabulary has only" in refused(prompt_len=100, new_tokens=28, prompt="question", vocabulary=9999)
-    assert "--vocabulary 20: below the" in refused(vocabulary=20, prompt="question")
+    assert "the vocabulary has only" in refused(prompt_len=100, new_tokens=28, template="question", vocabulary=9999)
+    assert "--vocabulary 20: below the" in refused(vocabulary=20, template="question")
 
 
 def test_refused_adapters(refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_held_out_examples_that_are_too_long(llama: TinySource, tmp_path: Path, 
     rows = [{"instruction": f"What is {n}?", "output": "yes " * (600 if n % 3 == 0 else 1)} for n in range(120)]
     (tmp_path / "data.json").write_text(json.dumps(rows))
     steps = plan_steps(llama.base, tmp_path, tmp_path / "data.json", target=("weights<=0.95x",))
-    [prompts] = re.findall(r"--num-prompts (\d+)", steps["search"].command)
+    [prompts] = re.findall(r"--num-samples (\d+)", steps["search"].command)
     assert 8 <= int(prompts) < 16
     rows = [{"instruction": f"What is {n}?", "output": "yes " * 600} for n in range(120)]
     (tmp_path / "data.json").write_text(json.dumps(rows))
@@ -113,7 +113,7 @@ def test_sizes_are_those_of_the_search(
             options = {"data": data, "output": tmp_path / "out", "target": target, "weight_format": "int8_sym", "prompt_len": 8}
             compress(source, model=None if source == base else base, **options)
         with pytest.raises(LonasEdgeError) as searched:
-            search = {"data": data, "output": tmp_path / "search", "cost": measure, "prompt": "question", "num_prompts": 4}
+            search = {"data": data, "output": tmp_path / "search", "cost": measure, "template": "question", "num_prompts": 4}
             lora = open_source(str(steps / "lora"), base, steps / "space.json")
             make_plan(lora, SearchOptions(**search, picks=(target,)))
         assert str(before.value) == str(searched.value)

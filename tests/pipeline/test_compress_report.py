@@ -51,7 +51,7 @@ def write(made: CompressRecord, folder: Path) -> str:
 
 def hostile() -> CompressRecord:
     """Markup and formulas wherever a text can be."""
-    changes = {"source": HOSTILE, "data": HOSTILE, "options": {"prompt": HOSTILE}, "machine": {"processor": HOSTILE}}
+    changes = {"source": HOSTILE, "data": HOSTILE, "options": {"template": HOSTILE}, "machine": {"processor": HOSTILE}}
     sample = Sample(HOSTILE, HOSTILE, {HOSTILE: HOSTILE})
     return record(network("unpruned"), compressed(HOSTILE, 13.0, 0.01), samples=(sample,), **changes)
 

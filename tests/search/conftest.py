@@ -16,7 +16,7 @@ def command(llama: TinySource, data: Path, tmp_path: Path) -> Callable[..., list
     def make(*options: object) -> list[str]:
         return [
             *("search", *llama.arguments(), "--data", data, "--output", tmp_path / "out"),
-            *("--cost", "bytes", "--num-prompts", "8", "--evals", "27"),
+            *("--cost", "bytes", "--num-samples", "8", "--evals", "27"),
             *map(str, options),
         ]
 

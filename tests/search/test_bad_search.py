@@ -23,7 +23,7 @@ def test_no_search_space(tiny_models: TinyModels, data: Path, refused: Callable,
 
 
 def test_unusable_data(command: Callable, data: Path, refused: Callable, tmp_path: Path) -> None:
-    has(refused(command("--num-prompts", 41)), data, "40", "41", "use fewer prompts")
+    has(refused(command("--num-samples", 41)), data, "40", "41", "use fewer prompts")
     data.write_text(json.dumps([{"instruction": "a", "output": ""}, {"instruction": "b", "output": ""}]))
     has(refused(command()), data, "'output' is empty in each of its 2 examples")
 

@@ -38,7 +38,7 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
     """By latency, the default; another search of the model reuses the table, and so does the continued one."""
     command = [
         *("search", *bert.arguments(), "--data", write_set(tmp_path, "RTE"), "--output", tmp_path / "out"),
-        *("--num-prompts", 8, "--evals", 12, "--pick", "latency<=0.7x", "--weight-format", "int8"),
+        *("--num-samples", 8, "--evals", 12, "--pick", "latency<=0.7x", "--weight-format", "int8"),
     ]
     ran = run_cli(*command)
     assert ran.code == 0, ran.err

@@ -64,7 +64,7 @@ def test_a_search(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> Non
     source, data, output = tiny_bert.embedder(), write_pairs(tmp_path), tmp_path / "out"
     shutil.copytree(source.base, tmp_path / "base")
     source = replace(source, base=tmp_path / "base")
-    options = ("--cost", "macs", "--num-prompts", 16, "--evals", 12)
+    options = ("--cost", "macs", "--num-samples", 16, "--evals", 12)
     ran = run_cli("search", *source.arguments(), "--data", data, "--output", output, *options)
     assert ran.code == 0, ran.err
     record, embedded = json.loads((output / "search.json").read_text()), Embedded(source, data)
@@ -81,8 +81,8 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
     source, output = tiny_bert.embedder(), tmp_path / "out"
     unscored = write_pairs(tmp_path, scored=False)
     for options, fault in (
-        (("--quality", "loss", "--num-prompts", 16), "--quality loss needs labels"),
-        (("--num-prompts", 25), "24 prompts; expected at least 25"),
+        (("--quality", "loss", "--num-samples", 16), "--quality loss needs labels"),
+        (("--num-samples", 25), "24 prompts; expected at least 25"),
         (("--new-tokens", 8), "a sentence embedding model generates no tokens"),
     ):
         ran = run_cli("search", *source.arguments(), "--data", unscored, "--output", output, *options)

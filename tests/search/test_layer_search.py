@@ -20,7 +20,7 @@ def test_layers_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) ->
     """Removed greedily until the bound is met: first the cheapest one, then the other."""
     source = tiny_bert.deep(tiny_bert.source(2), only=True)
     data, out = write_set(tmp_path, "RTE"), tmp_path / "out"
-    command = ["search", *source.arguments(), "--data", data, "--output", out, "--num-prompts", 16, "--cost", "macs"]
+    command = ["search", *source.arguments(), "--data", data, "--output", out, "--num-samples", 16, "--cost", "macs"]
     ran = run_cli(*command, "--evals", 8, "--pick", "macs<=0.4x")
     assert ran.code == 0, ran.err
     record = json.loads((out / "search.json").read_text())

@@ -17,7 +17,7 @@ from lonas_edge.search.proposals import warm_start
 def test_lengths_beyond_the_context(llama: TinySource, data: Path, tmp_path: Path) -> None:
     """Of 128 tokens. Refused before the search where the cost is a latency; unused for other costs."""
     lengths = CostSettings(prompt_len=120, new_tokens=9)
-    options = SearchOptions(data, tmp_path / "out", num_prompts=8, prompt="alpaca", cost="macs", cost_settings=lengths)
+    options = SearchOptions(data, tmp_path / "out", num_samples=8, template="alpaca", cost="macs", cost_settings=lengths)
     assert not make_plan(llama.opened(), options).timed
     message = "--prompt-len 120, --new-tokens 9: 129 tokens are beyond the model's context of 128"
     with pytest.raises(LonasEdgeError, match=message):

@@ -74,7 +74,7 @@ def test_search_and_export(tiny_models: TinyModels, run_cli: Callable, tmp_path:
     data.write_text(json.dumps([{"instruction": f"What is {n} plus one?", "output": str(n + 1)} for n in range(30)]))
     source = TinySource("llama", base, adapter, space)
     output, options = tmp_path / "found", ["--cost", "bytes", "--evals", "12", "--pick", "bytes<=0.95x"]
-    ran = run_cli("search", *source.arguments(), "--data", data, "--output", output, "--num-prompts", "4", *options)
+    ran = run_cli("search", *source.arguments(), "--data", data, "--output", output, "--num-samples", "4", *options)
     assert ran.code == 0, ran.err
     picked = output / "subnetworks/bytes-0.95x.json"
     ran = run_cli("export", *source.arguments(), "--subnet", picked, "--stage", "checkpoint", "--output", tmp_path / "out")

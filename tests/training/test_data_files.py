@@ -80,7 +80,7 @@ def test_files_of_all_kinds(talking: TinySource, tmp_path: Path) -> None:
         (write_lines(tmp_path / "c.jsonl", [{"text": "the in a on " * 40}]), 2.0),
     )
     inputs = open_inputs(str(talking.base), files, talking.space)
-    options = {**OPTIONS, "prompt": None, "max_length": 100, "epochs": 1, "steps": None}
+    options = {**OPTIONS, "template": None, "max_length": 100, "epochs": 1, "steps": None}
     train(inputs, tmp_path / "out", TrainOptions(**options))
     record = json.loads((tmp_path / "out" / RECORD).read_text())
     by = AutoTokenizer.from_pretrained(talking.base)
@@ -90,7 +90,7 @@ def test_files_of_all_kinds(talking: TinySource, tmp_path: Path) -> None:
     assert files == [("a.json", "instruction", 1.0, 8), ("b.jsonl", "messages", 0.5, 12), ("c.jsonl", "text", 2.0, pieces)]
     assert record["steps"] == -(-(8 + 6 + 2 * pieces) // 4)
     assert record["chat_template"] == CHAT
-    assert record["options"]["prompt"] == record["prompt"]["name"] == "chat"
+    assert record["options"]["template"] == record["prompt"]["name"] == "chat"
     assert record["prompt"]["without_input"] == "<|user|>{instruction}</s>\n<|assistant|>"
     assert record["prompt"]["response"] == "{output}"
     assert "`a.json` (8 examples), `b.jsonl` (12 examples)" in (tmp_path / "out/README.md").read_text()
@@ -100,7 +100,7 @@ def test_files_of_all_kinds(talking: TinySource, tmp_path: Path) -> None:
 def trained_on_chat(talking: TinySource, tmp_path: Path) -> Path:
     """A super-adapter trained on conversations."""
     inputs = open_inputs(str(talking.base), write_lines(tmp_path / "chat.jsonl", CONVERSATIONS), talking.space)
-    train(inputs, tmp_path / "super", TrainOptions(**{**OPTIONS, "steps": 2, "prompt": None}))
+    train(inputs, tmp_path / "super", TrainOptions(**{**OPTIONS, "steps": 2, "template": None}))
     return tmp_path / "super"
 
 
@@ -120,7 +120,7 @@ def test_the_chat_template_stays_that_of_the_training(trained_on_chat: Path, tal
     [batch] = source.open_data(write_data(tmp_path / "new.json")).batches(by, 4, 0)
     assert all(by.decode(row).startswith("<|user|>What is ") for row in batch["input_ids"])
     inputs = open_recovery(str(trained_on_chat), tmp_path / "new.json", "minimal")
-    record = train(inputs, tmp_path / "recovered", TrainOptions(**{**OPTIONS, "steps": 1, "prompt": None}))
+    record = train(inputs, tmp_path / "recovered", TrainOptions(**{**OPTIONS, "steps": 1, "template": None}))
     assert record is not None
     assert (record.chat_template, record.prompt) == (CHAT, source.training.prompt)  # type: ignore[union-attr]
 
@@ -134,9 +134,9 @@ def test_held_out_conversations_need_the_prompt_chat(talking: TinySource, tmp_pa
     inputs = open_inputs(str(talking.base), write_data(tmp_path / "data.json", EXAMPLES[:8]), talking.space)
     inputs = with_eval_data(inputs, held_out)
     options = {**OPTIONS, "steps": 1}
-    message = rf"--prompt alpaca: {held_out} holds conversations, which need the model.s chat template. Pass --prompt chat"
+    message = rf"--template alpaca: {held_out} holds conversations, which need the model.s chat template. Pass --template chat"
     with pytest.raises(LonasEdgeError, match=message):
-        train(inputs, tmp_path / "out", TrainOptions(**{**options, "prompt": None}))
+        train(inputs, tmp_path / "out", TrainOptions(**{**options, "template": None}))
 
 
 def test_the_command_line(llama: TinySource, tmp_path: Path, run_cli: Callable) -> None:

@@ -59,9 +59,7 @@ def test_a_recovery(mode: str, tiny_bert: TinyBert, tmp_path: Path) -> None:
     source, data = tiny_bert.embedder(without_dropout(tiny_bert.body(mode), tmp_path / "base")), texts(tmp_path)
     inputs = open_recovery(str(source.adapter), data, "minimal", str(source.base), source.space)
     inputs = with_eval_data(with_teacher(inputs, str(source.adapter), str(source.base)), data)
-    record = train(
-        inputs, tmp_path / "recovered", TrainOptions(**{**OPTIONS, "batch_size": 12, "steps": 40, "precision": "fp32"})
-    )
+    record = train(inputs, tmp_path / "recovered", TrainOptions(**{**OPTIONS, "batch_size": 12, "steps": 40, "dtype": "fp32"}))
     assert record and record.eval_data and record.recovered and record.pooling == f"{mode}, normalized"
     before, after = distance(source, source.adapter, MINIMAL, mode), distance(source, tmp_path / "recovered", MINIMAL, mode)
     assert record.losses[0].loss == pytest.approx(before, rel=1e-3)
@@ -90,7 +88,7 @@ def test_an_adapter_with_its_own_pooling(tiny_bert: TinyBert, tmp_path: Path) ->
 def test_a_sub_network_of_a_base(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
     """`train --from` a base puts a new adapter on one of its sub-networks; `export` takes it."""
     base, data, output = tiny_bert.body(), texts(tmp_path), tmp_path / "out"
-    options = ("--steps", 40, "--batch-size", 4, "--lr", 0.01, "--precision", "fp32")
+    options = ("--steps", 40, "--batch-size", 4, "--lr", 0.01, "--dtype", "fp32")
     arguments = ("--nncf-config", tiny_bert.space(), "--subnet", "minimal", "--teacher", base, "--data", data)
     ran = run_cli("train", "--from", base, *arguments, "--output", output, *options)
     assert ran.code == 0, ran.err
@@ -109,7 +107,7 @@ def test_a_new_adapter(kind: str, tiny_bert: TinyBert, tmp_path: Path, watched: 
     """Labelled records are learned without a teacher; the first losses are those of the base and of its first sub-network."""
     data, base = pairs(tmp_path, kind), without_dropout(tiny_bert.body(), tmp_path / "base")
     inputs = with_eval_data(open_inputs(str(base), data, tiny_bert.space()), data)
-    options = TrainOptions(**{**OPTIONS, "batch_size": 6, "steps": 40, "precision": "fp32", "reorder": False})
+    options = TrainOptions(**{**OPTIONS, "batch_size": 6, "steps": 40, "dtype": "fp32", "reorder": False})
     record = train(inputs, tmp_path / "out", options)
     assert record and record.eval_data and record.data[0].kind == kind and record.search_space
     assert record.eval_data.losses[-1].loss < 0.8 * record.eval_data.losses[0].loss
@@ -140,7 +138,7 @@ def test_refused(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None
         ((*new, "--data", data, "--teacher", tiny_bert.base()), "is a sequence classifier and cannot teach a sentence"),
         ((*new, "--data", data, "--teacher", base, "--max-length", 65), "has a context of 64 tokens"),
         ((*new, "--data", pairs(tmp_path, "pair"), "--micro-batch-size", 1), "expected at least 2"),
-        ((*new, "--data", data, "--prompt", "alpaca"), "--prompt has no effect"),
+        ((*new, "--data", data, "--template", "alpaca"), "--template has no effect"),
     ):
         ran = run_cli("train", *arguments, "--output", tmp_path / "out", "--steps", 1)
         assert ran.code in (1, 2) and fault in re.sub(r"\s+", " ", ran.err), ran.err

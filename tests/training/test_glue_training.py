@@ -128,7 +128,7 @@ def test_a_base_with_classes_in_another_order(new: bool, tiny_bert: TinyBert, tm
     names, data = ["Not_Entailment", "ENTAILMENT"], write_task(tmp_path, "RTE")
     base, space = reranker(tiny_bert, tmp_path / "base", 2, names), tiny_bert.space()
     inputs = open_inputs(str(base), data) if new else open_recovery(str(base), data, "minimal", None, space)
-    options = {**OPTIONS, "steps": 40, "lr": 3e-3, "precision": "fp32"}
+    options = {**OPTIONS, "steps": 40, "lr": 3e-3, "dtype": "fp32"}
     record = train(with_eval_data(inputs, data), tmp_path / "out", TrainOptions(**options))
     opened = open_source(str(tmp_path / "out"))
     assert list(opened.architecture.config.id2label.values()) == names

@@ -16,7 +16,7 @@ from lonas_edge.network.super_network import load_super_network
 
 
 def test_bf16_on_a_cpu(llama: TinySource, data: Path, tmp_path: Path, choose: Callable, ids: torch.Tensor, watched) -> None:
-    record = run(llama, data, tmp_path / "out", precision="bf16", warmup_steps=0)
+    record = run(llama, data, tmp_path / "out", dtype="bf16", warmup_steps=0)
     assert record["precision"] == "bf16"
     losses = [entry["loss"] for entry in record["losses"]]
     assert all(map(math.isfinite, losses))
@@ -51,7 +51,7 @@ def test_cuda(
     precision: str, changes: dict[str, Any], llama: TinySource, data: Path, tmp_path: Path, choose: Callable, ids
 ) -> None:
     output = tmp_path / "out"
-    record = run(llama, data, output, device="cuda", precision=precision, warmup_steps=0, micro_batch_size=2, **changes)
+    record = run(llama, data, output, device="cuda", dtype=precision, warmup_steps=0, micro_batch_size=2, **changes)
     assert record["precision"] == precision
     assert record["device"] == torch.cuda.get_device_name()
     losses = [entry["loss"] for entry in record["losses"]]
@@ -72,7 +72,7 @@ def test_auto_takes_the_faster_precision_and_keeps_it(
     """A resumed training keeps its precision, even if the measurement changes."""
     speeds = {"fp32": 1e11, "bf16": bf16}
     monkeypatch.setattr("lonas_edge.network.modeling.matrix_speed", lambda dtype, _size: speeds[dtype])
-    run_killed(llama, data, tmp_path / "out", at=5, precision="auto")
+    run_killed(llama, data, tmp_path / "out", at=5, dtype="auto")
     speeds["bf16"] = 7e11 - bf16
-    record = run(llama, data, tmp_path / "out", resume=True, precision="auto")
+    record = run(llama, data, tmp_path / "out", resume=True, dtype="auto")
     assert (record["precision"], record["resumed_from_step"]) == (expected, 3)

@@ -35,7 +35,7 @@ from lonas_edge.training.inputs import open_recovery
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.train import train
 
-FEW = {"steps": 3, "warmup_steps": 0, "lr": 0.02, "prompt": None}
+FEW = {"steps": 3, "warmup_steps": 0, "lr": 0.02, "template": None}
 
 
 def recover(start: Path, data: Path, output: Path, widths: list[int], **changes: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_the_teacher_answers_every_token(llama: TinySource, trained: Callable, t
     """The loss is KL(teacher ‖ sub-network) over the tokens of prompts and answers; the held-out loss is of answers alone."""
     data, start = write_data(tmp_path / "data.json", EIGHT), trained("llama", True)
     inputs = with_eval_data(with_teacher(open_recovery(str(start), data, "minimal"), str(llama.adapter)), data)
-    options = {**OPTIONS, "prompt": None, "batch_size": len(EIGHT), "steps": 1, "lr": 1e-9}
+    options = {**OPTIONS, "template": None, "batch_size": len(EIGHT), "steps": 1, "lr": 1e-9}
     train(inputs, tmp_path / "out", TrainOptions(**options))
     record = json.loads((tmp_path / "out" / RECORD).read_text())
     assert record["teacher"]["name"] == llama.adapter.name

@@ -35,7 +35,7 @@ def trim(run_cli: Callable, words: Path) -> Callable[..., list[int]]:
     """Trim by the command line; return the kept ids."""
 
     def run(base: Path, output: Path, *options: object) -> list[int]:
-        ran = run_cli("trim", base, "--data", words, "--prompt", "question", *options, "--output", output)
+        ran = run_cli("trim", base, "--data", words, "--template", "question", *options, "--output", output)
         assert ran.code == 0, ran.err
         return json.loads((output / "vocabulary.json").read_text())["kept"]
 
@@ -88,7 +88,7 @@ def test_a_teacher_with_the_whole_vocabulary(
     kept = trim(llama.base, tmp_path / "base")
     inputs = open_recovery(str(start), words, "minimal", model=str(tmp_path / "base"))
     inputs = with_teacher(inputs, str(start))
-    options = TrainOptions(**{**OPTIONS, "prompt": "question", "batch_size": 1, "steps": 1, "lr": 1e-9})
+    options = TrainOptions(**{**OPTIONS, "template": "question", "batch_size": 1, "steps": 1, "lr": 1e-9})
     train(inputs, tmp_path / "out", options)
     loss = json.loads((tmp_path / "out" / RECORD).read_text())["losses"][0]["loss"]
 

@@ -32,9 +32,9 @@ OPTIONS = {
     "batch_size": 4,
     "lr": 0.01,
     "warmup_steps": 2,
-    "prompt": "question",
+    "template": "question",
     "device": "cpu",
-    "precision": "fp32",
+    "dtype": "fp32",
 }
 EXAMPLES = [
     {"instruction": f"What is {a} plus {b}?", "output": " ".join(["It", "is"] * (b % 3) + [str(a + b)])}

@@ -210,7 +210,7 @@ def test_unused_tokens_of_wordpiece_come_last(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("size", "message"), [(20, "--size 20: below the 258 tokens"), (400, r"has only 3\d\d tokens")])
+@pytest.mark.parametrize(("size", "message"), [(20, "--vocabulary 20: below the 258 tokens"), (400, r"has only 3\d\d tokens")])
 def test_impossible_sizes(size: int, message: str, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=message):
         choose(opened(tmp_path, byte_level()), {}, (), size, 10**6)

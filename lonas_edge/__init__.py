@@ -11,9 +11,9 @@ __all__ = ["__version__", "compress", "evaluate", "load_checkpoint"]
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
+    from lonas_edge.cli.compress import compress
     from lonas_edge.evaluate.api import evaluate
     from lonas_edge.network.modeling import load_checkpoint
-    from lonas_edge.pipeline.run import compress
 
 
 def __getattr__(name: str) -> Any:
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return load_checkpoint
     if name == "compress":
-        from lonas_edge.pipeline.run import compress
+        from lonas_edge.cli.compress import compress
 
         return compress
     if name == "evaluate":

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lonas_edge.cli import terminal
 from lonas_edge.cli.command import command
-from lonas_edge.cli.terminal import console, progress
 from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.progress import Progress
 from lonas_edge.tables import Table, duration
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def run(options: CompressOptions) -> None:
     continues.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
-    with progress(left=False) as report:
+    with terminal.progress(left=False) as report:
         from lonas_edge.pipeline.run import compress_model
 
         record = compress_model(options, report, _announce)
@@ -33,25 +35,51 @@ def run(options: CompressOptions) -> None:
         _print(record, options.output)
 
 
+def compress(source: str | Path, *, progress: Progress | None = None, **options: Any) -> "CompressRecord | None":
+    """Make a model or LoRA adapter smaller and faster.
+
+    Args:
+        source: Base model or LoRA adapter: a directory or hub id.
+        progress: Called with what is being done, and the share that is done where known; a bar when None.
+        options: The options of `lonas-edge compress`, by name: `data`, `output`, `model`, `target` (one or several) …
+
+    Returns:
+        The record, as written to `compress.json`, which a notebook shows as a table; `folder` of its networks is their
+        directory in `output`. None for a dry run.
+
+    Raises:
+        LonasEdgeError: If inputs do not fit, or a step fails; finished steps are kept.
+    """
+    from lonas_edge.pipeline.run import compress_model
+
+    if isinstance(options.get("target"), str):
+        options["target"] = (options["target"],)
+    for name in ("model", "vocabulary"):
+        if options.get(name) is not None:
+            options[name] = str(options[name])
+    with nullcontext(progress) if progress else terminal.progress(left=False) as report:
+        return compress_model(CompressOptions(**{**options, "source": str(source)}), report, _announce)
+
+
 def _announce(steps: "Sequence[Step]", needed: Mapping[str, int]) -> None:
     """Show what the pending steps will take."""
     if not steps:
         return
-    terminal = console(stderr=True)
-    Table(("step", "estimated time"), [(step.name, duration(step.estimate)) for step in steps]).print(terminal)
-    terminal.print(f"memory {needed['memory_bytes'] / 1e9:.1f} GB, disk {needed['disk_bytes'] / 1e9:.1f} GB")
+    shown = terminal.console(stderr=True)
+    Table(("step", "estimated time"), [(step.name, duration(step.estimate)) for step in steps]).print(shown)
+    shown.print(f"memory {needed['memory_bytes'] / 1e9:.1f} GB, disk {needed['disk_bytes'] / 1e9:.1f} GB")
 
 
 def _print(record: "CompressRecord", output: Path) -> None:
-    from lonas_edge.pipeline.report import network_table, step_table, summary
+    from lonas_edge.pipeline.report import step_table, summary
     from lonas_edge.pipeline.tasks import PROFILES
 
-    terminal = console()
-    step_table(record).print(terminal)
-    network_table(record).print(terminal, turn=True)
+    shown = terminal.console()
+    step_table(record).print(shown)
+    record.table().print(shown, turn=True)
     for sentence in summary(record):
-        terminal.print(sentence)
+        shown.print(sentence)
     folders = [output / network.folder for network in record.networks if network.folder]
     for folder in folders:
-        terminal.print(f"{folder}: {PROFILES[record.task].usage.format(folder)}")
-    terminal.print(f"{output / 'report.html'}: all figures and plots")
+        shown.print(f"{folder}: {PROFILES[record.task].usage.format(folder)}")
+    shown.print(f"{output / 'report.html'}: all figures and plots")

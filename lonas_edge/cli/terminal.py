@@ -45,7 +45,8 @@ def progress(left: bool = True, shown: bool = True) -> Iterator[Progress]:
     columns += [bars.BarColumn(), bars.TaskProgressColumn(), bars.TimeElapsedColumn()]
     columns += [bars.TextColumn("left:"), bars.TimeRemainingColumn()] if left else []
     shown_on = console(stderr=True)
-    hidden = not shown or not shown_on.is_terminal  # into a file it would leave an empty line
+    seen = shown_on.is_terminal or shown_on.is_jupyter
+    hidden = not (shown and seen)  # into a file it would leave an empty line
     with bars.Progress(*columns, console=shown_on, transient=True, refresh_per_second=2, disable=hidden) as bar:
         task = bar.add_task("Loading", total=None)
         now.doing = "Loading"

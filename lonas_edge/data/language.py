@@ -102,7 +102,7 @@ class LanguageTask(Task):
 
     @classmethod
     def of(cls, architecture: Architecture, pooling: Pooling | None, options: DataOptions) -> Self:
-        return cls(options.max_length or min(architecture.context or MAX_LENGTH, MAX_LENGTH), options)
+        return cls(options.max_length or MAX_LENGTH, options)
 
     def _read(self, path: Path) -> tuple[str, Sequence[Any]]:
         return read_examples(path)

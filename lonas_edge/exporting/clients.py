@@ -103,7 +103,6 @@ _IR = Stage(
 )
 STAGES = {stage.name: stage for stage in (_CHECKPOINT, _IR)}
 
-SERVERS = ("ovms",)  # choices of `export --server`
 GRAPH_FILE = "graph.pbtxt"
 GRAPH = """\
 # OpenVINO Model Server: --model_path names this directory. Options go into LLMCalculatorOptions; fields that are missing have

@@ -71,8 +71,8 @@ def export(source: Source, subnetwork: Subnetwork, output: Path, options: Export
             replace_text(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
         if pooling:
             pooling.write(folder, source.architecture.config.hidden_size)
-        if options.server:
-            replace_text(folder / clients.GRAPH_FILE, clients.GRAPH)
+        if options.stage == "ir" and tokenizer is not None and source.architecture.family.kind.generates:
+            replace_text(folder / clients.GRAPH_FILE, clients.GRAPH)  # other clients ignore it
         job = Job(model, tokenizer, pooling, folder, options, stored, steps, background)
         if options.stage == "checkpoint":
             outcome = export_checkpoint(job)
@@ -107,11 +107,7 @@ def _open_tokenizer(source: Source, options: ExportOptions) -> Any:
     tokenizer = load_tokenizer(folder, source.prompt_record.chat)
     if tokenizer is not None:
         check_vocabulary(tokenizer, architecture.config.vocab_size, folder)
-    of_language_models = {
-        f"--server {options.server}": options.server,
-        "--calibration": options.calibration,
-        "--head-format": options.head_format,
-    }
+    of_language_models = {"--calibration": options.calibration, "--head-format": options.head_format}
     for option, value in of_language_models.items():
         if value:
             architecture.require(CAUSAL_LM, option)

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from pydantic.dataclasses import dataclass
 
-from lonas_edge.exporting.clients import SERVERS, STAGES
+from lonas_edge.exporting.clients import STAGES
 from lonas_edge.formats import DEFAULT_FORMAT, DTYPES, FORMATS, INTEGER_FORMATS, PER_CHANNEL, WeightFormat
 from lonas_edge.options import Options, UserPath, option
 
 _GROUPED = tuple(name for name, known in FORMATS.items() if known.group_sizes)
-_STAGES = {"weight_format": "ir", "server": "ir", "head_format": "ir", "dtype": "checkpoint"}
+_STAGES = {"weight_format": "ir", "head_format": "ir", "dtype": "checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,6 @@ class ExportOptions(Options):
     )
     dtype: str | None = option(
         None, panel="Output", choices=tuple(DTYPES), help="Dtype of the checkpoint.", unset="the base model's"
-    )
-    server: str | None = option(
-        None, panel="Output", choices=SERVERS, help="Add the files that a server needs: OpenVINO Model Server."
     )
     overwrite: bool = option(False, panel="Output", help="Replace an existing output.")
     group_size: int | None = option(

@@ -5,7 +5,7 @@ from typing import Any
 
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.pipeline.record import CompressRecord, Curve, Network
-from lonas_edge.pipeline.tasks import Profile, qualities_of
+from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.search.cost import COSTS
 
 # after Okabe and Ito, darkened to a contrast of 3 or more on white
@@ -28,7 +28,7 @@ def image(figure: Any, kind: str) -> bytes:
 
 def networks(record: CompressRecord, profile: Profile, width: float = 4.0) -> Any:
     """Draw latency and difference in quality of each network with 95 % intervals."""
-    timed, column = profile.latencies[-1], qualities_of(record)[0]
+    timed, column = profile.latencies[-1], record.qualities[0]
     figure, [axis] = _figure(width, 2.6 + 0.19 * len(record.networks))
     for index, network in enumerate(record.networks):
         time = network.latency[timed.name].median

@@ -70,7 +70,7 @@ class CompressOptions(Options):
         panel="Data",
         minimum=2,
         help="Tokens of the longest example; longer ones are dropped.",
-        unset="4096, at most the model's context; of encoders the model's limit",
+        unset="4096; of encoders the model's limit",
     )
     template: str | None = option(
         None,

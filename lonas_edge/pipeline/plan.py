@@ -44,11 +44,13 @@ class Request:
     options: CompressOptions  # resolved
     picks: Mapping[str, Pick]  # by target
     hashes: Mapping[str, str]  # of the source's files, see `source_hashes`
+    earlier: Mapping[str, str]  # the directories of targets of earlier runs, which are kept
 
     @property
     def folders(self) -> dict[str, str]:
         """The directory in the output of each target."""
-        return {target: "model" if len(self.picks) == 1 else pick.file for target, pick in self.picks.items()}
+        alone = len(self.picks) == len(self.earlier) + 1
+        return {target: self.earlier.get(target, "model" if alone else pick.file) for target, pick in self.picks.items()}
 
     @property
     def trained_for(self) -> str | None:

@@ -4,8 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lonas_edge.bench.statistics import Interval
+from lonas_edge.evaluate.answer_metrics import METRICS
+from lonas_edge.pipeline.tasks import ANSWER_TIME, PROFILES, Column, interval
 from lonas_edge.schema import Record
 from lonas_edge.space.picture import Layer
+from lonas_edge.tables import Table, megabytes
 
 COMPRESS = "compress.json"
 
@@ -121,3 +124,45 @@ class CompressRecord(Record):
     metric: str | None = None  # of greedy answers to held-out prompts: its first figure among the qualities
     tokens_per_text: float = 1.0  # of the compressed networks, relative to the baselines; ratios of latencies include it
     warnings: tuple[str, ...] = ()  # limits of the latencies
+
+    @property
+    def qualities(self) -> list[Column]:
+        """The columns of the qualities that were measured; the metric of answers comes first, and then the first other one."""
+        known = [column for column in PROFILES[self.task].qualities if column.name in self.networks[0].quality]
+        if self.metric is None:
+            return known
+        if self.metric in METRICS:
+            answers = Column(self.metric, self.metric, 1, "of greedy answers to held-out prompts, percent", ", points")
+        else:
+            answers = Column(self.metric, self.metric, 3, "mean over greedy answers to held-out prompts")
+        return [answers, *known[:1]]
+
+    @property
+    def latencies(self) -> list[Column]:
+        """The columns of the latencies that were measured."""
+        return [each for each in (*PROFILES[self.task].latencies, ANSWER_TIME) if each.name in self.networks[0].latency]
+
+    def table(self) -> Table:
+        """The measured networks; differences and ratios are from the first one."""
+        headings = ["network"]
+        for column in self.qualities:
+            headings += [column.title, f"{column.title} Δ{column.unit} [95 %]"]
+        for column in self.latencies:
+            headings += [f"{column.title}, ms", f"{column.title} ratio [95 %]"]
+        rows = []
+        for network in self.networks:
+            row = [network.name]
+            for column in self.qualities:
+                quality = network.quality[column.name]
+                value = f"{quality.value:.{column.digits}f}"
+                own = interval(quality.interval, column.digits) if quality.interval else value
+                row += [own, interval(quality.difference, column.digits, sign="+")]
+            for column in self.latencies:
+                latency = network.latency[column.name]
+                row += [f"{latency.median.value:.{column.digits}f}", interval(latency.ratio, 2, unit="x")]
+            rows.append([*row, megabytes(network.file_bytes)])
+        return Table([*headings, "size, MB"], rows)
+
+    def _repr_markdown_(self) -> str:
+        """The table, which a notebook shows."""
+        return "\n".join(self.table().to_markdown())

@@ -8,7 +8,7 @@ from lonas_edge.evaluate.targets import DRAFTED
 from lonas_edge.files import replace_text
 from lonas_edge.pipeline import charts
 from lonas_edge.pipeline.record import CompressRecord, Network
-from lonas_edge.pipeline.tasks import PROFILES, interval, latencies_of, qualities_of
+from lonas_edge.pipeline.tasks import PROFILES, interval
 from lonas_edge.search.cost import COSTS
 from lonas_edge.tables import Table, duration, in_markdown, megabytes
 
@@ -28,7 +28,7 @@ def write_report(record: CompressRecord, folder: Path) -> None:
     html = environment.get_template("report.html.jinja").render(
         record=record,
         summary=summary(record),
-        table=network_table(record),
+        table=record.table(),
         explanation=explain(record),
         sections=_sections(record),
         step_table=step_table(record),
@@ -42,7 +42,7 @@ def to_markdown(record: CompressRecord) -> str:
     commands = [command for step in record.steps for command in step.command.splitlines()]
     lines = [f"# Compression of {in_markdown(record.source)}", "", in_markdown(first), ""]
     lines += [f"- {in_markdown(sentence)}" for sentence in results]
-    lines += ["", "## Networks", "", *network_table(record).to_markdown(), "", in_markdown(explain(record)), ""]
+    lines += ["", "## Networks", "", *record.table().to_markdown(), "", in_markdown(explain(record)), ""]
     lines += [f"![Latency and quality of the networks with 95 % intervals]({PLOT})", ""]
     lines += [f"[{HTML}]({HTML}) also has the searched sub-networks, training curves and all options.", ""]
     lines += ["## Steps", "", *step_table(record).to_markdown(), "", *(f"    {line}" for line in commands), ""]
@@ -53,30 +53,7 @@ def to_markdown(record: CompressRecord) -> str:
 
 def comparison(record: CompressRecord) -> str:
     """Return the table of the networks for a model card, as Markdown."""
-    return "\n".join([*network_table(record).to_markdown(), "", in_markdown(explain(record)), ""])
-
-
-def network_table(record: CompressRecord) -> Table:
-    """Return the table of the measured networks; differences and ratios are from the first one."""
-    qualities, latencies = qualities_of(record), latencies_of(record)
-    headings = ["network"]
-    for column in qualities:
-        headings += [column.title, f"{column.title} Δ{column.unit} [95 %]"]
-    for column in latencies:
-        headings += [f"{column.title}, ms", f"{column.title} ratio [95 %]"]
-    rows = []
-    for network in record.networks:
-        row = [network.name]
-        for column in qualities:
-            quality = network.quality[column.name]
-            value = f"{quality.value:.{column.digits}f}"
-            own = interval(quality.interval, column.digits) if quality.interval else value
-            row += [own, interval(quality.difference, column.digits, sign="+")]
-        for column in latencies:
-            latency = network.latency[column.name]
-            row += [f"{latency.median.value:.{column.digits}f}", interval(latency.ratio, 2, unit="x")]
-        rows.append([*row, megabytes(network.file_bytes)])
-    return Table([*headings, "size, MB"], rows)
+    return "\n".join([*record.table().to_markdown(), "", in_markdown(explain(record)), ""])
 
 
 def step_table(record: CompressRecord) -> Table:
@@ -89,7 +66,7 @@ def step_table(record: CompressRecord) -> Table:
 def explain(record: CompressRecord) -> str:
     """Explain the table."""
     profile = PROFILES[record.task]
-    columns = [*qualities_of(record), *latencies_of(record)]
+    columns = [*record.qualities, *record.latencies]
     sentences = [f"{column.title[:1].upper()}{column.title[1:]}: {column.meaning}." for column in columns]
     sentences.append(f"Quality: {record.examples['held_out']:,} held-out examples.")
     sentences.append(f"Times: medians, {profile.lengths.format(record.prompt_len, record.new_tokens)}.")
@@ -133,7 +110,7 @@ def _result(record: CompressRecord, network: Network) -> str:
         )
     timed = profile.latencies[-1]
     changes = [f"{timed.title} {interval(network.latency[timed.name].ratio, 2, unit='x')}"]
-    for column in qualities_of(record):
+    for column in record.qualities:
         changes.append(f"{column.title} {interval(network.quality[column.name].difference, column.digits, sign='+')}")
     size = f"{megabytes(network.file_bytes)} MB ({network.file_bytes / baseline.file_bytes:.2f}x)"
     measured = f"Compared with {baseline.name}: {', '.join(changes)}, {size}."

@@ -43,30 +43,6 @@ LEAST_FITTING = 8  # held-out examples
 Announce = Callable[[list[Step], dict[str, int]], None]
 
 
-def compress(source: str | Path, *, progress: Progress = silent, **options: Any) -> CompressRecord:
-    """Make a model or LoRA adapter smaller and faster.
-
-    Args:
-        source: Base model or LoRA adapter: a directory or hub id.
-        progress: Called with what is being done, and the share that is done where known.
-        options: The options of `lonas-edge compress`, by name: `data`, `output`, `model`, `target` (one or several) …
-
-    Returns:
-        The record, as written to `compress.json`; `folder` of its networks is their directory in `output`.
-
-    Raises:
-        LonasEdgeError: If inputs do not fit, or a step fails; finished steps are kept.
-    """
-    if isinstance(options.get("target"), str):
-        options["target"] = (options["target"],)
-    for name in ("model", "vocabulary"):
-        if options.get(name) is not None:
-            options[name] = str(options[name])
-    record = compress_model(CompressOptions(**{**options, "source": str(source), "dry_run": False}), progress)
-    assert record  # there is none for --dry-run only
-    return record
-
-
 def compress_model(
     options: CompressOptions, progress: Progress = silent, announce: Announce = lambda _steps, _needed: None
 ) -> CompressRecord | None:
@@ -95,33 +71,62 @@ def compress_model(
         check_head(source)
     picks = parse_targets(options.target, profile, options.metric)
     cost_of(picks, profile)
-    request = Request(source, profile, resolve_options(profile, options, source), picks, source_hashes(source))
+    finished = CompressRecord.read(options.output / COMPRESS) if (options.output / COMPRESS).is_file() else None
+    request = Request(source, profile, resolve_options(profile, options, source), picks, source_hashes(source), {})
+    if finished and not options.overwrite:
+        request = _keep_networks(request, finished)
+    used = [source.base.folder, options.data, options.eval_data, options.source]
+    directory = OutputDirectory(options.output, options.overwrite or finished is not None, used)
+    directory.check(0, resumable=True)
     if not options.dry_run:
-        return _run(request, announce, progress)
-    with TemporaryDirectory(prefix="lonas-edge-") as folder:
-        _prepare(request, Path(folder), announce, progress)
+        return _run(request, directory, finished, announce, progress)
+    with TemporaryDirectory(prefix="lonas-edge-") as temporary:
+        folder = Path(temporary) / STEPS
+        if (directory.partial / STEPS).is_dir():
+            shutil.copytree(directory.partial / STEPS, folder, copy_function=_name_only)
+        elif finished and finished.sha256 == request.hashes and (options.output / STEPS).is_dir():
+            _restore(options.output, finished, folder, _name_only)
+        _prepare(request, folder, announce, progress)
     return None
 
 
-def _run(request: Request, announce: Announce, progress: Progress) -> CompressRecord:
+def _keep_networks(request: Request, finished: CompressRecord) -> Request:
+    """Add the targets of an earlier run of the same model in this output, whose networks stay.
+
+    Raises:
+        LonasEdgeError: If it compressed another model, or its targets and those of this run do not fit together.
+    """
+    options, profile = request.options, request.profile
+    if finished.sha256 != request.hashes:
+        raise LonasEdgeError(
+            f"{options.output}: holds {finished.source}, compressed; the files of this SOURCE are others (SHA-256). Choose "
+            "another --output, or pass --overwrite."
+        )
+    found = {each.target: each.folder for each in finished.networks if each.target and each.target not in request.picks}
+    try:
+        picks = {**request.picks, **parse_targets(list(found), profile, options.metric)}
+        cost_of(picks, profile)
+    except LonasEdgeError as error:
+        raise LonasEdgeError(
+            f"{options.output}: keeps the networks of {', '.join(found)}, which do not fit this run: {error} Choose another "
+            "--output, or pass --overwrite to replace them."
+        ) from error
+    folders = {target: f"model-{picks[target].file}" if name == "model" else str(name) for target, name in found.items()}
+    return replace(request, picks=picks, earlier=folders)
+
+
+def _run(
+    request: Request, directory: OutputDirectory, finished: CompressRecord | None, announce: Announce, progress: Progress
+) -> CompressRecord:
     """Run the pending steps, and publish the results."""
     output, options = request.options.output, request.options
-    finished = CompressRecord.read(output / COMPRESS) if (output / COMPRESS).is_file() else None
-    same = finished is not None and finished.sha256 == request.hashes
-    if finished and not same and not options.overwrite:
-        raise LonasEdgeError(
-            f"{output}: holds {finished.source}, compressed; the files of this SOURCE are others (SHA-256). Choose another "
-            "--output, or pass --overwrite."
-        )
-    used = [request.source.base.folder, options.data, options.eval_data, options.source]
-    directory = OutputDirectory(output, options.overwrite or finished is not None, used)
-    directory.check(0, resumable=True)
     identity = {"source": dict(request.hashes)}
     restart = options.overwrite and directory.identity() not in ({}, identity)
     with directory.resume("compress", identity, restart=restart) as resumed:
         folder = directory.partial / STEPS
+        same = finished is not None and finished.sha256 == request.hashes
         if finished and same and (output / STEPS).is_dir() and not folder.exists():
-            _restore(output, finished, folder)
+            _restore(output, finished, folder, link)
         try:
             steps = _prepare(request, folder, announce, progress)
         except LonasEdgeError:
@@ -201,7 +206,12 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
     return replace(timed, inputs=inputs)
 
 
-def _restore(output: Path, finished: CompressRecord, folder: Path) -> None:
+def _name_only(source: str, destination: str) -> None:
+    """Stand for a file in a dry run, which reads the states of the steps and whether their results exist."""
+    Path(destination).symlink_to(Path(source).absolute())
+
+
+def _restore(output: Path, finished: CompressRecord, folder: Path, link: Callable[[str, str], object]) -> None:
     """Link the results of a finished run into the working directory."""
     temporary = folder.with_name(f"{STEPS}.copy")
     shutil.rmtree(temporary, ignore_errors=True)

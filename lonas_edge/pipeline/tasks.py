@@ -6,12 +6,10 @@ from typing import NamedTuple
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.data.pooling import EMBEDS
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.evaluate.answer_metrics import METRICS
 from lonas_edge.families import BLOCK_KINDS, CAUSAL_LM, CLASSIFICATION, EMBEDDING, ModelKind, output_names
 from lonas_edge.network.checkpoints import open_tensors
 from lonas_edge.network.source import Source
 from lonas_edge.pipeline.options import NONE, CompressOptions
-from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.search.cost import CostSettings, context_errors
 from lonas_edge.tables import MISSING
 
@@ -183,23 +181,6 @@ def check_head(source: Source) -> None:
             f"{source.folder}: has no classification head; fine-tune it first: lonas-edge train --model {folder} "
             f"--data TASK.tsv --output ADAPTER. Then compress ADAPTER. {EMBEDS}"
         )
-
-
-def qualities_of(record: CompressRecord) -> list[Column]:
-    """The columns of the qualities that were measured; the metric of answers comes first, and then the first other one."""
-    known = [column for column in PROFILES[record.task].qualities if column.name in record.networks[0].quality]
-    if record.metric is None:
-        return known
-    if record.metric in METRICS:
-        answers = Column(record.metric, record.metric, 1, "of greedy answers to held-out prompts, percent", ", points")
-    else:
-        answers = Column(record.metric, record.metric, 3, "mean over greedy answers to held-out prompts")
-    return [answers, *known[:1]]
-
-
-def latencies_of(record: CompressRecord) -> list[Column]:
-    """The columns of the latencies that were measured."""
-    return [each for each in (*PROFILES[record.task].latencies, ANSWER_TIME) if each.name in record.networks[0].latency]
 
 
 def interval(value: Interval | None, digits: int, sign: str = "", unit: str = "") -> str:

@@ -34,7 +34,7 @@ class Probe(Record):
     """Timed training steps."""
 
     NAME: ClassVar = "compress-probe"
-    VERSION: ClassVar = 1
+    VERSION: ClassVar = 2
     AGAIN: ClassVar = "Delete it."
 
     precision: str  # the faster one on this machine, or that of an earlier run

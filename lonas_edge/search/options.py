@@ -42,7 +42,7 @@ class SearchOptions(Options):
         panel="Data",
         minimum=2,
         help="Tokens of the longest example of a language model; longer ones are dropped.",
-        unset="4096, at most the model's context",
+        unset="4096",
     )
     seed: int = option(
         0, panel="Advanced", minimum=0, maximum=LARGEST_SEED, help="Seed of the sampler and of the choice of prompts."

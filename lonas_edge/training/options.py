@@ -60,7 +60,7 @@ class TrainOptions(Options):
         panel="Data",
         minimum=2,
         help="Tokens of the longest example; longer ones are dropped. Encoders cut them.",
-        unset="4096, at most the model's context; of encoders the model's limit, or 128 for GLUE",
+        unset="4096; of encoders the model's limit, or 128 for GLUE",
     )
     template: str | None = option(
         None,

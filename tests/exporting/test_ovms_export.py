@@ -1,7 +1,6 @@
-"""`export --server ovms`: the files that OpenVINO Model Server reads; refusals."""
+"""The files that OpenVINO Model Server reads are in every IR of a language model."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import openvino_genai
@@ -16,7 +15,7 @@ from lonas_edge.network.source import open_source
 def test_the_server_can_read_the_directory(tiny_models: TinyModels, tmp_path: Path) -> None:
     """ "Models Directory" of its documentation; the graph lies in it, and `models_path` is relative to the graph."""
     served, opened = tmp_path / "model", open_source(str(tiny_models.base("llama-tied")))
-    export(opened, opened.select(None), served, ExportOptions(server="ovms"))
+    export(opened, opened.select(None), served, ExportOptions())
     wanted = {f"openvino_{part}.{end}" for part in ("model", "tokenizer", "detokenizer") for end in ("xml", "bin")}
     assert wanted | {"tokenizer_config.json", "graph.pbtxt"} <= {path.name for path in served.iterdir()}
     assert "graph.pbtxt" in open_exported(served).own_manifest.files
@@ -28,10 +27,12 @@ def test_the_server_can_read_the_directory(tiny_models: TinyModels, tmp_path: Pa
     assert openvino_genai.LLMPipeline(str(served), "CPU").generate("the", max_new_tokens=2) is not None
 
 
-def test_refusals(llama_copy: TinySource, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:
-    ran = run_cli("export", *tiny_bert.source(2).arguments(), "--server", "ovms", "--output", tmp_path / "out")
-    assert ran.code == 1 and "--server ovms works on a causal language model" in ran.err
+def test_no_graph_without_a_server(llama_copy: TinySource, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """The server's language models have a tokenizer; encoders and checkpoints are none."""
     for path in llama_copy.base.glob("*token*"):
         path.unlink()
-    ran = run_cli("export", *llama_copy.arguments(), "--server", "ovms", "--output", tmp_path / "out")
-    assert ran.code == 1 and "no tokenizer, which --server ovms needs" in " ".join(ran.err.split())
+    exports = {"encoder": (tiny_bert.source(2).opened(), "ir"), "no tokenizer": (llama_copy.opened(), "ir")}
+    exports["checkpoint"] = (llama_copy.opened(), "checkpoint")
+    for name, (opened, stage) in exports.items():
+        export(opened, opened.select(None), tmp_path / name, ExportOptions(stage=stage))
+        assert not (tmp_path / name / "graph.pbtxt").exists(), name

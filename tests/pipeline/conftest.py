@@ -8,9 +8,9 @@ import pytest
 from pipeline_runs import QUICK, Finished, make_quick, write_data
 from tiny_models import TinyModels, TinySource
 
+from lonas_edge.cli.compress import compress
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.pipeline import run
-from lonas_edge.pipeline.run import compress
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 from pipeline_runs import PROBE, QUICK, equal_latencies, own_baseline
 from tiny_models import TinySource
 
+from lonas_edge.cli.compress import compress
 from lonas_edge.commands import Command
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.ir.write import ACTIVATION_GROUP, read_property
 from lonas_edge.pipeline import baselines, run
-from lonas_edge.pipeline.run import compress
 
 INT8, INT4 = "unpruned INT8 (optimum-cli)", "unpruned INT4 (optimum-intel, GPTQ)"
 GROUP = ", activation group"

@@ -18,12 +18,12 @@ from test_compress_embedding import WORDS
 from tiny_bert import TinyBert, reranker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lonas_edge.cli.compress import compress
 from lonas_edge.data.pairs import PairTask
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import CLASSIFICATION
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.report import write_report
-from lonas_edge.pipeline.run import compress
 
 QUICK: dict[str, Any] = {"recovery_steps": 2, "prompt_len": 8}
 NAMES = ("low", "middle", "high")

@@ -17,12 +17,13 @@ from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.bench import machine
+from lonas_edge.cli.compress import compress
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.pipeline import baselines, stages, training
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
-from lonas_edge.pipeline.run import compress, compress_model
+from lonas_edge.pipeline.run import compress_model
 from lonas_edge.pipeline.steps import Step
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
@@ -145,6 +146,51 @@ def test_another_target_uses_the_finished_steps(
         assert (before / name).read_bytes() == (after / name).read_bytes()
     assert (out / "bench" / "bench.json").read_text() == "{}"
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_run_keeps_the_first_network(
+    finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves aside, and the report compares both; a third run keeps both."""
+    out = finished.copied(tmp_path / "copy")
+    weights = (out / "model" / "openvino_model.bin").read_bytes()
+    monkeypatch.setattr(stages, "open_inputs", forbidden)
+    for target, folders in (
+        ("kl<=100", {"kl<=100": "model", "weights<=0.95x": "model-weights-0.95x"}),
+        ("kl<=90", {"kl<=90": "model", "kl<=100": "model-kl-100", "weights<=0.95x": "model-weights-0.95x"}),
+    ):
+        record = compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": target})
+        assert {network.target: network.folder for network in record.networks if network.target} == folders
+        assert (out / "model-weights-0.95x" / "openvino_model.bin").read_bytes() == weights
+        assert {network.name for network in record.networks if network.target} == {
+            f"compressed INT8 ({name})" for name in folders
+        }
+        assert {path.name for path in out.iterdir() if path.name.startswith("model")} == set(folders.values())
+    with pytest.raises(LonasEdgeError, match=r"keeps the networks of ttft<=0.9x, .* fit this run: --target bounds") as caught:
+        record = replace(finished.record, networks=(replace(finished.record.networks[-1], target="ttft<=0.9x"),))
+        record.write(out / "compress.json")
+        compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": "tpot<=0.9x"})
+    assert "Choose another --output" in str(caught.value)
+
+
+def test_a_dry_run_knows_the_finished_steps(
+    finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It announces those of a new target alone, times nothing and changes no file."""
+    out = finished.copied(tmp_path / "copy")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", forbidden)
+    options = CompressOptions(
+        source=str(finished.source.base),
+        data=out.parent / "data.json",
+        output=out,
+        dry_run=True,
+        **{**QUICK, "target": ("kl<=100",)},
+    )
+    announced: list[list[str]] = []
+    assert compress_model(options, announce=lambda steps, _needed: announced.append([step.name for step in steps])) is None
+    assert announced == [["search", "baselines", "recover kl<=100", "export kl<=100", "measure"]]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(("target", "timed"), [("tpot<=0.7x", True), ("kl<=0.2", True), ("macs<=0.9x", False)])
@@ -374,4 +420,5 @@ def test_a_dry_run_writes_nothing(
     assert needed["memory_bytes"] == 10**9 and needed["disk_bytes"] > 0
     ran = run_cli("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--prompt-len", 8, "--dry-run")
     assert ran.code == 0 and recover in ran.err and "memory 1.0 GB" in ran.err
+    assert compress(llama.base, data=data, output=tmp_path / "out", prompt_len=8, dry_run=True) is None
     assert sorted(tmp_path.iterdir()) == [data]

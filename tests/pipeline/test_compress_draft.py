@@ -10,14 +10,14 @@ from pipeline_runs import QUICK, forbidden, plan_steps
 from tiny_bert import TinyBert
 from tiny_models import TinySource
 
+from lonas_edge.cli.compress import compress
 from lonas_edge.drafting import measure, training
 from lonas_edge.exporting.drafts import DraftRecord, open_draft
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.exporting.manifest import DRAFT
 from lonas_edge.pipeline import drafts
 from lonas_edge.pipeline.record import CompressRecord
-from lonas_edge.pipeline.report import network_table, summary
-from lonas_edge.pipeline.run import compress
+from lonas_edge.pipeline.report import summary
 
 OPTIONS = {**QUICK, "draft": "auto"}
 BASELINE, OURS = "unpruned INT8 (optimum-cli)", "compressed INT8"
@@ -53,7 +53,7 @@ def test_a_draft_that_pays(llama: TinySource, data: Path, tmp_path: Path, monkey
         assert drafted.quality["loss"] == by_name[name].quality["loss"]
         assert drafted.quality["exact-match"].difference is not None
         assert (drafted.folder, drafted.file_bytes) == (None, by_name[name].file_bytes)
-    assert len(network_table(record).rows) == 5
+    assert len(record.table().rows) == 5
     assert f"Take {BASELINE} + draft where no accuracy may be lost, {OURS} + draft for the least time." in summary(record)[-1]
     [step] = [step for step in record.steps if step.name == "draft"]
     assert step.command.startswith(f"lonas-edge draft {out / 'model'} --data {out / 'steps/data/train.jsonl'}")

@@ -12,13 +12,13 @@ import pytest
 from pipeline_runs import make_quick, plan_steps
 from tiny_bert import TinyBert
 
+from lonas_edge.cli.compress import compress
 from lonas_edge.data.sentences import SentenceTask
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import EMBEDDING
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline.plan import source_hashes
 from lonas_edge.pipeline.record import CompressRecord
-from lonas_edge.pipeline.run import compress
 
 QUICK: dict[str, Any] = {"target": "weights<=0.8x", "recovery_steps": 2, "prompt_len": 8}
 WORDS = ("the", "good", "bad", "film", "not", "is", "same", "a", "b", "c", "d", "e", "f")

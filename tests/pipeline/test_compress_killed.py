@@ -22,7 +22,7 @@ import json, sys
 import pytest
 from pipeline_runs import make_quick
 make_quick(pytest.MonkeyPatch())
-from lonas_edge.pipeline.run import compress
+from lonas_edge.cli.compress import compress
 compress(**json.loads(sys.argv[1]))
 """
 

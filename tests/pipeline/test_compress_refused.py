@@ -15,6 +15,7 @@ import pytest
 from pipeline_runs import QUICK, Finished, forbidden, plan_steps
 from tiny_models import TinyModels, TinySource
 
+from lonas_edge.cli.compress import compress
 from lonas_edge.commands import Command
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.optimum import run_optimum
@@ -22,7 +23,6 @@ from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import stages
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.plan import Request
-from lonas_edge.pipeline.run import compress
 from lonas_edge.pipeline.targets import parse_targets
 from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.search.options import SearchOptions
@@ -93,7 +93,7 @@ def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: N
     monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", forbidden)
     options = CompressOptions(source=str(llama.base), data=data, output=tmp_path / "out", weight_format="int8_sym")
     picks = parse_targets(("weights<=0.95x",), LANGUAGE_MODEL)
-    needed = Request(open_source(str(llama.base)), LANGUAGE_MODEL, options, picks, {}).disk_bytes
+    needed = Request(open_source(str(llama.base)), LANGUAGE_MODEL, options, picks, {}, {}).disk_bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=needed - 1))
     with pytest.raises(LonasEdgeError, match="not enough disk space"):
         compress(llama.base, data=data, output=tmp_path / "out", **QUICK)

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.pipeline.record import CompressRecord, Quality, Sample
-from lonas_edge.pipeline.report import network_table, summary, write_report
+from lonas_edge.pipeline.report import summary, write_report
 from lonas_edge.space.picture import Part
 from lonas_edge.tables import Table
 
@@ -57,7 +57,7 @@ def hostile() -> CompressRecord:
 
 
 def test_the_table() -> None:
-    headings, rows = cells(network_table(realistic()))
+    headings, rows = cells(realistic().table())
     assert headings == [
         *("network", "held-out loss", "held-out loss Δ [95 %]", "token accuracy", "token accuracy Δ, points [95 %]"),
         *("TTFT, ms", "TTFT ratio [95 %]", "TPOT, ms", "TPOT ratio [95 %]", "size, MB"),
@@ -68,7 +68,7 @@ def test_the_table() -> None:
         *("130.0", "0.65x [0.63, 0.67]", "13.00", "0.65x [0.64, 0.66]", "61.5"),
     ]
     nothing = compressed("a", 13.0, 0.0, quality={"loss": Quality(1.25, Interval(-0.0001, -0.0004, 0.0))})
-    assert network_table(record(nothing, nothing)).rows[0][2] == "+0.000 [+0.000, +0.000]"
+    assert record(nothing, nothing).table().rows[0][2] == "+0.000 [+0.000, +0.000]"
 
 
 def test_the_summary() -> None:
@@ -119,7 +119,7 @@ def test_markdown_is_valid(made: CompressRecord, tmp_path: Path) -> None:
             rows.append([])
         if before.type in ("th_open", "td_open"):
             rows[-1].append("".join(child.content for child in token.children or ()))
-    headings, expected = cells(network_table(made))
+    headings, expected = cells(made.table())
     assert rows[0] == headings and rows[1 : 1 + len(expected)] == expected
     [commands] = [token.content for token in tokens if token.type == "code_block"]
     assert commands == "".join(f"{step.command}\n" for step in made.steps)

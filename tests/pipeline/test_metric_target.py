@@ -9,10 +9,10 @@ from pipeline_runs import QUICK
 from tiny_models import TinySource
 
 from lonas_edge.bench.statistics import Interval
+from lonas_edge.cli.compress import compress
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.pipeline import choice
 from lonas_edge.pipeline.record import Trial
-from lonas_edge.pipeline.run import compress
 from lonas_edge.pipeline.targets import parse_targets
 from lonas_edge.pipeline.tasks import EMBEDDING_MODEL, LANGUAGE_MODEL
 from lonas_edge.search.picks import Pick

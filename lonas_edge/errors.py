@@ -24,7 +24,7 @@ class LonasEdgeWarning(UserWarning):
     """Something in the user's input looks wrong but can be used; the command line prints the message."""
 
 
-def raise_all(headline: str, problems: Sequence[str], hint: str = "") -> None:
+def raise_all(headline: str, problems: Sequence[str], hint: str = "", error: type[LonasEdgeError] = LonasEdgeError) -> None:
     """Raise one error that lists all problems, one line each, with a hint on what to do; return if there is none."""
     if not problems:
         return
@@ -36,7 +36,7 @@ def raise_all(headline: str, problems: Sequence[str], hint: str = "") -> None:
     lines = [headline, *(f"  - {problem[:longest]}{' …' * (len(problem) > longest)}" for problem in shown)]
     if hint:
         lines.append(hint)
-    raise LonasEdgeError("\n".join(lines))
+    raise error("\n".join(lines))
 
 
 def _merge_lines(problems: Sequence[str]) -> list[str]:

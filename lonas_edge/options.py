@@ -79,6 +79,7 @@ class Option:
     choices: Collection[str] = ()  # allowed values
     unset: str = ""  # in words, what the default None stands for
     argument: bool = False  # whether it is positional
+    exists: bool = False  # whether it names a file that must exist
     repeat: bool = False  # whether it may be repeated; other tuples are lists with commas
 
     @property
@@ -179,6 +180,8 @@ class Options:
         for item in value if isinstance(value, tuple) else [value]:
             if isinstance(item, str) and not item.strip():
                 raise ValueError("is empty")
+            if settings.get("exists") and item is not None and not item.exists():
+                raise ValueError("no such file")
             if settings.get("choices") and item is not None and item not in settings["choices"]:
                 raise ValueError(f"expected {', '.join(settings['choices'])}")
         return value

@@ -40,7 +40,11 @@ class BenchOptions(Options):
         None, metavar="DIR", help="Draft model: adds the variant draft, EXPORTED with it; best with --data."
     )
     data: UserPath | None = option(
-        None, panel="Data", metavar="DATA", help="Answer prompts of this file, to their own ends, instead of random ones."
+        None,
+        exists=True,
+        panel="Data",
+        metavar="DATA",
+        help="Answer prompts of this file, to their own ends, instead of random ones.",
     )
     adapter: PathOrName | None = option(
         None, panel="Model", help="Adapter, a directory or hub id.", unset="the recorded hub id"

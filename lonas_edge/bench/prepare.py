@@ -13,7 +13,7 @@ from lonas_edge.bench.latency import ir_variant
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.variants import DRAFTED, LORA, LORA_MERGED, SUBNET, UNPRUNED, Variant
 from lonas_edge.bench.worker import run_in_process
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, UsageError, raise_all
 from lonas_edge.files import json_sha256
 from lonas_edge.formats import DTYPES, FORMATS
 from lonas_edge.progress import Progress
@@ -47,7 +47,7 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
 
     asked = _default_variants(exported, options) if options.variants is None else options.variants
     names = list(dict.fromkeys((SUBNET, *asked, *([DRAFTED] if options.draft else []))))
-    raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --variants.")
+    raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --variants.", UsageError)
     folders = [name for name in names if name not in VARIANTS]
     opened = {name: open_exported(Path(name), ours=False, kind=exported.kind) for name in folders}
     source, warnings = None, []

@@ -7,7 +7,6 @@ from difflib import get_close_matches
 import click
 from typer.core import TyperGroup
 
-from lonas_edge import __version__
 from lonas_edge.cli.guard import DEBUG, now, quiet
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
@@ -57,7 +56,7 @@ class _Commands(TyperGroup):
 
 @click.group(cls=_Commands, context_settings=HELP, no_args_is_help=True, rich_markup_mode=None)
 @click.option("--debug", is_flag=True, envvar=DEBUG, help="Show tracebacks and library warnings.")
-@click.version_option(__version__, message="%(version)s", help="Print the version.")
+@click.version_option(package_name="lonas-edge", message="%(version)s", help="Print the version.")
 @click.pass_context
 def app(context: click.Context, debug: bool) -> None:
     """Make fine-tuned language models smaller and faster on Intel hardware, with OpenVINO."""

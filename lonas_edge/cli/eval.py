@@ -35,7 +35,7 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
         help="Exported directories, super-adapters, PEFT adapters, checkpoints or base models, compared with the first one.",
     )
     data: UserPath | None = option(
-        None, metavar="DATA", help="Conversations or instructions, whose last answers are the references."
+        None, exists=True, metavar="DATA", help="Conversations or instructions, whose last answers are the references."
     )
     metric: tuple[str, ...] = option((), metavar="NAME|FILE.py:FUNCTION", repeat=True, help=METRIC_HELP, unset=METRIC_UNSET)
     tasks: Names = option(
@@ -114,7 +114,7 @@ def _settings(options: EvalCommand, targets: "Sequence[Target]") -> "EvalSetting
 
     kind, names, datasets = kind_of_targets(targets), options.tasks or None, options.datasets
     if not kind.generates:
-        options.refuse_idle(("protocol", "prompt"), f"a {kind.name} has no prompt template")
+        options.refuse_idle(("protocol", "template"), f"a {kind.name} has no prompt template")
         if options.data:
             raise LonasEdgeError(f"--data {options.data}: a {kind.name} generates no answers; pass --datasets DIR")
         encodes, tasks = choose_tasks(kind, names, datasets)
@@ -126,7 +126,7 @@ def _settings(options: EvalCommand, targets: "Sequence[Target]") -> "EvalSetting
     known = present_tasks(TASKS, datasets) if names is None else resolve(TASKS, names)
     protocol = choose_protocol(options.protocol, [target.prompt for target in targets], known)
     if protocol.prompt:
-        options.refuse_idle(("prompt",), f"{protocol.name} has its own")
+        options.refuse_idle(("template",), f"{protocol.name} has its own")
     tasks = tuple(present_tasks(protocol.tasks, datasets) if names is None else resolve(protocol.tasks, names))
     return EvalSettings(tasks, datasets, protocol, options.template, options.limit)
 

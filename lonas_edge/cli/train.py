@@ -45,7 +45,7 @@ class TrainCommand(TrainOptions):
         help="Training data: JSON, JSON Lines or Parquet; TSV of a GLUE task. WEIGHT: repetitions per epoch.",
     )
     eval_data: UserPath | None = option(
-        None, panel="Data", metavar="FILE", help="Held-out data; their loss is logged every tenth of the steps."
+        None, exists=True, panel="Data", metavar="FILE", help="Held-out data; their loss is logged every tenth of the steps."
     )
     output: UserPath = option(metavar="DIR", help="Directory of the adapter; it appears when the training is done.")
     nncf_config: SearchSpaceFile | None = option(
@@ -109,7 +109,7 @@ def run(options: TrainCommand) -> None:
         OutputDirectory(options.output, options.overwrite, used).check(0, resumable=True)  # before a base is downloaded
         inputs = _inputs(options)
         if not inputs.data.kind.generates:
-            options.refuse_idle(("prompt",), f"a {inputs.data.kind.name} has no prompt template")
+            options.refuse_idle(("template",), f"a {inputs.data.kind.name} has no prompt template")
         record = train(
             inputs,
             options.output,

@@ -21,7 +21,7 @@ class TrimOptions(Options):
     """Which tokens stay."""
 
     model: PathOrName = option(argument=True, help="Base model, a directory or hub id (ID or ID@REVISION).")
-    data: UserPath = option(metavar="DATA", help="Training data; the tokens that they use are kept first.")
+    data: UserPath = option(exists=True, metavar="DATA", help="Training data; the tokens that they use are kept first.")
     vocabulary: int | None = option(None, minimum=1, help="Number of tokens to keep.", unset="the tokens of --data alone")
     output: UserPath | None = option(None, panel="Output", metavar="DIR", help="Directory to write.", unset="only show sizes")
     template: str | None = option(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, UsageError
 from lonas_edge.files import decode_json, read_text
 
 EXPECTED = 'Expected a list of {"instruction": "…", "input": "", "output": "…", "answer": "…"}.'
@@ -199,7 +199,7 @@ def resolve(tasks: Mapping[str, TestSet], names: Sequence[str]) -> list[str]:
 def present_tasks(tasks: Mapping[str, TestSet], datasets: Path | None) -> list[str]:
     """Return the names of the tasks in a directory of test sets."""
     if datasets is None:
-        raise LonasEdgeError("--datasets DIR is needed: the directory with a folder for each task")
+        raise UsageError("pass --data FILE, your own test data, or --datasets DIR, a directory with a folder for each task")
     present = [task.name for task in tasks.values() if task.path(datasets).is_file()]
     if not present:
         raise LonasEdgeError(f"--datasets {datasets}: no TASK/test.json of {', '.join(tasks)}")

@@ -10,7 +10,7 @@ class DraftOptions(Options):
     """The model, its prompts and the output."""
 
     exported: UserPath = option(argument=True, help="Directory of a language model for OpenVINO, also of `optimum-cli`.")
-    data: UserPath = option(metavar="DATA", help="Conversations or instructions, whose prompts the model answers.")
+    data: UserPath = option(exists=True, metavar="DATA", help="Conversations or instructions, whose prompts the model answers.")
     output: UserPath = option(metavar="DIR", help="Directory to write. The same command continues an interrupted run.")
     seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
     overwrite: bool = option(False, panel="Output", help="Replace an existing output.")

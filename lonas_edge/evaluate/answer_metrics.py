@@ -18,7 +18,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.errors import LonasEdgeError, one_line
+from lonas_edge.errors import LonasEdgeError, UsageError, one_line
 from lonas_edge.files import sha256
 
 AUTO, EXACT_MATCH, JSON, ROUGE, CHRF = "auto", "exact-match", "json", "rouge-l", "chrf"
@@ -166,12 +166,24 @@ def choose_metric(name: str, references: Sequence[str]) -> AnswerMetric:
         return METRICS[_suited(references)]
     if name in METRICS:
         return METRICS[name]
+    file, function = check_metric(name)
+    return AnswerMetric({function: _own(Path(file), function)}, share=False)
+
+
+def check_metric(name: str) -> tuple[str, str]:
+    """Split FILE.py:FUNCTION; a known metric has neither.
+
+    Raises:
+        UsageError: If there is no such metric; the known ones are listed.
+    """
+    if name in (AUTO, *METRICS):
+        return "", ""
     file, _, function = name.rpartition(":")
     if not (file.endswith(".py") and function.isidentifier()):
-        raise LonasEdgeError(f"--metric {name}: unknown; expected {AUTO}, {', '.join(METRICS)} or FILE.py:FUNCTION")
+        raise UsageError(f"--metric {name}: unknown; expected {AUTO}, {', '.join(METRICS)} or FILE.py:FUNCTION")
     if function in (*_FIGURES, *METRICS):
-        raise LonasEdgeError(f"--metric {name}: {function!r} has another meaning in reports; rename the function")
-    return AnswerMetric({function: _own(Path(file), function)}, share=False)
+        raise UsageError(f"--metric {name}: {function!r} has another meaning in reports; rename the function")
+    return file, function
 
 
 def _suited(references: Sequence[str]) -> str:

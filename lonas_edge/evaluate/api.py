@@ -19,7 +19,7 @@ def evaluate(
     metric: str | Sequence[str] = AUTO,
     model: str | Path | None = None,
     limit: int | None = None,
-    prompt: str | None = None,
+    template: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -32,7 +32,7 @@ def evaluate(
         metric: One or several metrics by name, or FILE.py:FUNCTION.
         model: Base model of adapters.
         limit: Number of examples, a random choice; all by default.
-        prompt: Name of the template of instructions; that of the training by default.
+        template: Name of the template of instructions; that of the training by default.
         output: Directory for report and sample log, from which a killed evaluation continues.
         overwrite: Whether to replace an existing output.
         progress: Called with what is being done, and the share that is done where known.
@@ -46,7 +46,7 @@ def evaluate(
     references, base = [str(target) for target in targets], str(model) if model else None
     opened = open_targets(references, [None], RunOptions(), base)
     names = (metric,) if isinstance(metric, str) else tuple(metric)
-    settings = EvalSettings((), None, ANSWERS, prompt, limit=limit, data=Path(data), metrics=names)
+    settings = EvalSettings((), None, ANSWERS, template, limit=limit, data=Path(data), metrics=names)
     directory = OutputDirectory(Path(output), overwrite, [*references, data, base]) if output else None
     if directory:
         directory.check(0, resumable=True)

@@ -24,6 +24,7 @@ class ExportOptions(Options):
     stage: str = option("ir", choices=tuple(STAGES), help="OpenVINO IR, or Hugging Face checkpoint (sliced and merged).")
     calibration: UserPath | None = option(
         None,
+        exists=True,
         panel="Data",
         metavar="DATA",
         help="Training data for INT4 compression of layers, unless trained for it, and of an INT4 head, by GPTQ.",

@@ -1,17 +1,24 @@
 """Options of `compress`. No torch: the command line imports this module."""
 
+import re
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.evaluate.answer_metrics import METRICS, check_metric
 from lonas_edge.evaluate.options import METRIC_HELP, METRIC_UNSET
 from lonas_edge.formats import INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Options, PathOrName, UserPath, option
+from lonas_edge.search.cost import COSTS
+from lonas_edge.search.picks import parse_picks
 from lonas_edge.training.options import AUTO, Epochs
 
 KEEP, NONE = "keep", "none"
+OWN = "metric"  # in a target, the metric of --metric
+_NAME = re.compile(r"[\s<>=]")  # ends the name in a target
 
 
 def _vocabulary(text: str) -> str:
@@ -33,7 +40,9 @@ class CompressOptions(Options):
         unset="the one that the adapter's configuration names",
     )
     data: UserPath = option(
-        metavar="DATA", help="Conversations, instructions or texts; of encoders texts or pairs. JSON, Parquet or GLUE's TSV."
+        exists=True,
+        metavar="DATA",
+        help="Conversations, instructions or texts; of encoders texts or pairs. JSON, Parquet or GLUE's TSV.",
     )
     output: UserPath = option(metavar="DIR", help="Directory to write. The same command continues an interrupted run.")
     target: tuple[str, ...] = option(
@@ -60,6 +69,7 @@ class CompressOptions(Options):
     metric: str | None = option(None, panel="Data", metavar="NAME|FILE.py:FUNCTION", help=METRIC_HELP, unset=METRIC_UNSET)
     eval_data: UserPath | None = option(
         None,
+        exists=True,
         panel="Data",
         metavar="FILE",
         help="Held-out data, of which at most 400 examples are used, of encoders 1,500.",
@@ -100,3 +110,11 @@ class CompressOptions(Options):
     overwrite: bool = option(
         False, panel="Output", help="Repeat finished steps whose options have changed, and the steps that depend on them."
     )
+
+    def conflicts(self) -> Iterator[str]:
+        """Refuse what is no bound or no metric of any model, before models and data are read."""
+        yield from super().conflicts()
+        bounded = [text for text in self.target if text != AUTO and _NAME.split(text.strip().lower())[0] not in (*METRICS, OWN)]
+        parse_picks(bounded, ["kl", *COSTS, *METRICS], "--target")
+        if self.metric:
+            check_metric(self.metric)

@@ -12,8 +12,8 @@ from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source, open_source
-from lonas_edge.pipeline.options import KEEP, CompressOptions
-from lonas_edge.pipeline.targets import OWN, MetricBound, cost_of
+from lonas_edge.pipeline.options import KEEP, OWN, CompressOptions
+from lonas_edge.pipeline.targets import MetricBound, cost_of
 from lonas_edge.pipeline.tasks import Profile, cost_settings
 from lonas_edge.pipeline.training import Probe, micro_batch
 from lonas_edge.search.options import SearchOptions

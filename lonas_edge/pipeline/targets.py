@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lonas_edge.data.language import question_and_reference, read_examples
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import UsageError
 from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric
+from lonas_edge.pipeline.options import OWN
 from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.search.cost import COSTS, default_cost
 from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.training.options import AUTO
 
-OWN = "metric"  # in a target, the metric of --metric
 _FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>?=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
 _LEVELS = (0.02, 0.04, 0.08, 0.15, 0.25, 0.4)  # KL divergences of the candidates, before their recovery
 
@@ -44,7 +44,7 @@ def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound
     elif bound > 0:
         problem = "no network is sure to be better than the unpruned INT8 model; expected a bound of 0 or less"
     if problem:
-        raise LonasEdgeError(f"--target {text.strip()}: {problem}.")
+        raise UsageError(f"--target {text.strip()}: {problem}.")
     return MetricBound(f"{name}>={bound:g}", name, bound)
 
 
@@ -61,7 +61,7 @@ def parse_targets(targets: Sequence[str], profile: Profile, metric: str | None =
         pick = bound or next(others)
         name = bound.expression if bound else f"{pick.measure}<={pick.file.removeprefix(pick.measure)[1:]}"
         if name in picks:
-            raise LonasEdgeError(f"--target {target}: the same bound as {name}. Name it once.")
+            raise UsageError(f"--target {target}: the same bound as {name}. Name it once.")
         picks[name] = pick
     return picks
 
@@ -87,7 +87,7 @@ def check_metrics(held_out: Path, metric: str | None, picks: Iterable[Pick]) -> 
     references = [text for example in read_examples(held_out)[1] if (text := question_and_reference(example)[1]).strip()]
     if not references:
         what = f"--target {bounds[0].expression}" if bounds else f"--metric {metric}"
-        raise LonasEdgeError(f"{what}: plain texts have no answers to score; pass conversations or instructions, or bound kl.")
+        raise UsageError(f"{what}: plain texts have no answers to score; pass conversations or instructions, or bound kl.")
     for name in filter(None, [metric, *(bound.measure for bound in bounds if bound.measure != OWN)]):
         for score in choose_metric(name, references).figures.values():
             score(references[0], references[0])
@@ -97,10 +97,10 @@ def cost_of(picks: Mapping[str, Pick], profile: Profile) -> str:
     """The cost that the search minimizes: the latency that a target bounds, else the size, else the default.
 
     Raises:
-        LonasEdgeError: If targets bound several latencies.
+        UsageError: If targets bound several latencies.
     """
     bounded = [pick.measure for pick in picks.values() if pick.measure in COSTS]
     timed = sorted({measure for measure in bounded if COSTS[measure].timed})
     if len(timed) > 1:
-        raise LonasEdgeError(f"--target bounds {' and '.join(timed)}; one run searches for one of them. Run compress twice.")
+        raise UsageError(f"--target bounds {' and '.join(timed)}; one run searches for one of them. Run compress twice.")
     return next(iter([*timed, *bounded]), default_cost(profile.kind))

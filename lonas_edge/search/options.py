@@ -15,7 +15,9 @@ LEAST_EVALS = 3  # maximal, heuristic, minimal
 class SearchOptions(Options):
     """What to search. `cost_settings` says how the cost is counted or measured."""
 
-    data: UserPath = option(metavar="FILE", help="Prompts with answers, in the format of `train`; best unseen in training.")
+    data: UserPath = option(
+        exists=True, metavar="FILE", help="Prompts with answers, in the format of `train`; best unseen in training."
+    )
     output: UserPath = option(
         metavar="DIR", help="Directory for search.json, plots and sub-networks; continues a search there."
     )

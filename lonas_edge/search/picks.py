@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.errors import LonasEdgeError, UsageError, raise_all
 from lonas_edge.search.cost import QUALITIES, CostFunction
 from lonas_edge.search.record import Evaluation, Named, front
 
@@ -56,7 +56,7 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
         else:
             expression = text.strip() if "<" in text else text.strip().replace("=", "<=")
             picks.append(Pick(expression, name, float(parsed[2]), bool(parsed[3])))
-    raise_all(f"Invalid {option}:", problems)
+    raise_all(f"Invalid {option}:", problems, error=UsageError)
     return picks
 
 

@@ -28,7 +28,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stderr.strip() == "[]"
-    listed = ran.stdout.partition("Commands:")[2]
+    listed = ran.stdout.partition("Start here:")[2]
     assert all(f" {command} " in listed for command in ("inspect", "space", "export", "bench", "eval", "train", "chat"))
 
 
@@ -97,3 +97,19 @@ def test_nothing_written_carries_an_absolute_path(run_cli: Callable, llama: Tiny
     assert json.loads((tmp_path / "out/lonas_edge.json").read_text())["verified"] is False
     assert "Not verified" in (tmp_path / "out/README.md").read_text()
     assert "not verified" in ran.out
+
+
+def test_a_misspelled_command_has_a_suggestion(run_cli: Callable) -> None:
+    ran = run_cli("compres")
+    assert ran.code == 2 and "No such command 'compres'. Did you mean 'compress'?" in ran.err
+    assert "Did you mean" not in run_cli("xyz").err
+
+
+@pytest.mark.parametrize(("old", "new"), [("--precision", "--dtype"), ("--prompt", "--template")])
+def test_earlier_names_of_options(run_cli: Callable, old: str, new: str, tmp_path: Path) -> None:
+    """They work, on the command line and in --config; errors have the names of today."""
+    (tmp_path / "options.yaml").write_text(f"{old[2:]}: none\n")
+    required = ["train", "--model", "base", "--data", "data", "--output", "out"]
+    for given in ([old, "none"], [f"{old}=none"], ["--config", tmp_path / "options.yaml"]):
+        ran = run_cli(*required, *given)
+        assert ran.code == 2 and f"{new}" in ran.err and f"{old}'" not in ran.err, ran.err

@@ -1,12 +1,13 @@
-"""A hook of mkdocs that generates parts of pages from the package.
+"""Write the tables of options and of model families into the reference pages: `python scripts/docs_tables.py`.
 
-`<!-- options: COMMAND -->` becomes the table of that command's options, `<!-- families -->` that of the model families.
+The table of a command's options follows `<!-- options: COMMAND -->`, that of the families `<!-- families -->`, each up to
+`<!-- end -->`. A test compares them with the package.
 """
 
 import html
 import importlib
 import re
-from typing import Any
+from pathlib import Path
 
 import click
 
@@ -14,13 +15,15 @@ from lonas_edge.cli.commands import app
 from lonas_edge.families import FAMILIES
 from lonas_edge.options import PANELS
 
-_MARKER = re.compile(r"^<!-- options: (\w+) -->$", re.MULTILINE)
-_FAMILIES = "<!-- families -->"
+_MADE = re.compile(r"^<!-- (options: (\w+)|families) -->\n.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).parents[1] / "docs/reference"
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Insert the tables into a page; mkdocs calls it for each."""
-    return _MARKER.sub(lambda found: _table(found[1]), markdown.replace(_FAMILIES, families_table()))
+def with_tables(page: str) -> str:
+    """Return a page with its tables made again."""
+    return _MADE.sub(
+        lambda found: f"<!-- {found[1]} -->\n\n{_table(found[2]) if found[2] else families_table()}\n\n<!-- end -->", page
+    )
 
 
 def families_table() -> str:
@@ -51,3 +54,8 @@ def _table(command: str) -> str:
 def _cell(text: str) -> str:
     escaped = html.escape(" ".join(text.split()), quote=False)
     return escaped.replace("|", "\\|").replace("[", "\\[")  # two brackets in a row would be a link
+
+
+if __name__ == "__main__":
+    for path in sorted(DOCS.glob("*.md")):
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

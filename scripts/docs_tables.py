@@ -47,7 +47,8 @@ def _table(command: str) -> str:
             panel = declared.panel
             lines.append(f"| **{panel}** | |")
         if (record := param.get_help_record(context)) and isinstance(param, click.Option):
-            lines.append(f"| `{record[0]}` | {_cell(record[1])} |")
+            name = html.escape(record[0], quote=False).replace("|", "&#124;")  # a bar would end the cell
+            lines.append(f"| <code>{name}</code> | {_cell(record[1])} |")
     return "\n".join(lines)
 
 

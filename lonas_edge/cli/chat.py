@@ -15,12 +15,14 @@ from lonas_edge.cli.command import command
 from lonas_edge.cli.terminal import console, progress
 from lonas_edge.data.templates import TEMPLATES, Example, recorded_prompt
 from lonas_edge.errors import LonasEdgeError, escaped, one_line
+from lonas_edge.files import decode_json, read_text
 from lonas_edge.options import Options, UserPath, option
 
 if TYPE_CHECKING:
     from lonas_edge.exporting.drafts import Draft
     from lonas_edge.exporting.exported import Exported
 
+_TOOL = '[{"type": "function", "function": {"name": "…", "parameters": {…}}}, …]'
 _RESET, _EXIT, _PROMPT = "/reset", "/exit", "> "
 
 
@@ -33,6 +35,9 @@ class ChatOptions(Options):
         None, metavar="DIR", help="Draft model, for faster answers.", unset="`draft` next to EXPORTED, as `compress` writes it"
     )
     prompt: str | None = option(None, metavar="TEXT", help="Answer this prompt only, on standard output.")
+    tools: UserPath | None = option(
+        None, exists=True, metavar="FILE.json", help="Functions that answers may call: a list of definitions in OpenAI's form."
+    )
     max_new_tokens: int = option(512, minimum=1, help="Maximum number of tokens of an answer.")
     device: str = option("CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO or another.")
 
@@ -133,6 +138,9 @@ class Chat:
         recorded = recorded_prompt(manifest.prompt, manifest.subnetwork.search_space) if manifest else None
         self._template = TEMPLATES.get(recorded or "")
         self._multi_turn = self._template is None and bool(self._tokenizer.chat_template)
+        self._tools = _read_tools(options.tools) if options.tools else []
+        if self._tools and not (self._multi_turn and "tools" in self._tokenizer.chat_template):
+            raise LonasEdgeError(f"{exported.folder}: --tools needs a model whose chat template knows functions. {self.note}")
         self.reset()
 
     @property
@@ -196,6 +204,7 @@ class Chat:
         inputs: Any
         if self._multi_turn:
             inputs = openvino_genai.ChatHistory([*self._messages, {"role": "user", "content": prompt}])
+            inputs.set_tools(self._tools)
             try:
                 text = self._tokenizer.apply_chat_template(inputs, add_generation_prompt=True)
             except RuntimeError as error:
@@ -236,6 +245,13 @@ class Chat:
         if self._draft:
             config.num_assistant_tokens = self._draft.num_assistant_tokens
         return config
+
+
+def _read_tools(path: Path) -> list[Any]:
+    tools = decode_json(read_text(path, "the functions"), str(path))
+    if not isinstance(tools, list) or not all(isinstance(each, dict) for each in tools):
+        raise LonasEdgeError(f"{path}: expected a list of functions: {_TOOL}")
+    return tools
 
 
 def _make_streamer(tokens: "SimpleQueue[list[int] | None]", stopped: Event) -> Any:

@@ -25,7 +25,7 @@ from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import merge
 from lonas_edge.pipeline.drafts import paying_draft
-from lonas_edge.pipeline.options import CompressOptions
+from lonas_edge.pipeline.options import OWN, CompressOptions
 from lonas_edge.pipeline.plan import Paths, Plan, Request, source_hashes
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
@@ -96,15 +96,17 @@ def _keep_networks(request: Request, finished: CompressRecord) -> Request:
     Raises:
         LonasEdgeError: If it compressed another model, or its targets and those of this run do not fit together.
     """
-    options, profile = request.options, request.profile
+    options, profile, metric = request.options, request.profile, request.options.metric
     if finished.sha256 != request.hashes:
         raise LonasEdgeError(
             f"{options.output}: holds {finished.source}, compressed; the files of this SOURCE are others (SHA-256). Choose "
             "another --output, or pass --overwrite."
         )
     found = {each.target: each.folder for each in finished.networks if each.target and each.target not in request.picks}
+    if any(target.startswith(OWN) for target in found):
+        metric = metric or finished.options["metric"]
     try:
-        picks = {**request.picks, **parse_targets(list(found), profile, options.metric)}
+        picks = {**request.picks, **parse_targets(list(found), profile, metric)}
         cost_of(picks, profile)
     except LonasEdgeError as error:
         raise LonasEdgeError(
@@ -112,7 +114,7 @@ def _keep_networks(request: Request, finished: CompressRecord) -> Request:
             "--output, or pass --overwrite to replace them."
         ) from error
     folders = {target: f"model-{picks[target].file}" if name == "model" else str(name) for target, name in found.items()}
-    return replace(request, picks=picks, earlier=folders)
+    return replace(request, options=replace(options, metric=metric), picks=picks, earlier=folders)
 
 
 def _run(

@@ -30,6 +30,7 @@ TEMPLATE = (
     "{% for message in messages %}{% if 'refuse' in message['content'] %}{{ raise_exception('not \x1b this') }}{% endif %}"
     "[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}{% if add_generation_prompt %}[assistant]:{% endif %}"
 )
+TOOLS = "{% for tool in tools or [] %}{{ tool.function.name }}\n{% endfor %}"
 NO_TEMPLATE = "No chat template and no recorded prompt template: each prompt is continued as plain text, on its own.\n"
 
 
@@ -70,21 +71,22 @@ def _characters() -> list[str]:
 
 @pytest.fixture(scope="module")
 def model(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Exports once: `model("letters"|"plain"|"bytes"|"endless")`. Not to be changed."""
+    """Exports once: `model("letters"|"plain"|"tools"|"bytes"|"endless")`. Not to be changed."""
     made: dict[str, Path] = {}
 
     def make(name: str) -> Path:
         if name not in made:
             folder = tmp_path_factory.mktemp("chat")
             base = shutil.copytree(tiny_models.base("llama"), folder / "base")
-            if name in ("letters", "plain"):
+            if name in ("letters", "plain", "tools"):
                 say_only(base, string.ascii_lowercase)
             else:
                 text = " Hi 👋\n\t\x1b[31m\x9b".encode() if name == "bytes" else b"abcdef"
                 text = bytes(dict.fromkeys(text))  # each byte once
                 codes = [b":", *(bytes([code]) for code in text), b"" if name == "bytes" else b"a"]
                 follow(base, codes, CONTEXT if name == "bytes" else 100_000)
-            made[name] = exported(base, folder / name, None if name == "plain" else TEMPLATE)
+            template = TOOLS + TEMPLATE if name == "tools" else None if name == "plain" else TEMPLATE
+            made[name] = exported(base, folder / name, template)
         return made[name]
 
     return make
@@ -120,6 +122,20 @@ def typed(run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
         return run_cli("chat", folder, "--max-new-tokens", 8, *options)
 
     return run
+
+
+def test_functions(model: Callable[..., Path], tmp_path: Path, run_cli: Callable) -> None:
+    """The template gets the definitions; files and models without them are refused."""
+    knows, defined = model("tools"), [{"type": "function", "function": {"name": "set_lamp", "parameters": {"type": "object"}}}]
+    (tmp_path / "tools.json").write_text(json.dumps(defined))
+    (tmp_path / "one.json").write_text(json.dumps(defined[0]))
+    question = ["--prompt", "What is it?", "--max-new-tokens", 8, "--tools"]
+    expected = continued(knows, "set_lamp\n" + rendered(knows, "What is it?"))
+    ran = run_cli("chat", knows, *question, tmp_path / "tools.json")
+    assert (ran.out, expected != continued(knows, rendered(knows, "What is it?"))) == (f"{expected}\n", True), ran.err
+    refused = run_cli("chat", model("letters"), *question, tmp_path / "tools.json")
+    assert refused.code == 1 and "--tools needs a model whose chat template knows functions" in refused.err
+    assert "one.json: expected a list of functions" in run_cli("chat", knows, *question, tmp_path / "one.json").err
 
 
 def test_one_prompt(letters: Path, run_cli: Callable) -> None:

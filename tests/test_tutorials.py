@@ -6,6 +6,7 @@ The models that they name are directories there: a small random model with SmolL
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,39 @@ def test_your_model(place: Path) -> None:
     assert "optimum-cli" in printed
     assert "tpot" not in printed.splitlines()[-1]  # the networks' names and figures, from Python
     assert len(printed.splitlines()[-1].split()) >= 3
+    assert (place / "small/model-metric-2/openvino_model.xml").exists()  # of the command before
+    notebook(('output="small"', 'output="small", epochs=1, recovery_steps=2'))
+
+
+def notebook(*changes: tuple[str, str]) -> None:
+    """Run the cells of the notebook, whose steps are finished; it shows tables."""
+    cells = json.loads((ROOT / "docs/tutorials/compress.ipynb").read_text())["cells"]
+    code = [("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    code[-1] = f"print(({code[-1]})._repr_markdown_())"
+    code.insert(2, "print(record._repr_markdown_())")
+    text = "\n".join(code)
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    Path("cells.py").write_text(text)
+    done = subprocess.run([sys.executable, "cells.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "| unpruned INT8 (optimum-cli) |" in done.stdout and "rouge-l" in done.stdout
+
+
+def test_function_calls(place: Path, base: Path) -> None:
+    """A random model whose chat template knows functions, in Qwen's form."""
+    subprocess.run([sys.executable, ROOT / "scripts/calls.py", "calls.jsonl", "--examples", "240"], check=True)
+    model = shutil.copytree(base, place / "Qwen/Qwen2.5-0.5B-Instruct")
+    (model / "chat_template.jinja").write_text(
+        "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}{% for call in m.tool_calls or [] %}"
+        "<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    printed = run("function-calls", ("--data calls.jsonl", "--data calls.jsonl --epochs 1 --recovery-steps 2"))
+    assert "json" in printed and json.loads(Path("tools.json").read_text())[0]["function"]["name"]
+    assert "json" in json.loads(Path("small/compress.json").read_text())["metric"]
 
 
 def test_the_steps_one_by_one(place: Path) -> None:

@@ -90,7 +90,7 @@ def trim_vocabulary(plan: Plan) -> Step:
         trim(paths.base, paths.train, size, prompt, Path(paths.student), progress)
 
     files = {"": paths.base, "data": paths.train, "output": paths.student}
-    command = Command("lonas-edge trim", None, files, {"size": size, "prompt": prompt})
+    command = Command("lonas-edge trim", None, files, {"vocabulary": size, "template": prompt})
     return Step(TRIM, [command], work, ("base",), inputs=plan.inputs)
 
 

@@ -75,7 +75,7 @@ def main() -> None:
     for task in TASKS:
         samples = random.Random(0).sample(ranks.read(arguments.datasets, task), arguments.samples)
         results[task] = result = {}
-        questions = ranks.documents(samples, task, arguments.prompt)
+        questions = ranks.documents(samples, task, arguments.template)
         asked = [
             Instance("loglikelihood", {}, (d["prompt"], f" {choice}"), number, (task, index, 1))
             for index, d in enumerate(questions)
@@ -85,7 +85,7 @@ def main() -> None:
         pairs = list(zip(ours.loglikelihood(asked, True), reference.loglikelihood(asked, True), strict=True))
         result["largest_log_likelihood_difference"] = max(abs(ours - theirs) for (ours, _), (theirs, _) in pairs)
         result["choices"] = len(pairs)
-        prompts = [d["prompt"] for d in generates.documents(samples, task, arguments.prompt)]
+        prompts = [d["prompt"] for d in generates.documents(samples, task, arguments.template)]
         for num_beams in (1, 4):
             start = time.perf_counter()
             make = partial(generated, model, tokenizer, prompts, num_beams)
@@ -103,7 +103,7 @@ def main() -> None:
             print(f"{task}, {num_beams} beams: texts {row['identical_texts']:.1%}", end="  ")
             print(f"[{time.perf_counter() - start:.0f} s]", flush=True)
         print(f"{task}: log-likelihoods within {result['largest_log_likelihood_difference']:.2e}", flush=True)
-    settings = {"prompt": arguments.prompt, "samples": arguments.samples, "adapter": arguments.adapter.name}
+    settings = {"prompt": arguments.template, "samples": arguments.samples, "adapter": arguments.adapter.name}
     if arguments.output:
         report = {"conditions": conditions(), "settings": settings, "results": results}
         arguments.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")

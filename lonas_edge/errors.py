@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 _LONGEST = 500  # characters of a line with text of other programs
-_LINE = re.compile(r"\bline \d+\b")
+_LINE, _HERE, _LINES = re.compile(r"\bline (\d+)\b"), "\0", 3  # of a file; in its place; that are shown
 _NO_MEMORY = re.compile(
     r"bad.?alloc|out of memory|not enough memory|(can't|cannot|could not|unable to|failed to|failed) alloc|"
     r"memory allocation of|failed to map segment|can't start new thread|resource temporarily unavailable",
@@ -40,11 +40,19 @@ def raise_all(headline: str, problems: Sequence[str], hint: str = "", error: typ
 
 
 def _merge_lines(problems: Sequence[str]) -> list[str]:
-    """Show problems that differ only in the line of a file once, with their number."""
-    alike: dict[str, list[str]] = {}
+    """Show problems that differ only in the line of a file as one, with the first of these lines."""
+    lines: dict[str, list[str]] = {}
     for problem in problems:
-        alike.setdefault(_LINE.sub("", problem), []).append(problem)
-    return [first if not more else f"{first} (and {len(more):,} more lines)" for first, *more in alike.values()]
+        found = _LINE.search(problem)
+        lines.setdefault(_LINE.sub(_HERE, problem, count=1), []).extend(found.groups() if found else ())
+    return [problem.replace(_HERE, _places(numbers)) for problem, numbers in lines.items()]
+
+
+def _places(numbers: Sequence[str]) -> str:
+    if len(numbers) < 2:
+        return f"line {''.join(numbers)}"
+    first, rest = numbers[:_LINES], len(numbers) - _LINES
+    return f"lines {', '.join(first)} and {rest} more" if rest > 0 else f"lines {', '.join(first[:-1])} and {first[-1]}"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

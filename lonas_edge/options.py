@@ -9,6 +9,7 @@ single values, all at once, and if there are none, conflicts between options.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import MISSING
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
@@ -180,7 +181,7 @@ class Options:
         for item in value if isinstance(value, tuple) else [value]:
             if isinstance(item, str) and not item.strip():
                 raise ValueError("is empty")
-            if settings.get("exists") and item is not None and not item.exists():
+            if settings.get("exists") and item is not None and not _exists(item):
                 raise ValueError("no such file")
             if settings.get("choices") and item is not None and item not in settings["choices"]:
                 raise ValueError(f"expected {', '.join(settings['choices'])}")
@@ -196,6 +197,12 @@ class Options:
         if conflicts := list(made.conflicts()):
             raise UsageError(_listed(conflicts))
         return made
+
+
+def _exists(path: Path) -> bool:
+    with suppress(OSError, ValueError):  # a name that is too long, or a directory that cannot be read
+        return path.exists()
+    return False
 
 
 def _line(cls: type, error: Any) -> str:

@@ -43,3 +43,19 @@ def test_a_long_problem_is_shortened() -> None:
         raise_all("The file cannot be used:", [f"field = {'x' * 100_000}"])
     assert len(str(raised.value)) < 2_000
     assert str(raised.value).endswith("x …")
+
+
+def test_equal_mistakes_in_many_lines_are_one() -> None:
+    """With the first three lines; other problems stay as they are."""
+    few = [f"line {number}: no text" for number in (2, 5)]
+    many = [f"data.jsonl, line {number}: cut off" for number in range(10, 40)]
+    with pytest.raises(LonasEdgeError) as raised:
+        raise_all("Wrong:", ["line 1: empty", *few, *many, "a: missing"])
+    lines = [
+        "Wrong:",
+        "line 1: empty",
+        "lines 2 and 5: no text",
+        "data.jsonl, lines 10, 11, 12 and 27 more: cut off",
+        "a: missing",
+    ]
+    assert str(raised.value) == "\n  - ".join(lines)

@@ -58,7 +58,8 @@ def compress(source: str | Path, *, progress: Progress | None = None, **options:
         if options.get(name) is not None:
             options[name] = str(options[name])
     with nullcontext(progress) if progress else terminal.progress(left=False) as report:
-        return compress_model(CompressOptions(**{**options, "source": str(source)}), report, _announce)
+        announce = {} if progress else {"announce": _announce}
+        return compress_model(CompressOptions(**{**options, "source": str(source)}), report, **announce)
 
 
 def _announce(steps: "Sequence[Step]", needed: Mapping[str, int]) -> None:

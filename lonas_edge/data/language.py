@@ -161,10 +161,10 @@ class LanguageTask(Task):
 
     @staticmethod
     def score(logits: np.ndarray, labels: Sequence[int]) -> tuple[float, int, int]:
-        """Loss in nats, correct and learned tokens of a sequence with these logits [tokens, vocabulary] and labels [tokens]."""
+        """Loss in nats, correct and learned tokens of logits [tokens, vocabulary] and labels [tokens, or one more]."""
         following = torch.tensor(labels[1:])
         learned = following != IGNORED
-        chosen, targets = torch.from_numpy(logits[:-1])[learned].double(), following[learned]
+        chosen, targets = torch.from_numpy(logits[: len(following)])[learned].double(), following[learned]
         return F.cross_entropy(chosen, targets, reduction="sum").item(), int((chosen.argmax(-1) == targets).sum()), len(targets)
 
 

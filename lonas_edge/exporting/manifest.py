@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lonas_edge.data.pooling import Pooling
+from lonas_edge.exporting.clients import GRAPH_FILE
 from lonas_edge.exporting.parity import Parity
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.files import sha256
@@ -16,7 +17,7 @@ from lonas_edge.tables import Table
 
 MANIFEST, DRAFT = "lonas_edge.json", "draft.json"  # records of an export, and of a draft model
 CARD = "README.md"
-REWRITTEN = (MANIFEST, CARD)  # replaced by later commands; their hashes are not kept
+REWRITTEN = (MANIFEST, CARD, GRAPH_FILE)  # changed later, by commands or users; their hashes are not kept
 COMPARED = {  # titles of the parity figures
     "materialized": "materialized model vs. activated super-network",
     "stored": "this checkpoint vs. materialized model",

@@ -5,7 +5,7 @@ import re
 
 from lonas_edge.data.pooling import PASSAGE, QUERY, Pooling
 from lonas_edge.data.templates import CHAT, TEMPLATES
-from lonas_edge.exporting.clients import GRAPH_FILE, RUN_SERVER, STAGES
+from lonas_edge.exporting.clients import RUN_SERVER, STAGES
 from lonas_edge.exporting.manifest import BothSizes, Calibrated, Compression, Manifest
 from lonas_edge.families import CAUSAL_LM
 from lonas_edge.formats import METHOD, PER_CHANNEL
@@ -56,7 +56,7 @@ def model_card(manifest: Manifest) -> str:
     if pooling:
         lines += _pooling(pooling)
     lines += _prompt(manifest)
-    if GRAPH_FILE in manifest.files:
+    if "openvino_tokenizer.xml" in manifest.files and manifest.pipeline == CAUSAL_LM.pipeline_tag:
         lines += [*RUN_SERVER, ""]
     if fits_npu(manifest):
         lines += _NPU

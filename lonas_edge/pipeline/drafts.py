@@ -44,7 +44,7 @@ def train_draft(plan: Plan) -> Step:
         replace_text(reason, why)
 
     command = Command("lonas-edge draft", None, {"": model, "data": paths.train, "output": paths.draft}, {"seed": seed})
-    return Step(DRAFT_STEP, [command], work, (REASON,), (EXPORT + target,), folder=DRAFT_STEP)
+    return Step(DRAFT_STEP, [command], work, (REASON,), (EXPORT + target,), folder=DRAFT_STEP, quick=True)
 
 
 def paying_draft(work: Path) -> DraftRecord | None:

@@ -42,6 +42,7 @@ from lonas_edge.progress import Progress
 
 ROUNDS = 18  # in six process starts, over which `bench` computes intervals
 SAMPLES, TIMED_ANSWERS, ANSWER_TOKENS = 10, 16, 256  # answers in the report, timed ones, and tokens of these
+_POSITIONS = 1024  # of a text that are scored at once: the logits of all would take much memory
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 ANSWER_TIMES: dict[str, Callable[[Answer], float]] = {
     "answer": lambda answer: answer.total,
@@ -99,9 +100,11 @@ def score(folder: Path, data: LanguageTask, source: Path, progress: Progress) ->
         progress(f"held-out loss of {folder.name}", index / len(data.examples))
         for part in encode([example], prompting, tokenizer, data.context):
             request.reset_state()
-            inputs = inputs_of(np.array([part["input_ids"]], np.int64))
-            logits = request.infer({name: value for name, value in inputs.items() if name in names})["logits"][0]
-            rows[index] += data.score(logits, part["labels"])
+            for start in range(0, len(part["input_ids"]), _POSITIONS):
+                end = start + _POSITIONS
+                inputs = inputs_of(np.array([part["input_ids"][:end]], np.int64), start)
+                logits = request.infer({name: value for name, value in inputs.items() if name in names})["logits"][0]
+                rows[index] += data.score(logits, part["labels"][start : end + 1])
     return rows
 
 

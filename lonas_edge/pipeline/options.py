@@ -8,6 +8,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.errors import UsageError
 from lonas_edge.evaluate.answer_metrics import METRICS, check_metric
 from lonas_edge.evaluate.options import METRIC_HELP, METRIC_UNSET
 from lonas_edge.formats import INTEGER_FORMATS
@@ -114,7 +115,11 @@ class CompressOptions(Options):
     def conflicts(self) -> Iterator[str]:
         """Refuse what is no bound or no metric of any model, before models and data are read."""
         yield from super().conflicts()
-        bounded = [text for text in self.target if text != AUTO and _NAME.split(text.strip().lower())[0] not in (*METRICS, OWN)]
-        parse_picks(bounded, ["kl", *COSTS, *METRICS], "--target")
-        if self.metric:
-            check_metric(self.metric)
+        costs, others = ["kl", *COSTS], (AUTO, OWN, *METRICS)
+        names = {text: _NAME.split(text.strip().lower())[0] for text in self.target}
+        try:
+            parse_picks([text for text, name in names.items() if name not in others], [*costs, *METRICS], "--target")
+            if self.metric:
+                check_metric(self.metric)
+        except UsageError as error:
+            yield str(error)

@@ -13,7 +13,7 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.options import KEEP, OWN, CompressOptions
-from lonas_edge.pipeline.targets import MetricBound, cost_of
+from lonas_edge.pipeline.targets import MetricBound
 from lonas_edge.pipeline.tasks import Profile, cost_settings
 from lonas_edge.pipeline.training import Probe, micro_batch
 from lonas_edge.search.options import SearchOptions
@@ -44,6 +44,7 @@ class Request:
     options: CompressOptions  # resolved
     picks: Mapping[str, Pick]  # by target
     hashes: Mapping[str, str]  # of the source's files, see `source_hashes`
+    cost: str  # that the search minimizes
     earlier: Mapping[str, str]  # the directories of targets of earlier runs, which are kept
 
     @property
@@ -161,7 +162,8 @@ class Plan(Request):
         named = {"--data": self.options.data, "--eval-data": self.options.eval_data}
         files = {name: sha256(path) for name, path in named.items() if path and path.is_file()}
         split = {path.name: sha256(path) for path in (self.paths.train, self.paths.held_out)}
-        return {**self.hashes, **files, "split": json_sha256(split)}
+        longest = {"--max-length": str(self.options.max_length)} if self.options.max_length else {}
+        return {**self.hashes, **files, **longest, "split": json_sha256(split)}
 
     @property
     def lora_options(self) -> TrainOptions:
@@ -216,7 +218,7 @@ class Plan(Request):
         return SearchOptions(
             data=self.paths.held_out,
             output=self.paths.work / "search",
-            cost=cost_of(self.picks, self.profile),
+            cost=self.cost,
             evals=max(_LEAST_EVALS, _EVALS_PER_BLOCK * removable),
             num_samples=min(self.fitting, prompts),
             template=self.options.template,

@@ -25,7 +25,7 @@ from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import merge
 from lonas_edge.pipeline.drafts import paying_draft
-from lonas_edge.pipeline.options import OWN, CompressOptions
+from lonas_edge.pipeline.options import NONE, OWN, CompressOptions
 from lonas_edge.pipeline.plan import Paths, Plan, Request, source_hashes
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
@@ -35,6 +35,7 @@ from lonas_edge.pipeline.targets import check_metrics, cost_of, parse_targets
 from lonas_edge.pipeline.tasks import check_head, profile_of, resolve_options
 from lonas_edge.pipeline.training import PROBE, Probe, time_steps
 from lonas_edge.progress import Progress, silent
+from lonas_edge.search.cost import COSTS
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
@@ -70,9 +71,9 @@ def compress_model(
     if profile.kind is CLASSIFICATION:
         check_head(source)
     picks = parse_targets(options.target, profile, options.metric)
-    cost_of(picks, profile)
+    cost = cost_of(picks, profile)
     finished = CompressRecord.read(options.output / COMPRESS) if (options.output / COMPRESS).is_file() else None
-    request = Request(source, profile, resolve_options(profile, options, source), picks, source_hashes(source), {})
+    request = Request(source, profile, resolve_options(profile, options, source), picks, source_hashes(source), cost, {})
     if finished and not options.overwrite:
         request = _keep_networks(request, finished)
     used = [source.base.folder, options.data, options.eval_data, options.source]
@@ -94,7 +95,7 @@ def _keep_networks(request: Request, finished: CompressRecord) -> Request:
     """Add the targets of an earlier run of the same model in this output, whose networks stay.
 
     Raises:
-        LonasEdgeError: If it compressed another model, or its targets and those of this run do not fit together.
+        LonasEdgeError: If it compressed another model, one search cannot find all networks, or a file is in the way.
     """
     options, profile, metric = request.options, request.profile, request.options.metric
     if finished.sha256 != request.hashes:
@@ -105,16 +106,19 @@ def _keep_networks(request: Request, finished: CompressRecord) -> Request:
     found = {each.target: each.folder for each in finished.networks if each.target and each.target not in request.picks}
     if any(target.startswith(OWN) for target in found):
         metric = metric or finished.options["metric"]
-    try:
-        picks = {**request.picks, **parse_targets(list(found), profile, metric)}
-        cost_of(picks, profile)
-    except LonasEdgeError as error:
+    picks = {**request.picks, **parse_targets(list(found), profile, metric)}
+    timed = {pick.measure for pick in picks.values() if pick.measure in COSTS and COSTS[pick.measure].timed}
+    if timed - {finished.cost}:
         raise LonasEdgeError(
-            f"{options.output}: keeps the networks of {', '.join(found)}, which do not fit this run: {error} Choose another "
-            "--output, or pass --overwrite to replace them."
-        ) from error
+            f"{options.output}: keeps the networks of {', '.join(found)}, which a search by {finished.cost} found. Bound "
+            f"{' and '.join(sorted(timed - {finished.cost}))} in another --output, or pass --overwrite to replace them."
+        )
     folders = {target: f"model-{picks[target].file}" if name == "model" else str(name) for target, name in found.items()}
-    return replace(request, options=replace(options, metric=metric), picks=picks, earlier=folders)
+    kept = replace(request, options=replace(options, metric=metric), picks=picks, cost=finished.cost, earlier=folders)
+    ours = finished.options["folders"].values()
+    if others := [name for name in kept.folders.values() if name not in ours and (options.output / name).exists()]:
+        raise LonasEdgeError(f"{options.output / others[0]}: exists, and this run would write it. Rename it.")
+    return kept
 
 
 def _run(
@@ -203,8 +207,10 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
             base = str(Path(folder) / "merged")
             merge(open_source(paths.unpruned, paths.unpruned_base, elastic=False), Path(base), progress)
         data = request.source.open_data(paths.train, options.template, labels=True, max_length=options.max_length)
+        lengths = data.lengths(require_tokenizer(request.source.base.folder, "compress"))
+        longest = max(lengths, default=1)  # where all are too long, the training says so
         recovery = TrainOptions(template=options.template, max_length=options.max_length, weight_format=qat)
-        timed = time_steps(request.profile, base, data, recovery, precision, progress)
+        timed = time_steps(request.profile, base, paths.train, longest, recovery, precision, progress)
     return replace(timed, inputs=inputs)
 
 
@@ -237,7 +243,8 @@ def _write_results(request: Request, record: CompressRecord, folder: Path, new: 
     if draft := paying_draft(folder):
         first = next(iter(request.folders.values()))
         shutil.copytree(folder / DRAFT_STEP, new / DRAFT_STEP, copy_function=link)
-        update_card(new / first, DRAFT_SECTION, draft_section(first, DRAFT_STEP, draft))
+        if request.options.draft != NONE:  # else it was trained on the answers of an earlier run's network
+            update_card(new / first, DRAFT_SECTION, draft_section(first, DRAFT_STEP, draft))
     record.write(new / COMPRESS)
     write_report(record, new)
 

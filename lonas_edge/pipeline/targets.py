@@ -31,14 +31,12 @@ class MetricBound(Pick):
 def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound | None:
     """Parse a target in a metric; None for other targets. `metric` is the value of --metric."""
     parsed = _FORM.fullmatch(text)
-    if not parsed or parsed[1].lower() in ("kl", *COSTS):  # whose bounds are from above
+    if not parsed or parsed[1].lower() not in (*METRICS, OWN):  # other bounds are from above
         return None
     name, bound = parsed[1].lower(), float(parsed[2])
     problem = None
     if not profile.kind.generates:
         problem = f"a {profile.name} generates no answers; bound kl or a cost"
-    elif name not in (*METRICS, OWN):
-        problem = f"no metric {name!r}; expected {', '.join(METRICS)}, or {OWN} for that of --metric"
     elif name == OWN and not metric:
         problem = "pass --metric"
     elif bound > 0:

@@ -10,10 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from lonas_edge.data.task import Task
 from lonas_edge.files import read_text, replace_text
 from lonas_edge.network.modeling import faster_dtype
-from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.processes import peak_memory
@@ -34,7 +32,7 @@ class Probe(Record):
     """Timed training steps."""
 
     NAME: ClassVar = "compress-probe"
-    VERSION: ClassVar = 2
+    VERSION: ClassVar = 1
     AGAIN: ClassVar = "Delete it."
 
     precision: str  # the faster one on this machine, or that of an earlier run
@@ -49,24 +47,26 @@ class Probe(Record):
 
 def micro_batch(profile: Profile, longest: int) -> int:
     """Examples that are computed at once: fewer where the longest has more than 1,024 tokens, for the same memory."""
-    return min(profile.micro_batch, max(1, profile.micro_batch * _TOKENS // longest))
+    count = profile.micro_batch
+    while count > 1 and count * longest > profile.micro_batch * _TOKENS:
+        count //= 2  # both batches are powers of two
+    return count
 
 
 def time_steps(
-    profile: Profile, base: str, data: Task, options: TrainOptions, precision: str | None, progress: Progress
+    profile: Profile, base: str, data: Path, longest: int, options: TrainOptions, precision: str | None, progress: Progress
 ) -> Probe:
     """Time a few steps of the fine-tuning and of the recovery on typical examples of `data`, a micro-batch each.
 
     A model that is not fine-tuned has steps of the recovery only. `options` have the template, the length and the weight
-    format of the recovery's quantization-aware training; without a precision, the faster of two is chosen.
+    format of the recovery's quantization-aware training; without a precision, the faster of two is chosen. `longest` are the
+    tokens of the longest example.
     """
-    lengths = data.lengths(require_tokenizer(Path(base), "compress"))
-    longest = max(lengths, default=1)  # where all are too long, the training says so
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)
         sample = folder / "typical.jsonl"
         batch = micro_batch(profile, longest)
-        lines = typical(read_text(data.path, "the training examples").split("\n"), _STEPS * batch)
+        lines = typical(read_text(data, "the training examples").split("\n"), _STEPS * batch)
         replace_text(sample, "\n".join(lines) + "\n")
         inputs = with_eval_data(open_inputs(base, sample, None, elastic=False), sample)
         inputs = inputs if profile.adapts else with_teacher(inputs, base)

@@ -78,6 +78,7 @@ class SearchPlan:
             "device": [settings.device, settings.prompt_len, settings.new_tokens] if self.timed else None,
             "weight_format": settings.weight_format,
             "seed": options.seed,
+            **({"max_length": options.max_length} if options.max_length else {}),
             **({} if source.adapter else {"weights": fingerprint(source.base.folder)}),
             **({"pooling": asdict(source.pooling)} if source.pooling else {}),
         }

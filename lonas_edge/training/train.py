@@ -109,7 +109,7 @@ def _agree_on_precision(options: TrainOptions, directory: OutputDirectory, state
     """Let the first process decide the precision: the speeds that processes measure may differ."""
     if options.dtype != "auto":
         return options.dtype
-    before = directory.identity().get("options", {}).get("precision") if resume else None
+    before = directory.identity().get("options", {}).get("dtype") if resume else None
     precision = [str(before or precision_of(options)) if state.is_main_process else ""]
     broadcast_object_list(precision)
     return precision[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from lonas_edge.cli.command import _RENAMED
 from lonas_edge.cli.commands import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,9 @@ def test_the_command_is_valid(line: str) -> None:
     context = click.Context(app)
     _, command, rest = app.resolve_command(context, words)
     assert command
+    assert not {word.partition("=")[0] for word in rest} & _RENAMED.keys() - {
+        name for param in command.params for name in param.opts
+    }
     command.make_context(words[0], rest, parent=context)  # raises for an unknown option, or a missing one
 
 

@@ -85,5 +85,5 @@ def test_the_tasks_that_a_directory_has(tmp_path: Path):
         present_tasks(TASKS, tmp_path)
     (tmp_path / "piqa/test.json").write_text("[]")
     assert present_tasks(TASKS, tmp_path) == ["piqa"]
-    with pytest.raises(LonasEdgeError, match="--datasets DIR is needed"):
+    with pytest.raises(LonasEdgeError, match="pass --data FILE, your own test data, or --datasets DIR"):
         present_tasks(TASKS, None)

@@ -131,7 +131,7 @@ def test_the_interval_is_wilson_s(chatty: TinySource, run_cli: Callable, tmp_pat
 @pytest.mark.parametrize(
     ("row", "more", "code", "problem"),
     [
-        ({"instruction": "x", "output": "y"}, ["--metric", "bleu"], 1, "--metric bleu: unknown; expected auto, exact-match"),
+        ({"instruction": "x", "output": "y"}, ["--metric", "bleu"], 2, "--metric bleu: unknown; expected auto, exact-match"),
         ({"instruction": "x", "output": " "}, [], 1, "the reference answer is empty:\n  - example 2"),
         ({"instruction": "x", "output": "y"}, ["--tasks", "boolq"], 2, "--tasks has no effect: --data"),
     ],

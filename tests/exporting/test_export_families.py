@@ -32,6 +32,7 @@ FILES = {
     "README.md",
     "config.json",
     "generation_config.json",
+    "graph.pbtxt",
     "lonas_edge.json",
     "openvino_detokenizer.bin",
     "openvino_detokenizer.xml",

@@ -25,6 +25,7 @@ from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.run import compress_model
 from lonas_edge.pipeline.steps import Step
+from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 RECOVER = "recover weights<=0.95x"
@@ -166,11 +167,36 @@ def test_a_second_run_keeps_the_first_network(
             f"compressed INT8 ({name})" for name in folders
         }
         assert {path.name for path in out.iterdir() if path.name.startswith("model")} == set(folders.values())
-    with pytest.raises(LonasEdgeError, match=r"keeps the networks of ttft<=0.9x, .* fit this run: --target bounds") as caught:
-        record = replace(finished.record, networks=(replace(finished.record.networks[-1], target="ttft<=0.9x"),))
-        record.write(out / "compress.json")
+    with pytest.raises(
+        LonasEdgeError, match=r"keeps the networks of .*, which a search by weights found. Bound tpot in another"
+    ):
         compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": "tpot<=0.9x"})
-    assert "Choose another --output" in str(caught.value)
+
+
+def test_a_file_in_the_way_of_a_kept_network(finished: Finished, tmp_path: Path, quick: None) -> None:
+    out = finished.copied(tmp_path / "copy")
+    (out / "model-weights-0.95x").mkdir()
+    (out / "model-weights-0.95x" / "notes.txt").write_text("mine")
+    with pytest.raises(LonasEdgeError, match=r"model-weights-0.95x: exists, and this run would write it. Rename it."):
+        compress(finished.source.base, data=out.parent / "data.json", output=out, **{**QUICK, "target": "kl<=100"})
+    assert (out / "model-weights-0.95x" / "notes.txt").read_text() == "mine"
+
+
+def test_a_model_of_the_hub(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps get its id and revision; the files are in the hub's cache."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_given, **_options: str(llama.base))
+    options = CompressOptions(source="me/tiny", data=data, output=tmp_path / "out", prompt_len=8, dry_run=True)
+    announced: list[Sequence[Step]] = []
+    compress_model(options, announce=lambda steps, _needed: announced.append(steps))
+    assert f"me/tiny@{llama.base.name}" in announced[0][0].command
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(100, 4), (1024, 4), (1025, 2), (1365, 2), (2049, 1), (9000, 1)])
+def test_long_examples_take_smaller_micro_batches(longest: int, expected: int) -> None:
+    """Memory grows with their tokens; a batch of 16 is divided into equal parts."""
+    assert training.micro_batch(LANGUAGE_MODEL, longest) == expected
 
 
 def test_a_dry_run_knows_the_finished_steps(
@@ -210,7 +236,7 @@ def test_the_precision_of_an_earlier_run_stays(
     """It was fp32; other steps are timed for INT4, and would now choose bf16. The fine-tuning is not repeated."""
     out = finished.copied(tmp_path / "copy")
     options = {"data": out.parent / "data.json", "output": out, **QUICK, "weight_format": "int4_sym"}
-    timed = lambda *given: replace(PROBE, precision=given[4] or "bf16")  # noqa: E731
+    timed = lambda *given: replace(PROBE, precision=given[5] or "bf16")  # noqa: E731
     monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", timed)
     with pytest.raises(LonasEdgeError, match="--weight-format: was int8_sym, is int4_sym") as caught:
         compress(finished.source.base, **options)

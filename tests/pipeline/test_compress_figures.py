@@ -19,7 +19,6 @@ from lonas_edge.data.language import LanguageTask
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
-from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.pipeline import measure, training
 from lonas_edge.pipeline.record import Latency
 from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
@@ -108,10 +107,12 @@ def test_the_held_out_loss_is_that_of_transformers(finished: Finished, tmp_path:
         tokens += len(answer)
     data = opened.open_data(steps / "data" / "held_out.jsonl", "question")
     assert isinstance(data, LanguageTask)
-    scores = measure.score(tmp_path / "fp32", data, tmp_path / "merged", silent).sum(axis=0)
-    assert scores[2] == tokens
-    assert scores[0] / tokens == pytest.approx(loss / tokens, abs=0.01)  # bf16 where the processor has it
-    assert scores[1] == pytest.approx(correct, abs=1)
+    for positions in (1024, 3):  # at once
+        monkeypatch.setattr(measure, "_POSITIONS", positions)
+        scores = measure.score(tmp_path / "fp32", data, tmp_path / "merged", silent).sum(axis=0)
+        assert scores[2] == tokens
+        assert scores[0] / tokens == pytest.approx(loss / tokens, abs=0.01)  # bf16 where the processor has it
+        assert scores[1] == pytest.approx(correct, abs=1)
     assert finished.record.networks[0].quality["loss"].value == pytest.approx(loss / tokens, abs=0.1)
 
 
@@ -133,10 +134,9 @@ def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch:
         return SimpleNamespace(tokens=10 * options.steps * options.batch_size, steps=options.steps)
 
     monkeypatch.setattr(training, "train", train)
-    examples = llama.opened().open_data(tmp_path / "train.jsonl", "question")
-    given = LANGUAGE_MODEL, str(llama.base), examples, TrainOptions(template="question", weight_format="int4_sym")
+    options = TrainOptions(template="question", weight_format="int4_sym")
+    given = LANGUAGE_MODEL, str(llama.base), tmp_path / "train.jsonl", 20, options
     made = training.time_steps(*given, None, silent)
-    assert made.longest == max(len(row["input_ids"]) for row in examples.encode(load_tokenizer(llama.base), 100)[0])
     assert (made.precision, made.lora_step, made.recovery_step, made.tokens) == ("fp32", 2.0, 6.0, 10)
     assert made.evaluation == pytest.approx(0.05)
     assert timed == [("fp32", 4, False, None), ("bf16", 4, False, None), ("fp32", 4, True, "int4_sym")]

@@ -148,7 +148,7 @@ def test_a_trial_is_trained_exported_and_scored(llama: TinySource, tmp_path: Pat
 @pytest.mark.parametrize(
     ("target", "metric", "problem"),
     [
-        ("bleu>=-1", None, "no metric 'bleu'; expected exact-match, json"),
+        ("bleu>=-1", None, "MEASURE is one of kl, tpot, ttft, end-to-end, latency, macs, weights, bytes, exact-match, json"),
         ("metric>=-1", None, "pass --metric"),
         ("exact-match>=1", None, "expected a bound of 0 or less"),
         ("exact-match>=-1x", None, "expected MEASURE=NUMBER"),

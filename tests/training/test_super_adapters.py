@@ -95,10 +95,10 @@ def test_record(llama: TinySource, data: Path, trained: Callable, tmp_path_facto
 
 
 def test_dropped_examples_are_counted_and_reported(llama: TinySource, tmp_path: Path) -> None:
-    """The default length is 1024 tokens."""
-    long, empty = ({"instruction": "What is 1 plus 1?", "output": text} for text in ("2 " * 2000, ""))
+    """The default length is 4096 tokens."""
+    long, empty = ({"instruction": "What is 1 plus 1?", "output": text} for text in ("2 " * 5000, ""))
     data, messages = write_data(tmp_path / "data.json", [*TWELVE, long, empty, empty]), []
     options, inputs = TrainOptions(**{**OPTIONS, "steps": 1}), open_inputs(str(llama.base), data, llama.space)
     record = train(inputs, tmp_path / "out", options, notify=messages.append)
     assert record is not None and (record.data[0].examples, record.data[0].dropped) == (12, 3)
-    assert messages == ["data.json: 3 of 15 examples dropped: longer than --max-length 1024, or without output"]
+    assert messages == ["data.json: 3 of 15 examples dropped: longer than --max-length 4096, or without output"]

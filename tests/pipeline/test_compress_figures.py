@@ -88,7 +88,7 @@ def test_correlations() -> None:
     assert measure.correlation(np.ones(4), np.array([1.0, 2, 4, 3])) == 0
 
 
-def test_the_held_out_loss_is_that_of_transformers(finished: Finished, tmp_path: Path) -> None:
+def test_the_held_out_loss_is_that_of_transformers(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of the fp32 IR of the LoRA is that of PyTorch; that of its INT8 baseline is near."""
     steps = finished.folder / "out" / "steps"
     opened = open_source(str(steps / "lora"), elastic=False)

@@ -65,7 +65,7 @@ SHORT = ("--prompt-len", 16, "--new-tokens", 4)
         ("none.json", None, "none.json"),
         ("empty.json", "", "empty.json"),
         ("empty.jsonl", "\n", "empty.jsonl"),
-        ("table.jsonl", "instruction,output\nWhat is 1 plus 1?,2\n", "line 1: not JSON"),
+        ("table.jsonl", "instruction,output\nWhat is 1 plus 1?,2\n", "lines 1 and 2: not JSON"),
         ("text.json", json.dumps([{"question": "?"}]), "text.json"),
     ],
 )
@@ -183,9 +183,10 @@ def test_search_space_of_another_model(llama: TinySource, mistake: Callable, tmp
 
 @pytest.mark.parametrize("target", ["tpot", "speed<=0.7x", "tpot<=fast", "kl>=0.1"])
 def test_wrong_target_expression(llama: TinySource, data: Path, mistake: Callable, tmp_path: Path, target: str) -> None:
-    has(mistake("compress", llama.base, *SHORT, "--data", data, "--output", tmp_path / "out", "--target", target), target)
+    compress = ("compress", llama.base, *SHORT, "--data", data, "--output", tmp_path / "out")
+    has(mistake(*compress, "--target", target, code=2), target)
     search = ("search", *llama.arguments(), "--data", data, "--output", tmp_path / "out")
-    has(mistake(*search, "--pick", target), target)
+    has(mistake(*search, "--pick", target, code=2), target)
 
 
 # the output, the disk, the memory

@@ -268,7 +268,7 @@ def _step_times(request: Request, steps: Steps) -> tuple[StepTime, ...]:
     moved[str(steps.folder)] = output / STEPS
     for name, step in steps.planned.items():
         if state := steps.states.get(name):
-            command = step.command
+            command = step.finished_command
             for before in sorted(moved, key=len, reverse=True):  # kl-0.15 before kl-0.1
                 command = command.replace(before, str(moved[before]))
             times.append(StepTime(name, command, state.seconds, state.estimate))

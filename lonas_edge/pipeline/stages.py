@@ -154,8 +154,12 @@ def recover(plan: Plan, target: str) -> Step:
 
     command = plan.recovery_command(paths.subnetwork(pick), output, options)
     seconds = plan.training_seconds(options, plan.probe.recovery_step)
-    needs = (CHOOSE + target if isinstance(pick, MetricBound) else SEARCH,)
-    return Step(RECOVER + target, [command], work, (f"recovered/{pick.file}",), needs, estimate=seconds)
+    needs, outputs = (CHOOSE + target if isinstance(pick, MetricBound) else SEARCH,), (f"recovered/{pick.file}",)
+
+    def chosen() -> list[Command]:
+        return [] if keeps_int8(plan, pick) else [command]
+
+    return Step(RECOVER + target, [command], work, outputs, needs, estimate=seconds, chosen=chosen)
 
 
 def _trained_before(plan: Plan, pick: Pick) -> Path | None:
@@ -181,7 +185,15 @@ def export_network(plan: Plan, target: str) -> Step:
         export(source, source.select(None), output, stored, progress)
 
     command = Command("lonas-edge export", options, {"": recovered, "model": student, "output": output})
-    return Step(EXPORT + target, [command], work, (f"models/{pick.file}",), (RECOVER + target,))
+    needs, outputs = (RECOVER + target,), (f"models/{pick.file}",)
+
+    def chosen() -> list[Command]:
+        if not keeps_int8(plan, pick):
+            return [command]
+        files = {"": plan.paths.unpruned, "model": plan.paths.unpruned_base, "output": output}
+        return [Command("lonas-edge export", replace(options, weight_format="int8"), files)]
+
+    return Step(EXPORT + target, [command], work, outputs, needs, chosen=chosen)
 
 
 def measure_networks(plan: Plan, here: Mapping[str, Any]) -> Step:

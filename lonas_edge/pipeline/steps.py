@@ -39,11 +39,17 @@ class Step:
     folder: str = ""  # a directory that holds more than the outputs and is deleted with them, if any
     quick: bool = False  # whether it is repeated without asking
     estimate: float | None = None  # seconds; None for steps that take minutes
+    chosen: Callable[[], Sequence[Command]] | None = None  # the commands of the finished step, where earlier steps decide
 
     @property
     def command(self) -> str:
         """The commands, for a shell."""
-        return "\n".join(shlex.join(to_argv(command)) for command in self.commands)
+        return _in_shell(self.commands)
+
+    @property
+    def finished_command(self) -> str:
+        """The commands that did what the finished step did."""
+        return _in_shell(self.chosen() if self.chosen else self.commands)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -164,6 +170,10 @@ class Steps:
 
     def _write(self) -> None:
         StepsRecord(self.states).write(self.folder / STEPS)
+
+
+def _in_shell(commands: Sequence[Command]) -> str:
+    return "\n".join(shlex.join(to_argv(command)) for command in commands)
 
 
 def _with_name(progress: Progress, name: str, number: str) -> Progress:

@@ -116,6 +116,10 @@ def test_the_unpruned_network_comes_before_int8(
     assert (ours.name, ours.weight_format) == (name, stored)
     assert not any(part.kept < part.full for layer in ours.removed for part in layer)
     assert (tmp_path / "out/steps/recovered/exact-match-1/adapter_config.json").exists() == (stored == "int4_sym")
+    commands = {step.name.split()[0]: step.command for step in record.steps}
+    assert bool(commands["recover"]) == (stored == "int4_sym")
+    of_unpruned = f"lonas-edge export {tmp_path / 'out/steps/lora'} --model {llama.base} --output {tmp_path / 'out/model'}"
+    assert (of_unpruned in commands["export"]) == (stored == "int8")
 
 
 def test_an_unpruned_trial_is_trained_exported_and_scored(

@@ -11,7 +11,8 @@ from lonas_edge.cli.command import SUBNET_UNSET, ModelOptions, ReportOptions, co
 from lonas_edge.cli.terminal import console, progress
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.data.test_sets import TASKS, present_tasks, resolve
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, UsageError
+from lonas_edge.evaluate.answer_metrics import check_metric
 from lonas_edge.evaluate.options import METRIC_HELP, METRIC_UNSET, RunOptions
 from lonas_edge.evaluate.protocols import ANSWERS, PROMPT_PROTOCOLS, choose_protocol
 from lonas_edge.options import COMMAS, Names, PathOrName, UserPath, option
@@ -76,6 +77,11 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
             yield "pass a TARGET, or --model BASE"
         if self.metric and not self.data:
             yield "--metric needs --data"
+        for name in self.metric:
+            try:
+                check_metric(name)
+            except UsageError as error:
+                yield str(error)
 
 
 @command

@@ -48,6 +48,7 @@ def run(options: SearchCommand) -> None:
         kind = opened.architecture.family.kind
         if not kind.generates:
             options.refuse_idle(("new_tokens",), f"a {kind.name} generates no tokens")
+            options.refuse_idle(("max_length",), f"a {kind.name} cuts longer texts")
         prompt_len = options.prompt_len or kind.timed_length(opened.architecture.context)
         new_tokens = options.new_tokens if kind.generates else 0
         settings = CostSettings(options.weight_format, options.device, prompt_len, new_tokens)

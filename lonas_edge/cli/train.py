@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import SUBNET_HELP, SUBNET_UNSET, SearchSpaceFile, command
 from lonas_edge.cli.terminal import console, progress
+from lonas_edge.files import exists
 from lonas_edge.options import PathOrName, UserPath, base_model, from_text, option, user_path
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress
@@ -76,6 +77,7 @@ class TrainCommand(TrainOptions):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
+        yield from (f"--data {path}: no such file" for path, _ in self.data if not exists(path))
         if self.subnet and not self.start:
             yield "--subnet needs --from"
         for name in ("rank", "alpha", "target_modules", "elastic"):

@@ -162,7 +162,7 @@ class LanguageTask(Task):
     @staticmethod
     def score(logits: np.ndarray, labels: Sequence[int]) -> tuple[float, int, int]:
         """Loss in nats, correct and learned tokens of logits [tokens, vocabulary] and labels [tokens, or one more]."""
-        following = torch.tensor(labels[1:])
+        following = torch.tensor(labels[1:], dtype=torch.long)
         learned = following != IGNORED
         chosen, targets = torch.from_numpy(logits[: len(following)])[learned].double(), following[learned]
         return F.cross_entropy(chosen, targets, reduction="sum").item(), int((chosen.argmax(-1) == targets).sum()), len(targets)

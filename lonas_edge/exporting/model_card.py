@@ -169,9 +169,9 @@ def _prompt(manifest: Manifest) -> list[str]:
 
 
 def replace_section(card: str, heading: str, body: str) -> str:
-    """Replace the section of a card with the heading "## …", or add it at the end."""
+    """Replace the section of a card with the heading "## …", or add it at the end; without a body, remove it."""
     parts = [part.strip() for part in _SECTION.split(card)]
     headings = [part.partition("\n")[0] for part in parts]
     index = headings.index(heading) if heading in headings else len(parts)
-    parts[index : index + 1] = [f"{heading}\n\n{body.strip()}"]
+    parts[index : index + 1] = [f"{heading}\n\n{body.strip()}"] if body else []
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lonas_edge.commands import Command
-from lonas_edge.data.task import Task
+from lonas_edge.data.task import MAX_LENGTH, Task
 from lonas_edge.files import json_sha256, sha256
 from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
@@ -162,7 +162,7 @@ class Plan(Request):
         named = {"--data": self.options.data, "--eval-data": self.options.eval_data}
         files = {name: sha256(path) for name, path in named.items() if path and path.is_file()}
         split = {path.name: sha256(path) for path in (self.paths.train, self.paths.held_out)}
-        longest = {"--max-length": str(self.options.max_length)} if self.options.max_length else {}
+        longest = {} if self.options.max_length in (None, MAX_LENGTH) else {"--max-length": str(self.options.max_length)}
         return {**self.hashes, **files, **longest, "split": json_sha256(split)}
 
     @property

@@ -25,7 +25,7 @@ from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import merge
 from lonas_edge.pipeline.drafts import paying_draft
-from lonas_edge.pipeline.options import NONE, OWN, CompressOptions
+from lonas_edge.pipeline.options import OWN, CompressOptions
 from lonas_edge.pipeline.plan import Paths, Plan, Request, source_hashes
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
@@ -76,6 +76,8 @@ def compress_model(
     request = Request(source, profile, resolve_options(profile, options, source), picks, source_hashes(source), cost, {})
     if finished and not options.overwrite:
         request = _keep_networks(request, finished)
+    if finished:
+        _check_folders(request, finished)
     used = [source.base.folder, options.data, options.eval_data, options.source]
     directory = OutputDirectory(options.output, options.overwrite or finished is not None, used)
     directory.check(0, resumable=True)
@@ -95,7 +97,7 @@ def _keep_networks(request: Request, finished: CompressRecord) -> Request:
     """Add the targets of an earlier run of the same model in this output, whose networks stay.
 
     Raises:
-        LonasEdgeError: If it compressed another model, one search cannot find all networks, or a file is in the way.
+        LonasEdgeError: If it compressed another model, or one search cannot find all networks.
     """
     options, profile, metric = request.options, request.profile, request.options.metric
     if finished.sha256 != request.hashes:
@@ -103,22 +105,26 @@ def _keep_networks(request: Request, finished: CompressRecord) -> Request:
             f"{options.output}: holds {finished.source}, compressed; the files of this SOURCE are others (SHA-256). Choose "
             "another --output, or pass --overwrite."
         )
-    found = {each.target: each.folder for each in finished.networks if each.target and each.target not in request.picks}
+    known = {each.target: each.folder for each in finished.networks if each.target}
+    found = {target: folder for target, folder in known.items() if target not in request.picks}
     if any(target.startswith(OWN) for target in found):
         metric = metric or finished.options["metric"]
     picks = {**request.picks, **parse_targets(list(found), profile, metric)}
     timed = {pick.measure for pick in picks.values() if pick.measure in COSTS and COSTS[pick.measure].timed}
     if timed - {finished.cost}:
         raise LonasEdgeError(
-            f"{options.output}: keeps the networks of {', '.join(found)}, which a search by {finished.cost} found. Bound "
+            f"{options.output}: keeps the networks of {', '.join(known)}, which a search by {finished.cost} found. Bound "
             f"{' and '.join(sorted(timed - {finished.cost}))} in another --output, or pass --overwrite to replace them."
         )
     folders = {target: f"model-{picks[target].file}" if name == "model" else str(name) for target, name in found.items()}
-    kept = replace(request, options=replace(options, metric=metric), picks=picks, cost=finished.cost, earlier=folders)
-    ours = finished.options["folders"].values()
-    if others := [name for name in kept.folders.values() if name not in ours and (options.output / name).exists()]:
-        raise LonasEdgeError(f"{options.output / others[0]}: exists, and this run would write it. Rename it.")
-    return kept
+    return replace(request, options=replace(options, metric=metric), picks=picks, cost=finished.cost, earlier=folders)
+
+
+def _check_folders(request: Request, finished: CompressRecord) -> None:
+    """Refuse files of others where this run would write its networks."""
+    output, ours = request.options.output, finished.options["folders"].values()
+    if others := [name for name in request.folders.values() if name not in ours and (output / name).exists()]:
+        raise LonasEdgeError(f"{output / others[0]}: exists, and this run would write it. Rename it.")
 
 
 def _run(
@@ -236,15 +242,15 @@ def _write_results(request: Request, record: CompressRecord, folder: Path, new: 
     """Link the networks and the results of the steps into a new output directory, and write the report."""
     ignored = shutil.ignore_patterns("baselines", "models", DRAFT_STEP, f"{DRAFT_STEP}.partial", FILE)
     shutil.copytree(folder, new / STEPS, copy_function=link, ignore=ignored)
+    draft = paying_draft(folder)
     for target, pick in request.picks.items():
         model = new / request.folders[target]
         shutil.copytree(folder / "models" / pick.file, model, copy_function=link)
         update_card(model, COMPARISON, comparison(record))
-    if draft := paying_draft(folder):
-        first = next(iter(request.folders.values()))
+        learned = draft and draft.model == {name: sha256(model / name) for name in draft.model}
+        update_card(model, DRAFT_SECTION, draft_section(model.name, DRAFT_STEP, draft) if draft and learned else "")
+    if draft:
         shutil.copytree(folder / DRAFT_STEP, new / DRAFT_STEP, copy_function=link)
-        if request.options.draft != NONE:  # else it was trained on the answers of an earlier run's network
-            update_card(new / first, DRAFT_SECTION, draft_section(first, DRAFT_STEP, draft))
     record.write(new / COMPRESS)
     write_report(record, new)
 

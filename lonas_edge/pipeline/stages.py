@@ -157,7 +157,7 @@ def recover(plan: Plan, target: str) -> Step:
     needs, outputs = (CHOOSE + target if isinstance(pick, MetricBound) else SEARCH,), (f"recovered/{pick.file}",)
 
     def chosen() -> list[Command]:
-        return [] if keeps_int8(plan, pick) else [command]
+        return [command] if (output / CONFIG).exists() else []
 
     return Step(RECOVER + target, [command], work, outputs, needs, estimate=seconds, chosen=chosen)
 
@@ -188,10 +188,11 @@ def export_network(plan: Plan, target: str) -> Step:
     needs, outputs = (RECOVER + target,), (f"models/{pick.file}",)
 
     def chosen() -> list[Command]:
-        if not keeps_int8(plan, pick):
+        if (recovered / CONFIG).exists():
             return [command]
-        files = {"": plan.paths.unpruned, "model": plan.paths.unpruned_base, "output": output}
-        return [Command("lonas-edge export", replace(options, weight_format="int8"), files)]
+        files = {"": plan.paths.unpruned, "model": plan.paths.unpruned_base, "subnet": "maximal", "output": output}
+        stored = replace(options, weight_format="int8") if keeps_int8(plan, pick) else options
+        return [Command("lonas-edge export", stored, files)]
 
     return Step(EXPORT + target, [command], work, outputs, needs, chosen=chosen)
 

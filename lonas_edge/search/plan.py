@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
 
-from lonas_edge.data.task import Task
+from lonas_edge.data.task import MAX_LENGTH, Task
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import sha256
 from lonas_edge.network.location import fingerprint
@@ -78,7 +78,7 @@ class SearchPlan:
             "device": [settings.device, settings.prompt_len, settings.new_tokens] if self.timed else None,
             "weight_format": settings.weight_format,
             "seed": options.seed,
-            **({"max_length": options.max_length} if options.max_length else {}),
+            **({"max_length": options.max_length} if options.max_length not in (None, MAX_LENGTH) else {}),
             **({} if source.adapter else {"weights": fingerprint(source.base.folder)}),
             **({"pooling": asdict(source.pooling)} if source.pooling else {}),
         }

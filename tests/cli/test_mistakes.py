@@ -72,7 +72,7 @@ SHORT = ("--prompt-len", 16, "--new-tokens", 4)
 def test_data(llama: TinySource, mistake: Callable, tmp_path: Path, name: str, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    has(mistake(*arguments(llama, tmp_path / name, tmp_path / "out")), message)
+    has(mistake(*arguments(llama, tmp_path / name, tmp_path / "out"), code=2 if content is None else 1), message)
 
 
 def test_a_json_array_in_a_jsonl_file_is_read(llama: TinySource, run_cli: Callable, tmp_path: Path) -> None:

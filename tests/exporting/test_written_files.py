@@ -13,7 +13,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import open_exported
 
-NOT_KEPT = {"README.md", "lonas_edge.json"}
+NOT_KEPT = {"README.md", "graph.pbtxt", "lonas_edge.json"}
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: N
     monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", forbidden)
     options = CompressOptions(source=str(llama.base), data=data, output=tmp_path / "out", weight_format="int8_sym")
     picks = parse_targets(("weights<=0.95x",), LANGUAGE_MODEL)
-    needed = Request(open_source(str(llama.base)), LANGUAGE_MODEL, options, picks, {}, {}).disk_bytes
+    needed = Request(open_source(str(llama.base)), LANGUAGE_MODEL, options, picks, {}, "tpot", {}).disk_bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=needed - 1))
     with pytest.raises(LonasEdgeError, match="not enough disk space"):
         compress(llama.base, data=data, output=tmp_path / "out", **QUICK)

@@ -118,7 +118,8 @@ def test_the_unpruned_network_comes_before_int8(
     assert (tmp_path / "out/steps/recovered/exact-match-1/adapter_config.json").exists() == (stored == "int4_sym")
     commands = {step.name.split()[0]: step.command for step in record.steps}
     assert bool(commands["recover"]) == (stored == "int4_sym")
-    of_unpruned = f"lonas-edge export {tmp_path / 'out/steps/lora'} --model {llama.base} --output {tmp_path / 'out/model'}"
+    lora, made = tmp_path / "out/steps/lora", tmp_path / "out/model"
+    of_unpruned = f"lonas-edge export {lora} --model {llama.base} --subnet maximal --output {made}"
     assert (of_unpruned in commands["export"]) == (stored == "int8")
 
 

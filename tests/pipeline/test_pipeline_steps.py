@@ -30,7 +30,7 @@ def test_a_command_line_comes_from_the_options() -> None:
 
 def test_settings_are_all_options_but_paths() -> None:
     """What only Python can set, such as intervals of checkpoints, decides nothing."""
-    options = SearchOptions(data=Path("a"), output=Path("b"), evals=7)
+    options = SearchOptions(data=Path(__file__), output=Path("b"), evals=7)
     settings = Command("lonas-edge search", options, {"model": "x"}, {"weight-format": "int8"}).settings
     assert (settings["--evals"], settings["--seed"], settings["--weight-format"]) == (7, 0, "int8")
     assert not {"--data", "--output", "--model"} & settings.keys()

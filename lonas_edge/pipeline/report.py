@@ -4,9 +4,11 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.evaluate.answer_metrics import METRICS
 from lonas_edge.evaluate.targets import DRAFTED
 from lonas_edge.files import replace_text
 from lonas_edge.pipeline import charts
+from lonas_edge.pipeline.options import OWN
 from lonas_edge.pipeline.record import CompressRecord, Network
 from lonas_edge.pipeline.tasks import PROFILES, interval
 from lonas_edge.search.cost import COSTS
@@ -118,7 +120,19 @@ def _result(record: CompressRecord, network: Network) -> str:
     if trials := record.trials.get(network.target or ""):
         differences = [f"{each.network} {interval(each.difference, 1, sign='+')}" for each in trials]
         tried = f" Tried for {network.target} after a short recovery: {'; '.join(differences)}."
-    return f"{network.name}: {_removed(record, network)}.{predicted}{tried} {measured}"
+    return f"{network.name}: {_removed(record, network)}.{predicted}{tried} {measured}{_advice(record, network)}"
+
+
+def _advice(record: CompressRecord, network: Network) -> str:
+    """Say what to do where the answers are surely worse and no target bounds that."""
+    difference = network.quality[record.metric].difference if record.metric else None
+    if difference is None or difference.high >= 0 or network.target in record.trials:
+        return ""
+    bounded = record.metric if record.metric in METRICS else OWN
+    return (
+        f" The answers are worse: --target {bounded}=-1 bounds the loss. The unpruned INT8 model loses nothing, and a draft "
+        "model may make it faster (--draft auto)."
+    )
 
 
 def _removed(record: CompressRecord, network: Network) -> str:

@@ -13,7 +13,7 @@ from compress_records import HOSTILE, TARGET, compressed, network, realistic, re
 from markdown_it import MarkdownIt
 
 from lonas_edge.bench.statistics import Interval
-from lonas_edge.pipeline.record import CompressRecord, Quality, Sample
+from lonas_edge.pipeline.record import CompressRecord, Quality, Sample, Trial
 from lonas_edge.pipeline.report import summary, write_report
 from lonas_edge.space.picture import Part
 from lonas_edge.tables import Table
@@ -85,6 +85,17 @@ def test_the_summary() -> None:
     assert summary(made)[-1].startswith("b: 1 of 2 layers removed, widths reduced, vocabulary trimmed. For")
     assert "b: nothing was removed." in summary(record(network("a"), compressed("b", 13.0, 0.0, removed=())))[-1]
     assert "0.69x the MACs of the unpruned network" in summary(replace(realistic(), cost="macs"))[-1]
+
+
+@pytest.mark.parametrize(("high", "trials", "advised"), [(-0.5, {}, True), (0.0, {}, False), (-0.5, {"tpot<=0.7x": ()}, False)])
+def test_worse_answers_come_with_advice(high: float, trials: dict[str, tuple[Trial, ...]], advised: bool) -> None:
+    """Where the whole interval is below 0 and no target bounds the metric."""
+    loss = Quality(1.25, None)
+    first = replace(realistic().networks[0], quality={"json": Quality(90.0, None), "loss": loss})
+    worse = {"json": Quality(85.0, Interval(-5.0, -9.5, high)), "loss": Quality(1.3, Interval(0.1, 0.0, 0.2))}
+    ours = replace(realistic().networks[-1], quality=worse)
+    made = replace(realistic(), metric="json", networks=(first, ours), trials=trials)
+    assert ("The answers are worse: --target json=-1 bounds the loss." in summary(made)[-1]) == advised
 
 
 @pytest.mark.parametrize("made", [realistic(), hostile()], ids=["realistic", "hostile"])

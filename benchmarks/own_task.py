@@ -11,6 +11,7 @@ Differences are from the stock INT8 file, paired. Latencies and times are those 
 
 import argparse
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def stock_files(record: dict[str, Any], output: Path) -> dict[str, Path]:
     for step in record["steps"]:
         stored = {"baselines": "int8", "gptq": "int4"}.get(step["name"])
         if stored and not (folder / stored).exists():
+            shutil.rmtree(folder / "merged", ignore_errors=True)  # each step makes it
             subprocess.run(["bash", "-ec", step["command"]], check=True)
     return {STOCK[name]: folder / name for name in STOCK if (folder / name).exists()}
 

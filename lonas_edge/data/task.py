@@ -38,7 +38,7 @@ from lonas_edge.space.architecture import Architecture
 MAX_LENGTH = 4096  # tokens of an example of a language model without --max-length; longer ones are dropped
 BATCH_TOKENS = 1024  # of a held-out batch, padding included; 4096 take twice the time: each large tensor is new memory
 LEAST = 16  # held-out and training examples of a split
-_SHARE = 10  # one of this many examples is held out
+SHARE = 10  # one of this many examples is held out
 
 Batch = Mapping[str, torch.Tensor]
 Encoded = dict[str, Any]  # `input_ids` and the other inputs of a collator
@@ -143,7 +143,7 @@ class Task(ABC):
         train, draw = self._distinct(), random.Random(seed)
         distinct = len(train)
         if held_out is None:
-            count = min(most, max(LEAST, distinct // _SHARE))
+            count = min(most, max(LEAST, distinct // SHARE))
             draw.shuffle(train)
             train, chosen = train[count:], self.subset(train[:count])
         else:

@@ -163,7 +163,7 @@ def choose_metric(name: str, references: Sequence[str]) -> AnswerMetric:
         LonasEdgeError: If there is no such metric; the known ones are listed.
     """
     if name == AUTO:
-        return METRICS[_suited(references)]
+        return METRICS[suited(references)]
     if name in METRICS:
         return METRICS[name]
     file, function = check_metric(name)
@@ -186,7 +186,8 @@ def check_metric(name: str) -> tuple[str, str]:
     return file, function
 
 
-def _suited(references: Sequence[str]) -> str:
+def suited(references: Sequence[str]) -> str:
+    """Name the metric that `auto` stands for."""
     values = [_parse(reference) for reference in references]
     if any(map(_are_calls, values)) or all(isinstance(value, dict) for value in values):
         return JSON

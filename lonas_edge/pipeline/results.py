@@ -23,13 +23,13 @@ from lonas_edge.pipeline.measure import Qualities
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network
 from lonas_edge.pipeline.steps import LORA, RECOVER
+from lonas_edge.pipeline.targets import LEAST_EXAMPLES
 from lonas_edge.pipeline.tasks import cost_settings
 from lonas_edge.progress import Progress
 from lonas_edge.search import SEARCH
 from lonas_edge.search.record import SearchRecord
 
 _CURVE_POINTS = 200
-LEAST_EXAMPLES = 50  # held-out examples whose answers say something
 
 
 def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> CompressRecord:

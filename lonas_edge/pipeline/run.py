@@ -31,12 +31,12 @@ from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
 from lonas_edge.pipeline.stages import check_steps, make_steps
 from lonas_edge.pipeline.steps import DRAFT_STEP, Step, Steps
-from lonas_edge.pipeline.targets import check_metrics, cost_of, parse_targets
+from lonas_edge.pipeline.targets import auto_target, check_metrics, cost_of, parse_targets
 from lonas_edge.pipeline.tasks import check_head, profile_of, resolve_options
 from lonas_edge.pipeline.training import PROBE, Probe, time_steps
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.cost import COSTS
-from lonas_edge.training.options import TrainOptions
+from lonas_edge.training.options import AUTO, TrainOptions
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 STEPS = "steps"
@@ -70,7 +70,11 @@ def compress_model(
     profile = profile_of(source)
     if profile.kind is CLASSIFICATION:
         check_head(source)
-    picks = parse_targets(options.target, profile, options.metric)
+    targets = options.target
+    if AUTO in targets:
+        auto = auto_target(profile, options.data, options.eval_data, options.metric)
+        targets = tuple(auto if target == AUTO else target for target in targets)
+    picks = parse_targets(targets, profile, options.metric)
     cost = cost_of(picks, profile)
     finished = CompressRecord.read(options.output / COMPRESS) if (options.output / COMPRESS).is_file() else None
     request = Request(source, profile, resolve_options(profile, options, source), picks, source_hashes(source), cost, {})

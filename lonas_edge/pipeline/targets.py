@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lonas_edge.data.language import question_and_reference, read_examples
+from lonas_edge.data.task import SHARE
 from lonas_edge.errors import UsageError
-from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric
+from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric, suited
 from lonas_edge.pipeline.options import OWN
 from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.search.cost import COSTS, default_cost
 from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.training.options import AUTO
 
+LEAST_EXAMPLES = 50  # held-out examples whose answers say something
 _FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>?=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
 _LEVELS = (0.02, 0.04, 0.08, 0.15, 0.25, 0.4)  # KL divergences of the candidates, before their recovery
 
@@ -44,6 +46,20 @@ def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound
     if problem:
         raise UsageError(f"--target {text.strip()}: {problem}.")
     return MetricBound(f"{name}>={bound:g}", name, bound)
+
+
+def auto_target(profile: Profile, data: Path, eval_data: Path | None, metric: str | None) -> str:
+    """What `auto` stands for: of a language model one point in the metric of answers, where enough of them are held out.
+
+    A bound on the KL divergence says little about answers: on SNIPS, 0.15 cost 11 points (docs/benchmarks/compress.md).
+    """
+    if not profile.kind.generates:
+        return profile.target
+    references = [question_and_reference(example)[1] for example in read_examples(eval_data or data)[1]]
+    held_out = len(references) if eval_data else len(references) // SHARE
+    if held_out < LEAST_EXAMPLES or not all(text.strip() for text in references):
+        return profile.target
+    return f"{metric if metric in METRICS else suited(references)}>=-1"
 
 
 def parse_targets(targets: Sequence[str], profile: Profile, metric: str | None = None) -> dict[str, Pick]:

@@ -63,7 +63,7 @@ LANGUAGE_MODEL = Profile(
     kind=CAUSAL_LM,
     adapts=True,
     block=_ATTENTION,
-    target="kl<=0.15",  # docs/benchmarks/recovery.md has the loss after the recovery
+    target="kl<=0.15",  # of texts, and of too few answers for a metric; docs/benchmarks/recovery.md has the loss
     weight_format="int4_sym",  # trained for, at equal accuracy faster than INT8: docs/benchmarks/recovery.md
     prompt_len=256,
     new_tokens=64,

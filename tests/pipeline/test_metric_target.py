@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pipeline_runs import QUICK
+from pipeline_runs import QUICK, plan_steps
 from tiny_models import TinySource
 
 from lonas_edge.bench.statistics import Interval
@@ -13,7 +13,7 @@ from lonas_edge.cli.compress import compress
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.pipeline import choice
 from lonas_edge.pipeline.record import Trial
-from lonas_edge.pipeline.targets import parse_targets
+from lonas_edge.pipeline.targets import auto_target, parse_targets
 from lonas_edge.pipeline.tasks import EMBEDDING_MODEL, LANGUAGE_MODEL
 from lonas_edge.search.picks import Pick
 
@@ -170,3 +170,33 @@ def test_encoders_have_no_answers() -> None:
         parse_targets(("exact-match>=-1",), EMBEDDING_MODEL)
     for targets in (("exact-match >= -1.0", "tpot<=0.7x"), ("exact-match=-1", "tpot=0.7x")):
         assert list(parse_targets(targets, LANGUAGE_MODEL)) == [TARGET, "tpot<=0.7x"]
+
+
+def write_answers(path: Path, count: int, answer: str = "{}") -> Path:
+    rows = [{"instruction": f"Is it {number}?", "output": answer.replace("{}", str(number))} for number in range(count)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_auto_bounds_the_metric_where_enough_answers_are_held_out(tmp_path: Path) -> None:
+    """Of the data a tenth is held out, of --eval-data all; plain texts and few answers leave the KL divergence."""
+    many, few = write_answers(tmp_path / "many.jsonl", 500), write_answers(tmp_path / "few.jsonl", 499)
+    objects = write_answers(tmp_path / "objects.jsonl", 50, '{"number": "many"}')
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": f"text {number}"}) for number in range(600)))
+    for data, eval_data, metric, expected in (
+        (many, None, None, "exact-match>=-1"),
+        (few, None, None, "kl<=0.15"),
+        (few, objects, None, "json>=-1"),
+        (many, None, "token-f1", "token-f1>=-1"),
+        (many, None, "scores.py:own", "exact-match>=-1"),
+        (texts, None, None, "kl<=0.15"),
+    ):
+        assert auto_target(LANGUAGE_MODEL, data, eval_data, metric) == expected
+    assert auto_target(EMBEDDING_MODEL, texts, None, None) == "kl<=0.2"
+
+
+def test_a_run_of_auto(llama: TinySource, tmp_path: Path, quick: None) -> None:
+    """The target has the name of its bound."""
+    steps = plan_steps(llama.base, tmp_path, write_answers(tmp_path / "many.jsonl", 500), target=("auto",))
+    assert "choose exact-match>=-1" in steps and "recover exact-match>=-1" in steps

@@ -52,7 +52,7 @@ _TRAIN += "--batch-size 2 --lr 0.01 --template question --device cpu --max-lengt
 _EVAL = "eval ir --datasets datasets --tasks boolq --protocol option-text --batch-size 1 --output out"
 _SPACE = "space --model base --output out.json"
 _COMPRESS = "compress base --data sums.json --output out --target weights<=0.95x --weight-format int8_sym --template question "
-_COMPRESS += "--recovery-steps 4 --prompt-len 8 --new-tokens 4"
+_COMPRESS += "--draft none --recovery-steps 4 --prompt-len 8 --new-tokens 4"
 
 
 @dataclass(frozen=True)

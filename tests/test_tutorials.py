@@ -106,15 +106,15 @@ def run(name: str, *changes: tuple[str, str]) -> str:
 
 
 def test_your_model(place: Path) -> None:
-    few = ("--data chat.jsonl", "--data chat.jsonl --epochs 1 --recovery-steps 2")
-    printed = run("your-model", few, ('data="chat.jsonl"', 'data="chat.jsonl", epochs=1, recovery_steps=2'))
+    few = ("--data chat.jsonl", "--data chat.jsonl --epochs 1 --recovery-steps 2 --draft none")
+    printed = run("your-model", few, ('data="chat.jsonl"', 'data="chat.jsonl", epochs=1, recovery_steps=2, draft="none"'))
     assert "numbers" in printed  # the metric of its own
     assert (place / "small/report.html").stat().st_size > 10_000
     assert "optimum-cli" in printed
     assert "tpot" not in printed.splitlines()[-1]  # the networks' names and figures, from Python
     assert len(printed.splitlines()[-1].split()) >= 3
     assert (place / "small/model-metric-2/openvino_model.xml").exists()  # of the command before
-    notebook(('output="small"', 'output="small", epochs=1, recovery_steps=2'))
+    notebook(('output="small"', 'output="small", epochs=1, recovery_steps=2, draft="none"'))
 
 
 def notebook(*changes: tuple[str, str]) -> None:
@@ -143,7 +143,7 @@ def test_function_calls(place: Path, base: Path) -> None:
         "<tool_call>\n{{ call.function | tojson }}\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    printed = run("function-calls", ("--data calls.jsonl", "--data calls.jsonl --epochs 1 --recovery-steps 2"))
+    printed = run("function-calls", ("--data calls.jsonl", "--data calls.jsonl --epochs 1 --recovery-steps 2 --draft none"))
     assert "json" in printed and json.loads(Path("tools.json").read_text())[0]["function"]["name"]
     assert "json" in json.loads(Path("small/compress.json").read_text())["metric"]
 
@@ -157,7 +157,7 @@ def test_the_steps_one_by_one(place: Path) -> None:
 
 def test_your_adapter(place: Path) -> None:
     adapter()
-    run("your-adapter", ("--output small", "--recovery-steps 2 --output small"))
+    run("your-adapter", ("--output small", "--recovery-steps 2 --draft none --output small"))
     for model in ("small/model", "model-int8"):
         assert (place / model / "openvino_model.xml").exists()
 
@@ -175,7 +175,7 @@ def test_gpus_and_machines(place: Path) -> None:
     lines = (place / "chat.jsonl").read_text().splitlines(keepends=True)
     (place / "train.jsonl").write_text("".join(lines[40:]))
     (place / "held_out.jsonl").write_text("".join(lines[:40]))
-    shorter = ("--epochs auto", "--epochs 1"), ("jsonl --output small", "jsonl --recovery-steps 2 --output small")
+    shorter = ("--epochs auto", "--epochs 1"), ("jsonl --output small", "jsonl --recovery-steps 2 --draft none --output small")
     few = ("--output super-adapter", "--steps 4 --batch-size 4 --output super-adapter")
     with postgresql() as url:
         storage = ("STORAGE=postgresql+psycopg://lonas:change-me@SERVER/optuna", f"STORAGE={url}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from lonas_edge.commands import Command
 from lonas_edge.drafting.options import DraftOptions
 from lonas_edge.drafting.run import make_draft
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, one_line
 from lonas_edge.evaluate.targets import DRAFTED
 from lonas_edge.exporting.drafts import DraftRecord
 from lonas_edge.exporting.manifest import DRAFT
@@ -37,10 +37,10 @@ def train_draft(plan: Plan) -> Step:
             options = DraftOptions(exported=model, data=paths.train, output=paths.draft, seed=seed)
             record = DraftRecord.read(paths.draft / DRAFT) if paths.draft.exists() else make_draft(options, progress)
             why = "" if record.pays else record.verdict
-        except LonasEdgeError as error:
+        except Exception as error:  # of openvino_genai, too: the model is finished and must not be lost
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise
-            why = str(error)
+            why = str(error) if isinstance(error, LonasEdgeError) else f"it failed: {one_line(str(error))}"
         replace_text(reason, why)
 
     command = Command("lonas-edge draft", None, {"": model, "data": paths.train, "output": paths.draft}, {"seed": seed})

@@ -59,8 +59,11 @@ class CompressOptions(Options):
         help="Weight format of the result. INT4 formats use quantization-aware training.",
         unset="int4_sym; of encoders int8_sym",
     )
-    draft: str = option(
-        NONE, choices=(AUTO, NONE), help="Draft model for faster answers; auto: train one, and keep it if it pays."
+    draft: str | None = option(
+        None,
+        choices=(AUTO, NONE),
+        help="Draft model for faster answers; auto: train one, and keep it if it pays.",
+        unset="auto; of encoders none",
     )
     vocabulary: Annotated[str, AfterValidator(_vocabulary)] = option(
         KEEP,

@@ -131,7 +131,7 @@ def _advice(record: CompressRecord, network: Network) -> str:
     bounded = record.metric if record.metric in METRICS else OWN
     return (
         f" The answers are worse: --target {bounded}=-1 bounds the loss. The unpruned INT8 model loses nothing, and a draft "
-        "model may make it faster (--draft auto)."
+        "model makes it faster where answers are predictable."
     )
 
 

@@ -12,6 +12,7 @@ from lonas_edge.network.source import Source
 from lonas_edge.pipeline.options import NONE, CompressOptions
 from lonas_edge.search.cost import CostSettings, context_errors
 from lonas_edge.tables import MISSING
+from lonas_edge.training.options import AUTO
 
 _ATTENTION, _LAYER = BLOCK_KINDS[0], BLOCK_KINDS[2]
 
@@ -146,7 +147,7 @@ def resolve_options(profile: Profile, options: CompressOptions, source: Source) 
         ("--max-length", options.max_length),
         ("--new-tokens", options.new_tokens),
         ("--metric", options.metric),
-        ("--draft", options.draft if options.draft != NONE else None),
+        ("--draft", options.draft if options.draft == AUTO else None),
     ):
         if value is not None and not profile.kind.generates:
             problems.append(f"{name} {value}: a {profile.name} generates no text; omit it")
@@ -157,6 +158,7 @@ def resolve_options(profile: Profile, options: CompressOptions, source: Source) 
     resolved = replace(
         options,
         weight_format=options.weight_format or profile.weight_format,
+        draft=options.draft or (AUTO if profile.kind.generates else NONE),
         prompt_len=options.prompt_len or profile.prompt_len,
         new_tokens=(options.new_tokens or profile.new_tokens) if profile.kind.generates else None,
     )

@@ -29,7 +29,7 @@ from lonas_edge.pipeline.training import Probe
 PROBE = Probe("fp32", 0.1, 0.2, 0.01, 12.0, 20, 10**9)
 QUICK: dict[str, Any] = {
     "target": "weights<=0.95x", "weight_format": "int8_sym", "template": "question", "recovery_steps": 4,
-    "prompt_len": 8, "new_tokens": 4,
+    "prompt_len": 8, "new_tokens": 4, "draft": "none",
 }  # fmt: skip
 _baselines: dict[tuple[bytes, str], dict[str, bytes]] = {}
 
@@ -100,7 +100,9 @@ def plan_steps(source: Path, folder: Path, data: Path, *, model: Path | None = N
     """The steps of a dry run by name."""
     planned: dict[str, Step] = {}
     paths = {"source": str(source), "model": model and str(model)}
-    chosen = CompressOptions(**{**paths, "data": data, "output": folder / "out", "prompt_len": 8, "dry_run": True, **options})
+    chosen = CompressOptions(
+        **{**paths, "data": data, "output": folder / "out", "prompt_len": 8, "dry_run": True, "draft": "none", **options}
+    )
     run.compress_model(chosen, announce=lambda steps, _: planned.update({step.name: step for step in steps}))
     return planned
 

@@ -71,6 +71,18 @@ def test_a_draft_that_does_not_pay(llama: TinySource, data: Path, tmp_path: Path
     assert not (tmp_path / "out/draft").exists()
 
 
+def test_a_draft_that_fails(llama: TinySource, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finished model is not lost."""
+
+    def fail(*_given: object) -> None:
+        raise RuntimeError("bad \x1b node")
+
+    monkeypatch.setattr(drafts, "make_draft", fail)
+    record = run(llama, data, tmp_path / "out")
+    assert "No draft: it failed: bad \\x1b node" in record.warnings
+    assert (tmp_path / "out/model/openvino_model.xml").exists()
+
+
 def test_texts_have_no_prompts(llama: TinySource, tmp_path: Path) -> None:
     """The run goes on without a draft."""
     data = tmp_path / "texts.jsonl"
@@ -81,8 +93,9 @@ def test_texts_have_no_prompts(llama: TinySource, tmp_path: Path) -> None:
 
 
 def test_a_draft_is_trained_where_it_is_wanted(llama: TinySource, data: Path, tmp_path: Path) -> None:
-    assert "draft" in plan_steps(llama.base, tmp_path, data, draft="auto")
-    assert "draft" not in plan_steps(llama.base, tmp_path, data)
+    """By default for a language model."""
+    assert "draft" in plan_steps(llama.base, tmp_path, data, draft=None)
+    assert "draft" not in plan_steps(llama.base, tmp_path, data, draft="none")
 
 
 def test_encoders_take_none(refused: Callable[..., str], tiny_bert: TinyBert) -> None:

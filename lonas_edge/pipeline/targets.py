@@ -51,7 +51,7 @@ def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound
 def auto_target(profile: Profile, data: Path, eval_data: Path | None, metric: str | None) -> str:
     """What `auto` stands for: of a language model one point in the metric of answers, where enough of them are held out.
 
-    A bound on the KL divergence says little about answers: on SNIPS, 0.15 cost 11 points (docs/benchmarks/compress.md).
+    A bound on the KL divergence says little about answers: 0.15 cost two and four points (docs/benchmarks/compress.md).
     """
     if not profile.kind.generates:
         return profile.target

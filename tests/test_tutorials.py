@@ -185,7 +185,7 @@ def test_gpus_and_machines(place: Path) -> None:
             few,
             storage,
             ("--nproc-per-node 4", "--nproc-per-node 2"),
-            ("--evals 40", "--evals 6"),
+            ("--evals 40", "--evals 6 --num-samples 32"),
         )
     assert json.loads((place / "super-adapter/training.json").read_text())["processes"] == 2
     assert len(json.loads((place / "search-1/search.json").read_text())["evaluations"]) == 6

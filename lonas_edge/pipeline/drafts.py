@@ -37,7 +37,7 @@ def train_draft(plan: Plan) -> Step:
             options = DraftOptions(exported=model, data=paths.train, output=paths.draft, seed=seed)
             record = DraftRecord.read(paths.draft / DRAFT) if paths.draft.exists() else make_draft(options, progress)
             why = "" if record.pays else record.verdict
-        except Exception as error:  # of openvino_genai, too: the model is finished and must not be lost
+        except (LonasEdgeError, RuntimeError) as error:  # of openvino_genai, too: the model is finished, and is not lost
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise
             why = str(error) if isinstance(error, LonasEdgeError) else f"it failed: {one_line(str(error))}"

@@ -126,9 +126,9 @@ def _result(record: CompressRecord, network: Network) -> str:
 def _advice(record: CompressRecord, network: Network) -> str:
     """Say what to do where the answers are surely worse and no target bounds that."""
     difference = network.quality[record.metric].difference if record.metric else None
-    if difference is None or difference.high >= 0 or network.target in record.trials:
-        return ""
     bounded = record.metric if record.metric in METRICS else OWN
+    if difference is None or difference.high >= 0 or str(network.target).startswith(f"{bounded}>="):
+        return ""
     return (
         f" The answers are worse: --target {bounded}=-1 bounds the loss. The unpruned INT8 model loses nothing, and a draft "
         "model makes it faster where answers are predictable."

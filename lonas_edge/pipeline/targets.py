@@ -1,5 +1,6 @@
 """Targets of `compress`: bounds on the KL divergence or a cost, and bounds on a metric of answers."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,13 +52,14 @@ def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound
 def auto_target(profile: Profile, data: Path, eval_data: Path | None, metric: str | None) -> str:
     """What `auto` stands for: of a language model one point in the metric of answers, where enough of them are held out.
 
-    A bound on the KL divergence says little about answers: 0.15 cost two and four points (docs/benchmarks/compress.md).
+    A bound on the KL divergence says little about answers: 0.15 cost 2.0 and 4.3 points (docs/benchmarks/compress.md). What a
+    point is in a metric of the user's own is not known.
     """
-    if not profile.kind.generates:
+    if not profile.kind.generates or metric not in (None, AUTO, *METRICS):
         return profile.target
-    references = [question_and_reference(example)[1] for example in read_examples(eval_data or data)[1]]
-    held_out = len(references) if eval_data else len(references) // SHARE
-    if held_out < LEAST_EXAMPLES or not all(text.strip() for text in references):
+    examples = {json.dumps(example.record()): example for example in read_examples(eval_data or data)[1]}
+    references = [text for each in examples.values() if (text := question_and_reference(each)[1]).strip()]
+    if (len(references) if eval_data else len(references) // SHARE) < LEAST_EXAMPLES:
         return profile.target
     return f"{metric if metric in METRICS else suited(references)}>=-1"
 

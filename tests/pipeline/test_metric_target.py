@@ -182,6 +182,9 @@ def test_auto_bounds_the_metric_where_enough_answers_are_held_out(tmp_path: Path
     """Of the data a tenth is held out, of --eval-data all; plain texts and few answers leave the KL divergence."""
     many, few = write_answers(tmp_path / "many.jsonl", 500), write_answers(tmp_path / "few.jsonl", 499)
     objects = write_answers(tmp_path / "objects.jsonl", 50, '{"number": "many"}')
+    blank, repeated = tmp_path / "blank.jsonl", tmp_path / "repeated.jsonl"
+    blank.write_text(many.read_text() + "\n" + json.dumps({"instruction": "Is it?", "output": " "}))
+    repeated.write_text(few.read_text() + "\n" + few.read_text())
     texts = tmp_path / "texts.jsonl"
     texts.write_text("\n".join(json.dumps({"text": f"text {number}"}) for number in range(600)))
     for data, eval_data, metric, expected in (
@@ -189,7 +192,9 @@ def test_auto_bounds_the_metric_where_enough_answers_are_held_out(tmp_path: Path
         (few, None, None, "kl<=0.15"),
         (few, objects, None, "json>=-1"),
         (many, None, "token-f1", "token-f1>=-1"),
-        (many, None, "scores.py:own", "exact-match>=-1"),
+        (many, None, "scores.py:own", "kl<=0.15"),
+        (blank, None, None, "exact-match>=-1"),
+        (repeated, None, None, "kl<=0.15"),
         (texts, None, None, "kl<=0.15"),
     ):
         assert auto_target(LANGUAGE_MODEL, data, eval_data, metric) == expected

@@ -62,9 +62,13 @@ def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str
 
 
 def default_lr(inputs: Inputs) -> float:
-    """Return the default of `--lr`: 1e-3 was better than 3e-4 for SmolLM2-135M; larger models and classifiers as published."""
+    """Return the default of `--lr`: 1e-3 was better than 3e-4 for SmolLM2-135M; larger models and classifiers as published.
+
+    A trained adapter that learns from a teacher forgets at 1e-3 what it knows (docs/benchmarks/recovery.md).
+    """
     weights = sum(linear.weights for linear in inputs.source.architecture.linears.values())
-    return 3e-4 if inputs.data.kind is CLASSIFICATION or weights >= _LARGE else 1e-3
+    recovers = bool(inputs.teacher and inputs.source.adapter and inputs.data.kind.generates)
+    return 3e-4 if inputs.data.kind is CLASSIFICATION or weights >= _LARGE or recovers else 1e-3
 
 
 def device_of(options: TrainOptions) -> str:
@@ -98,7 +102,7 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
         _check_labels(inputs.data, inputs.eval_data)
     if options.epochs == AUTO and not inputs.eval_data:
         raise LonasEdgeError("--epochs auto stops by the held-out loss; pass --eval-data FILE, or a number of epochs.")
-    if options.epochs == AUTO and len(inputs.source.space.stages) > 1:
+    if options.epochs == AUTO and not inputs.subnetwork and len(inputs.source.space.stages) > 1:
         raise LonasEdgeError(f"--epochs auto: {inputs.nncf_config} has stages of its own lengths; pass a number of epochs.")
     if PAIR in inputs.data.kinds and not inputs.teacher and 1 in (options.batch_size, options.micro_batch_size):
         raise LonasEdgeError(

@@ -62,6 +62,11 @@ class Inputs:
         folders = [self.source.base.folder, self.source.folder, *([self.teacher.folder] if self.teacher else [])]
         return [*folders, *(file.path for file in files), self.nncf_config]
 
+    @property
+    def teaches_answers(self) -> bool:
+        """Whether there is a teacher of a language model, whose loss on held-out answers a training may reach."""
+        return self.teacher is not None and self.data.kind.generates
+
     def with_prompt(self, prompt: str | None) -> "Inputs":
         """Take a prompt template for all data."""
         eval_data = self.eval_data.with_prompt(prompt) if self.eval_data else None

@@ -28,8 +28,8 @@ def _epochs(text: str) -> Any:
         raise ValueError(f"expected {AUTO} or a number") from None
 
 
-_Number = Annotated[float, Field(gt=0, le=MOST_EPOCHS)]
-Epochs = Annotated[Literal["auto"] | _Number, from_text(_epochs)]
+Epochs = Annotated[Literal["auto"] | Annotated[float, Field(gt=0, le=MOST_EPOCHS)], from_text(_epochs)]
+EpochsOrNone = Annotated[Literal["auto"] | Annotated[float, Field(ge=0, le=MOST_EPOCHS)], from_text(_epochs)]  # 0: no training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class TrainOptions(Options):
         None,
         panel="Training",
         metavar="N|auto",
-        help="Passes over the data; auto: until the loss on --eval-data no longer falls, at most 5.",
+        help="Passes over the data; auto: until the loss on --eval-data no longer falls, or is the teacher's (at most 5).",
         unset="the stages of --nncf-config; 3 without it or with --from",
     )
     lr: float | None = option(
@@ -52,7 +52,7 @@ class TrainOptions(Options):
         minimum=0,
         maximum=_LARGEST,
         help="Initial learning rate of each stage.",
-        unset="the stage's init_lr, else 1e-3; above 1e9 weights and for classifiers 3e-4",
+        unset="the stage's init_lr, else 1e-3; 3e-4 above 1e9 weights, for classifiers, and of an adapter with --teacher",
     )
     batch_size: int = option(16, panel="Training", minimum=1, help="Examples per optimizer step, over all devices.")
     max_length: int | None = option(
@@ -101,8 +101,8 @@ class TrainOptions(Options):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        if self.steps and self.epochs:
-            yield "--steps cannot be combined with --epochs"
+        if self.steps and self.epochs not in (None, AUTO):
+            yield "--steps cannot be combined with a number of --epochs"
 
     def accumulation(self, devices: int) -> int:
         """Count the micro-batches of one device in an optimizer step."""

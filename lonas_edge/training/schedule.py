@@ -34,10 +34,10 @@ class Plateau:
         end: The last step; the latest possible one while that is open.
     """
 
-    def __init__(self, epoch: int):
-        """Set up a training with `epoch` steps per epoch."""
-        self.every = max(1, round(epoch / _CHECKS))
-        self.end = max(1, MOST_EPOCHS * epoch)
+    def __init__(self, epoch: int, most: int | None = None):
+        """Set up a training with `epoch` steps per epoch, and `most` steps at most."""
+        self.end = most or max(1, MOST_EPOCHS * epoch)
+        self.every = max(1, round(min(epoch, self.end) / _CHECKS))
         self.decay: int | None = None
         self._latest = int(self.end / (1 + _DECAY))  # where the decay must begin
         self._losses: dict[int, float] = {}
@@ -133,14 +133,16 @@ def make_schedule(
     examples: int,
     fixed: tuple[int, ...] | None = None,
     default_lr: float = DEFAULT_LR,
+    taught: bool = False,
 ) -> Schedule:
-    """Turn the search space's stages into steps; options win over the file."""
+    """Turn the search space's stages into steps; options win over the file. With a teacher, `auto` needs no plateau."""
     default = TrainingStage(epochs=DEFAULT_EPOCHS, train_dims=("width", "depth") if space.has_blocks else ("width",))
     stages = space.stages or (default,)
     total_epochs = sum(stage.epochs for stage in stages)
     per_epoch = math.ceil(examples / options.batch_size)
-    plateau = Plateau(per_epoch) if options.epochs == AUTO else None
-    epochs = total_epochs if options.epochs in (None, AUTO) else float(options.epochs)
+    auto = options.epochs == AUTO
+    plateau = Plateau(per_epoch, options.steps) if auto and not taught else None
+    epochs = MOST_EPOCHS if auto else float(options.epochs or total_epochs)
     steps = plateau.end if plateau else options.steps or max(1, round(epochs * per_epoch))
     steps_per_epoch = steps / total_epochs
     scheduled: list[ScheduledStage] = []

@@ -13,7 +13,6 @@ from lonas_edge.data.encoding import Prompting
 from lonas_edge.data.language import INSTRUCTION, MESSAGES
 from lonas_edge.data.task import DataFile, Encoded
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.families import CAUSAL_LM
 from lonas_edge.network.tokenizer import check_vocabulary, require_tokenizer
 from lonas_edge.training.inputs import Inputs
 
@@ -68,8 +67,6 @@ def tokenize(inputs: Inputs, max_length: int, notify: Callable[[str], None] = la
         [held_out] = inputs.eval_data.encode(tokenizer, max_length)
         if not held_out:
             raise LonasEdgeError(f"{inputs.eval_data.path}: no example has an output within --max-length {max_length} tokens")
-    if inputs.teacher and data.kind is CAUSAL_LM:  # it has an answer to every token; held-out labels stay
-        files = [[{**example, "labels": example["input_ids"]} for example in file] for file in files]
     chosen = random.Random(0).sample(held_out, min(EVAL_EXAMPLES, len(held_out)))
     counts = tuple((len(encoded), file.weight) for encoded, file in zip(files, data.files, strict=True))
     tokens = Tokenized(tokenizer, data.prompting(tokenizer), tuple(files), counts, tuple(chosen))

@@ -69,7 +69,7 @@ def train(
         # the stages are those of the super-network's training
         space = replace(inputs.source.space, stages=()) if inputs.subnetwork else inputs.source.space
         fixed = inputs.subnetwork.widths if inputs.subnetwork else None
-        schedule = make_schedule(space, options, tokens.per_epoch, fixed, default_lr(inputs))
+        schedule = make_schedule(space, options, tokens.per_epoch, fixed, default_lr(inputs), inputs.teaches_answers)
         arguments = _training_arguments(schedule, options, state.num_processes, directory.partial, bool(inputs.eval_data))
         job = Job(inputs, options, schedule, tokens, arguments, state, directory.partial, report, notify)
         record = None

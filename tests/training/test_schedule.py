@@ -5,7 +5,7 @@ import random
 import pytest
 
 import lonas_edge.training.schedule
-from lonas_edge.errors import LonasEdgeError
+from lonas_edge.errors import LonasEdgeError, UsageError
 from lonas_edge.space.search_space import BLOCK_WIDTHS, Group, Member, SearchSpace, TrainingStage
 from lonas_edge.training.options import DEPTH_RATE, TrainOptions
 from lonas_edge.training.schedule import Schedule, make_schedule
@@ -104,3 +104,9 @@ def test_batch_division() -> None:
     for batch, micro, devices in ((16, 5, 1), (2, None, 4)):
         with pytest.raises(LonasEdgeError, match=rf"--batch-size {batch} cannot be divided over {devices} device"):
             TrainOptions(batch_size=batch, micro_batch_size=micro).accumulation(devices)
+
+
+def test_epochs_auto_with_steps_takes_no_more_than_these() -> None:
+    assert schedule_of(steps=9, epochs="auto").steps == 9
+    with pytest.raises(UsageError, match="--steps cannot be combined with a number of --epochs"):
+        TrainOptions(steps=9, epochs=2)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,10 @@ def test_another_tokenizer_of_the_same_tokens(llama: TinySource, tmp_path: Path)
 # training
 
 
-def test_the_teacher_answers_every_token(llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable) -> None:
-    """The loss is KL(teacher ‖ sub-network) over the tokens of prompts and answers; the held-out loss is of answers alone."""
+def test_the_teacher_is_learned_at_the_tokens_of_answers(
+    llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable
+) -> None:
+    """The loss is KL(teacher ‖ sub-network), the held-out loss the cross-entropy of the references."""
     data, start = write_data(tmp_path / "data.json", EIGHT), trained("llama", True)
     inputs = with_eval_data(with_teacher(open_recovery(str(start), data, "minimal"), str(llama.adapter)), data)
     options = {**OPTIONS, "template": None, "batch_size": len(EIGHT), "steps": 1, "lr": 1e-9}
@@ -90,6 +93,25 @@ def test_the_teacher_answers_every_token(llama: TinySource, trained: Callable, t
         return logits_of(reference, ids)
 
     tokens = [Tokens.of(llama, example) for example in EIGHT]
-    whole = [Tokens(each.ids, 1) for each in tokens]
-    assert record["losses"][0]["loss"] == pytest.approx(divergence(whole, teacher, student), rel=1e-4)
+    assert record["losses"][0]["loss"] == pytest.approx(divergence(tokens, teacher, student), rel=1e-4)
     assert record["eval_data"]["losses"][0]["loss"] == pytest.approx(cross_entropy(tokens, student), rel=1e-4)
+
+
+@pytest.mark.parametrize(("subnet", "steps"), [("maximal", 2), ("minimal", 6)])
+def test_epochs_auto_ends_at_the_teachers_loss(
+    llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable, subnet: str, steps: int
+) -> None:
+    """The network of the teacher itself ends at the first evaluation, a worse one at the last step."""
+    data, start = write_data(tmp_path / "data.json", EIGHT), trained("llama", True)
+    inputs = with_eval_data(with_teacher(open_recovery(str(start), data, subnet), str(start)), data)
+    options = {**OPTIONS, "template": None, "steps": 6, "epochs": "auto", "eval_steps": 2, "lr": 1e-9}
+    train(inputs, tmp_path / "out", TrainOptions(**options))
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert record["steps"] == steps
+    tokens = [Tokens.of(llama, example) for example in EIGHT]
+    student, teacher = (
+        cross_entropy(tokens, partial(oracle_logits, llama.base, start, start / SPACE, choose(llama, name)))
+        for name in (subnet, "maximal")
+    )
+    assert record["eval_data"]["losses"][-1]["loss"] == pytest.approx(student, rel=1e-4)
+    assert (student > teacher + 0.001) == (subnet == "minimal")

@@ -94,10 +94,11 @@ def test_a_teacher_with_the_whole_vocabulary(
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
     new = [*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]
+    asked = len(tokenizer(TEXT.removesuffix(f" {ANSWER}"))["input_ids"])
     ids = torch.tensor([[kept[number] for number in new]])
     space = start / "nncf_config.json"
     teacher, student = (
-        oracle_logits(llama.base, start, space, choose(llama, name), ids)[0, :-1][:, kept].log_softmax(-1)
+        oracle_logits(llama.base, start, space, choose(llama, name), ids)[0, asked - 1 : -1][:, kept].log_softmax(-1)
         for name in ("maximal", "minimal")
     )
     expected = (teacher.exp() * (teacher - student)).sum(-1).mean().item()

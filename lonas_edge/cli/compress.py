@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def run(options: CompressOptions) -> None:
     """Make a model or LoRA adapter smaller and faster, and measure what it costs.
 
-    Fine-tunes a LoRA (skipped for an adapter), searches which attention blocks to remove on this machine, recovers the
-    accuracy with the unpruned model as teacher, exports to OpenVINO, trains a draft model, and compares with what optimum-cli
-    writes. Encoders (embedding models, rerankers, classifiers) are not fine-tuned, and lose whole layers. Ctrl-C is safe: the
-    same command continues.
+    Fine-tunes a LoRA (skipped for an adapter, and by --epochs 0), searches which attention blocks to remove on this machine,
+    recovers the accuracy with the unpruned model as teacher, exports to OpenVINO, trains a draft model, and compares with what
+    optimum-cli writes. Encoders (embedding models, rerankers, classifiers) are not fine-tuned, and lose whole layers. Ctrl-C is
+    safe: the same command continues.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin
     with terminal.progress(left=False) as report:

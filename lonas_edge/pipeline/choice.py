@@ -1,14 +1,14 @@
 """A target in a metric of answers, `exact-match>=-1`: choose the most pruned network whose measured difference meets the bound.
 
 The search removes one block after another, and bounds on its KL divergence give candidates. A candidate with fewer removed
-blocks answers better, so a bisection tries few of them, each after a short recovery. The chosen one gets a whole recovery.
-The unpruned network in the weight format is the last resort but one; where even that misses the bound, the result is the
-unpruned model in INT8.
+blocks answers better, so a bisection tries few of them, each after its whole recovery: after a quarter of it, answers of
+networks that would meet the bound are still far from it (docs/benchmarks/compress.md). The unpruned network in the weight
+format is the last resort but one; where even that misses the bound, the result is the unpruned model in INT8.
 """
 
-import math
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from lonas_edge.commands import Command
@@ -23,17 +23,16 @@ from lonas_edge.pipeline.measure import answers
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Trial
 from lonas_edge.pipeline.steps import BASELINES, CHOOSE, SEARCH, Step
-from lonas_edge.pipeline.targets import MetricBound, candidate_picks
+from lonas_edge.pipeline.targets import MOST_TRIALS, MetricBound, candidate_picks
 from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
 from lonas_edge.search.picks import Pick
 from lonas_edge.space.selection import SubnetworkRecord
-from lonas_edge.training.options import TrainOptions
+from lonas_edge.space.subnetwork import Subnetwork
 
-CHOICE = "choice.json"
+CHOICE, TRIALS = "choice.json", "trials.json"
 UNPRUNED = Pick("unpruned", "unpruned", 0.0)
-_SHORT, _LEAST_STEPS = 4, 8  # a short recovery has a quarter of the steps, and eight at least
 
 
 @dataclass(frozen=True)
@@ -48,36 +47,44 @@ class ChoiceRecord(Record):
     trials: tuple[Trial, ...]  # the least pruned first
 
 
+@dataclass(frozen=True)
+class TrialsRecord(Record):
+    """The networks that were tried so far."""
+
+    NAME: ClassVar = "compress-trials"
+    VERSION: ClassVar = 1
+    AGAIN: ClassVar = ChoiceRecord.AGAIN
+
+    by_adapter: dict[str, Trial]  # by name of the recovered adapter
+
+
 def choose(plan: Plan, target: str) -> Step:
     """Choose the network of a target in a metric."""
-    bound, paths, options = plan.picks[target], plan.paths, plan.recovery_options
+    bound, paths = plan.picks[target], plan.paths
     assert isinstance(bound, MetricBound)
-    assert options.steps
-    folder, steps = paths.choice(bound), min(options.steps, max(_LEAST_STEPS, math.ceil(options.steps / _SHORT)))
-    short = replace(options, steps=steps, eval_steps=steps, save_steps=steps)
+    folder = paths.choice(bound)
 
     def work(progress: Progress) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        SubnetworkRecord.of(plan.start.select("maximal")).write(paths.subnetwork(bound))
-        candidates, known = _candidates(plan), _known_trials(plan, bound)
-        trials, low, high = dict[int, Trial](), -1, len(candidates)
+        candidates, trials, low = _candidates(plan), dict[int, Trial](), -1
+        high = len(candidates)
         while high - low > 1:  # candidates up to `low` meet the bound, those from `high` on do not
             middle = (low + high) // 2
-            pick = candidates[middle]
-            trials[middle] = known.get(pick.expression) or _try(plan, bound, pick, short, progress)
+            pick, network = candidates[middle]
+            SubnetworkRecord.of(network).write(paths.subnetwork(bound))
+            known, adapter = _known_trials(plan, bound), plan.adapter(network).name
+            trials[middle] = known.get(adapter) or _try(plan, bound, pick, progress)
+            TrialsRecord({**known, adapter: trials[middle]}).write(folder / TRIALS)
             low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
         chosen = candidates[low] if low >= 0 else None
-        if chosen and chosen is not UNPRUNED:
-            SubnetworkRecord.of(plan.network(chosen)).write(paths.subnetwork(bound))
-        record = ChoiceRecord(chosen.expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
+        SubnetworkRecord.of(chosen[1] if chosen else plan.start.select("maximal")).write(paths.subnetwork(bound))
+        record = ChoiceRecord(chosen[0].expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
         record.write(folder / CHOICE)
-        for pick in candidates:
-            shutil.rmtree(folder / pick.file, ignore_errors=True)
 
-    training = plan.recovery_command("CANDIDATE", folder / "CANDIDATE", short)
+    training = plan.recovery_command("CANDIDATE", folder / "CANDIDATE", plan.recovery_options)
     files = {"": paths.baseline("int8"), "data": paths.held_out}
     commands = [training, Command("lonas-edge eval", None, files, {"metric": plan.metric_of(bound)})]
-    seconds = len(bin(len(candidate_picks()))[2:]) * plan.training_seconds(short, plan.probe.recovery_step)
+    seconds = MOST_TRIALS * plan.training_seconds(plan.recovery_options, plan.probe.recovery_step)
     inputs = {"metric": identity(plan.metric_of(bound))}
     outputs, folders = (f"choice/{bound.file}/{CHOICE}",), f"choice/{bound.file}"
     return Step(CHOOSE + target, commands, work, outputs, (SEARCH, BASELINES), inputs, folder=folders, estimate=seconds)
@@ -89,43 +96,50 @@ def keeps_int8(plan: Plan, pick: Pick) -> bool:
 
 
 def _known_trials(plan: Plan, bound: MetricBound) -> dict[str, Trial]:
-    """The trials of earlier targets in the same metric, by pick."""
-    files = [plan.paths.choice(each) / CHOICE for each in plan.bounds.values() if each.measure == bound.measure]
-    return {trial.pick: trial for file in files if file.exists() for trial in ChoiceRecord.read(file).trials}
+    """The trials in the same metric, also of an interrupted run, by name of the adapter."""
+    files = [plan.paths.choice(each) / TRIALS for each in plan.bounds.values() if each.measure == bound.measure]
+    return {name: trial for file in files if file.exists() for name, trial in TrialsRecord.read(file).by_adapter.items()}
 
 
-def _candidates(plan: Plan) -> list[Pick]:
+def _candidates(plan: Plan) -> list[tuple[Pick, Subnetwork]]:
     """The networks to try, each once, the least pruned first; the unpruned one, too, where it is not the baseline itself."""
-    candidates = {plan.start.select("maximal").canonical: UNPRUNED}
+    maximal = plan.start.select("maximal")
+    candidates = {maximal.canonical: (UNPRUNED, maximal)}
     for pick in candidate_picks():
-        candidates.setdefault(plan.network(pick).canonical, pick)
+        network = plan.network(pick)
+        candidates.setdefault(network.canonical, (pick, network))
     return list(candidates.values())[0 if plan.trained_for or plan.paths.trims else 1 :]
 
 
-def _try(plan: Plan, bound: MetricBound, pick: Pick, options: TrainOptions, progress: Progress) -> Trial:
-    """Train a candidate for a short time, export it, and score its answers; continues where it was stopped."""
-    paths, network = plan.paths, bound if pick is UNPRUNED else pick
-    folder = paths.choice(bound) / pick.file
-    recovered, exported = folder / "recovered", folder / "model"
+def _try(plan: Plan, bound: MetricBound, pick: Pick, progress: Progress) -> Trial:
+    """Recover a candidate, export it, and score its answers; continues where it was stopped."""
+    paths, network, exported = plan.paths, plan.network(bound), plan.paths.choice(bound) / "model"
 
     def report(what: str, done: float | None) -> None:
         progress(f"{pick.expression}: {what}", done)
 
-    if not recovered.exists():
-        train_or_continue(plan.open_recovery(network), recovered, options, report)
-    if not exported.exists():
-        source = open_source(str(recovered), paths.student)
-        stored = ExportOptions(weight_format=str(plan.options.weight_format), verify=False)
-        export(source, source.select(None), exported, stored, report)
+    adapter = recovered_adapter(plan, bound, report)
+    shutil.rmtree(exported, ignore_errors=True)
+    source = open_source(str(adapter), paths.student)
+    stored = ExportOptions(weight_format=str(plan.options.weight_format), verify=False)
+    export(source, source.select(None), exported, stored, report)
     data = plan.open_data(paths.held_out)
     assert isinstance(data, LanguageTask)
     measured = {NAMES["int8"]: paths.baseline("int8"), pick.file: exported}
     qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)
+    shutil.rmtree(exported)
     difference = next(iter(qualities.values()))[pick.file].difference
     assert difference
-    chosen = plan.network(network)
-    share = plan.start.sizes(chosen).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights
-    described = f"{len(chosen.removed)} blocks removed" if chosen.removed else f"{share:.2f}x linear weights"
-    described = "unpruned" if pick is UNPRUNED else described
+    share = plan.start.sizes(network).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights
+    removed = f"{len(network.removed)} blocks removed, " if network.removed else ""
+    described = "unpruned" if pick is UNPRUNED else f"{removed}{share:.2f}x linear weights"
     report(f"{described}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]\nnext", None)
     return Trial(pick.expression, described, difference)
+
+
+def recovered_adapter(plan: Plan, pick: Pick, progress: Progress) -> Path:
+    """Recover the network of a pick, continue that, or find its adapter, which targets and trials of one network share."""
+    adapter = plan.adapter(plan.network(pick))
+    if not adapter.exists():
+        train_or_continue(plan.open_recovery(pick), adapter, plan.recovery_options, progress)
+    return adapter

@@ -15,7 +15,7 @@ from lonas_edge.formats import INTEGER_FORMATS
 from lonas_edge.options import LARGEST_SEED, Options, PathOrName, UserPath, option
 from lonas_edge.search.cost import COSTS
 from lonas_edge.search.picks import parse_picks
-from lonas_edge.training.options import AUTO, Epochs
+from lonas_edge.training.options import AUTO, EpochsOrNone
 
 KEEP, NONE = "keep", "none"
 OWN = "metric"  # in a target, the metric of --metric
@@ -93,15 +93,15 @@ class CompressOptions(Options):
         help="Prompt template.",
         unset="chat for conversations, else the adapter's, else alpaca",
     )
-    epochs: Epochs | None = option(
+    epochs: EpochsOrNone | None = option(
         None,
         panel="Training",
         metavar="N|auto",
-        help="Passes over the data of the LoRA fine-tuning; auto: until the held-out loss no longer falls, at most 5.",
+        help="Passes over the data of the LoRA fine-tuning; auto: until the held-out loss no longer falls, at most 5; 0: none.",
         unset=AUTO,
     )
     recovery_steps: int | None = option(
-        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="those of 100,000 tokens; of encoders 1,000,000"
+        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="those of 120,000 tokens; of encoders 1,000,000"
     )
     seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
     prompt_len: int | None = option(

@@ -13,9 +13,9 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.options import KEEP, OWN, CompressOptions
-from lonas_edge.pipeline.targets import MetricBound
+from lonas_edge.pipeline.targets import MOST_TRIALS, MetricBound
 from lonas_edge.pipeline.tasks import Profile, cost_settings
-from lonas_edge.pipeline.training import Probe, micro_batch
+from lonas_edge.pipeline.training import Probe
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
 from lonas_edge.space.selection import select
@@ -25,7 +25,7 @@ from lonas_edge.training.options import AUTO, TrainOptions
 from lonas_edge.training.schedule import Plateau
 
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
-SPACE_FILE = "space.json"
+SPACE_FILE, ADAPTERS = "space.json", "adapters"
 _EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
@@ -76,7 +76,7 @@ class Paths:
         """Place the files of a run in its working directory."""
         source, adapter = request.source, request.options.source if request.source.adapter else None
         self.work, self.trims = work, request.options.vocabulary != KEEP
-        self.trains_lora = request.profile.adapts and adapter is None
+        self.trains_lora = request.profile.adapts and adapter is None and request.options.epochs != 0
         self.train, self.held_out = work / "data" / "train.jsonl", work / "data" / "held_out.jsonl"
         located, lora = source.base, str(work / "lora") if self.trains_lora else adapter
         self.base = f"{located.name}@{located.revision}" if located.revision else str(located.folder)
@@ -143,6 +143,12 @@ class Plan(Request):
         """The sub-network of a target, which the search has found."""
         return select(self.start.elasticity, str(self.paths.subnetwork(pick)))
 
+    def adapter(self, network: Subnetwork) -> Path:
+        """The recovered adapter of a network, trained from these inputs with the options of this run."""
+        used = [self.recovery_options, *([self.lora_options] if self.paths.trains_lora else [])]
+        settings = [Command("lonas-edge train", options).settings for options in used]
+        return self.paths.work / ADAPTERS / json_sha256([network.canonical, settings, self.vocabulary, self.inputs])[:16]
+
     def open_recovery(self, pick: Pick) -> Inputs:
         """Open the inputs of the recovery of a target's network; the unpruned model is the teacher."""
         paths, network = self.paths, str(self.paths.subnetwork(pick))
@@ -189,9 +195,13 @@ class Plan(Request):
 
     @property
     def recovery_options(self) -> TrainOptions:
-        """Options of the recovery, with quantization-aware training for formats of less than 8 bits."""
+        """Options of the recovery, with quantization-aware training for formats of less than 8 bits.
+
+        That of a language model ends before its last step where its held-out loss is the teacher's.
+        """
         steps = self.options.recovery_steps or self.default_recovery_steps
-        return self._train_options(steps, self.probe.recovery_step, self.trained_for)
+        options = self._train_options(steps, self.probe.recovery_step, self.trained_for)
+        return replace(options, epochs=AUTO) if self.profile.kind.generates else options
 
     def _train_options(self, steps: int, seconds: float, weight_format: str | None) -> TrainOptions:
         log = min(10, max(1, steps // 10))  # steps of the log: a checkpoint splits none
@@ -204,7 +214,7 @@ class Plan(Request):
             save_steps=min(200, log * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / log))),
             eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
             batch_size=self.profile.batch,
-            micro_batch_size=micro_batch(self.profile, self.probe.longest),
+            micro_batch_size=self.probe.micro_batch,
             weight_format=weight_format,
         )
 
@@ -242,7 +252,8 @@ class Plan(Request):
     def default_seconds(self) -> float:
         """Estimate the seconds of a run with the default epochs and steps, and one target."""
         tuning = Plateau(self.steps_per_epoch).end * self.probe.lora_step if self.paths.trains_lora else 0.0
-        return tuning + self.search_seconds + self.default_recovery_steps * self.probe.recovery_step
+        recoveries = MOST_TRIALS if self.bounds else 1
+        return tuning + self.search_seconds + recoveries * self.default_recovery_steps * self.probe.recovery_step
 
     @property
     def metrics(self) -> tuple[str, ...]:

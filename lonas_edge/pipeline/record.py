@@ -79,7 +79,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """A network that was tried for a target in a metric, after a short recovery."""
+    """A network that was tried for a target in a metric, after its recovery."""
 
     pick: str  # of the search
     network: str  # what was removed

@@ -119,7 +119,7 @@ def _result(record: CompressRecord, network: Network) -> str:
     tried = ""
     if trials := record.trials.get(network.target or ""):
         differences = [f"{each.network} {interval(each.difference, 1, sign='+')}" for each in trials]
-        tried = f" Tried for {network.target} after a short recovery: {'; '.join(differences)}."
+        tried = f" Tried for {network.target}: {'; '.join(differences)}."
     return f"{network.name}: {_removed(record, network)}.{predicted}{tried} {measured}{_advice(record, network)}"
 
 

@@ -104,7 +104,7 @@ def _options(plan: Plan) -> dict[str, Any]:
     written = {name: str(value) if isinstance(value, Path) else value for name, value in vars(plan.options).items()}
     return written | {
         "target": list(plan.picks),
-        "epochs": plan.lora_options.epochs if plan.paths.trains_lora else None,
+        "epochs": plan.lora_options.epochs if plan.paths.trains_lora else plan.options.epochs,
         "recovery_steps": plan.recovery_options.steps,
         "precision": plan.probe.precision,
         "evals": plan.search_options.evals,

@@ -11,15 +11,15 @@ from lonas_edge.commands import Command
 from lonas_edge.evaluate.answer_metrics import identity
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.files import replace_text
+from lonas_edge.files import link, replace_text
 from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import compared, compares_gptq, export_baselines, export_gptq
-from lonas_edge.pipeline.choice import choose, keeps_int8
+from lonas_edge.pipeline.choice import choose, keeps_int8, recovered_adapter
 from lonas_edge.pipeline.drafts import drafts, train_draft
 from lonas_edge.pipeline.measure import ROUNDS
-from lonas_edge.pipeline.plan import NEW_RANK, SPACE_FILE, Paths, Plan, Request
+from lonas_edge.pipeline.plan import ADAPTERS, NEW_RANK, SPACE_FILE, Paths, Plan, Request
 from lonas_edge.pipeline.record import COMPRESS
 from lonas_edge.pipeline.results import make_record
 from lonas_edge.pipeline.steps import (
@@ -42,7 +42,7 @@ from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
 from lonas_edge.search.cost import COSTS, COUNTED, counted_cost
 from lonas_edge.search.dimensions import find_dimensions
-from lonas_edge.search.picks import Pick, check_picks
+from lonas_edge.search.picks import check_picks
 from lonas_edge.search.plan import make_plan
 from lonas_edge.search.run import search
 from lonas_edge.space.elasticity import bind
@@ -135,7 +135,8 @@ def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
 def recover(plan: Plan, target: str) -> Step:
     """Train the network of a target with the unpruned model as its teacher.
 
-    The network of an earlier target is trained already. The unpruned model in INT8 needs no training: its directory is empty.
+    The network of an earlier target, or of a target in a metric, is trained already. The unpruned model in INT8 needs no
+    training: its directory is empty.
     """
     paths, options, pick = plan.paths, plan.recovery_options, plan.picks[target]
     output = paths.recovered(pick)
@@ -146,31 +147,19 @@ def recover(plan: Plan, target: str) -> Step:
         if finished or keeps_int8(plan, pick):
             with OutputDirectory(output).open():
                 return
-        if trained := _trained_before(plan, pick):
-            with OutputDirectory(output).open() as folder:
-                shutil.copytree(trained, folder, dirs_exist_ok=True)
-            return
-        train_or_continue(plan.open_recovery(pick), output, options, progress)
+        adapter = recovered_adapter(plan, pick, progress)
+        with OutputDirectory(output).open() as folder:
+            shutil.copytree(adapter, folder, copy_function=link, dirs_exist_ok=True)
 
     command = plan.recovery_command(paths.subnetwork(pick), output, options)
-    seconds = plan.training_seconds(options, plan.probe.recovery_step)
-    needs, outputs = (CHOOSE + target if isinstance(pick, MetricBound) else SEARCH,), (f"recovered/{pick.file}",)
+    tried = isinstance(pick, MetricBound)
+    seconds = 0.0 if tried else plan.training_seconds(options, plan.probe.recovery_step)
+    needs, outputs = (CHOOSE + target if tried else SEARCH,), (f"recovered/{pick.file}",)
 
     def chosen() -> list[Command]:
         return [command] if (output / CONFIG).exists() else []
 
-    return Step(RECOVER + target, [command], work, outputs, needs, estimate=seconds, chosen=chosen)
-
-
-def _trained_before(plan: Plan, pick: Pick) -> Path | None:
-    """The recovered adapter of an earlier target with the same network, if any."""
-    for earlier in plan.picks.values():
-        if earlier == pick:
-            break
-        trained = plan.paths.recovered(earlier)
-        if plan.network(earlier).canonical == plan.network(pick).canonical and (trained / CONFIG).exists():
-            return trained
-    return None
+    return Step(RECOVER + target, [command], work, outputs, needs, folder=ADAPTERS, estimate=seconds, chosen=chosen)
 
 
 def export_network(plan: Plan, target: str) -> Step:

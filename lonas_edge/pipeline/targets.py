@@ -18,7 +18,8 @@ from lonas_edge.training.options import AUTO
 
 LEAST_EXAMPLES = 50  # held-out examples whose answers say something
 _FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>?=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
-_LEVELS = (0.02, 0.04, 0.08, 0.15, 0.25, 0.4)  # KL divergences of the candidates, before their recovery
+_LEVELS = (0.02, 0.06, 0.15, 0.4, 0.8, 1.6)  # KL divergences of the candidates, before their recovery
+MOST_TRIALS = 3  # of a bisection between them and the unpruned network
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ class Profile:
     new_tokens: int | None  # generated tokens of the latencies
     held_out: int  # examples, at most
     batch: int  # examples of a training step
-    micro_batch: int  # examples that are computed at once
+    micro_batch: int  # examples that are computed at once, where the longest has up to `micro_tokens` tokens
+    micro_tokens: int
     recovery_tokens: int
     prompts: tuple[int, int]  # of the search, at least and at most
     search_tokens: int  # of these prompts
@@ -70,8 +71,9 @@ LANGUAGE_MODEL = Profile(
     new_tokens=64,
     held_out=400,
     batch=16,
-    micro_batch=4,  # 16 take 9.2 instead of 4.3 GB in a recovery at 135M, and as long (docs/benchmarks/compress.md)
-    recovery_tokens=100_000,  # as in docs/benchmarks/recovery.md
+    micro_batch=16,  # steps of a recovery take two thirds of the time with 4: weights are rounded once in each
+    micro_tokens=256,
+    recovery_tokens=120_000,  # docs/benchmarks/recovery.md
     prompts=(16, 64),
     search_tokens=3_000,  # an evaluation takes some five seconds on two cores at 135M
     baselines=("int8",),
@@ -97,6 +99,7 @@ EMBEDDING_MODEL = Profile(
     held_out=1500,
     batch=32,
     micro_batch=32,
+    micro_tokens=1024,
     recovery_tokens=1_000_000,  # as in docs/benchmarks/embeddings.md
     prompts=(64, 256),
     search_tokens=10_000,

@@ -24,7 +24,8 @@ from lonas_edge.training.train import train
 
 PROBE = "probe.json"
 _STEPS = 3  # the first is not timed
-_TOKENS = 1024  # of an example up to which a profile's micro-batch fits
+_EXAMPLES = 4  # of a timed step of the fine-tuning
+_VOCABULARY = 50_000  # up to which a micro-batch fits
 
 
 @dataclass(frozen=True)
@@ -40,35 +41,36 @@ class Probe(Record):
     recovery_step: float  # seconds of a step of the recovery
     evaluation: float  # seconds of the evaluation of a held-out example
     tokens: float  # mean of an example
-    longest: int  # tokens of the longest training example
+    micro_batch: int  # examples that are computed at once
     peak_bytes: int  # of the process
     inputs: dict[str, str] = field(default_factory=dict)  # hash of the examples, and options that the times depend on
 
 
-def micro_batch(profile: Profile, longest: int) -> int:
-    """Examples that are computed at once: fewer where the longest has more than 1,024 tokens, for the same memory."""
-    count = profile.micro_batch
-    while count > 1 and count * longest > profile.micro_batch * _TOKENS:
+def micro_batch(profile: Profile, longest: int, vocabulary: int) -> int:
+    """Examples that are computed at once: fewer where the longest has many tokens or, of logits, the vocabulary."""
+    count, classes = profile.micro_batch, vocabulary if profile.kind.generates else 1
+    while count > 1 and count * longest * max(1, classes / _VOCABULARY) > profile.micro_batch * profile.micro_tokens:
         count //= 2  # both batches are powers of two
     return count
 
 
 def time_steps(
-    profile: Profile, base: str, data: Path, longest: int, options: TrainOptions, precision: str | None, progress: Progress
+    profile: Profile, base: str, data: Path, batch: int, options: TrainOptions, precision: str | None, progress: Progress
 ) -> Probe:
-    """Time a few steps of the fine-tuning and of the recovery on typical examples of `data`, a micro-batch each.
+    """Time a few steps of the fine-tuning, and of the recovery with whole micro-batches, on typical examples of `data`.
 
     A model that is not fine-tuned has steps of the recovery only. `options` have the template, the length and the weight
-    format of the recovery's quantization-aware training; without a precision, the faster of two is chosen. `longest` are the
-    tokens of the longest example.
+    format of the recovery's quantization-aware training; without a precision, the faster of two is chosen. `batch` are the
+    examples of a micro-batch.
     """
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)
-        sample = folder / "typical.jsonl"
-        batch = micro_batch(profile, longest)
+        sample, evaluated = folder / "typical.jsonl", folder / "evaluated.jsonl"
+        few = min(batch, _EXAMPLES) if profile.adapts else batch
         lines = typical(read_text(data, "the training examples").split("\n"), _STEPS * batch)
         replace_text(sample, "\n".join(lines) + "\n")
-        inputs = with_eval_data(open_inputs(base, sample, None, elastic=False), sample)
+        replace_text(evaluated, "\n".join(lines[: _STEPS * few]) + "\n")
+        inputs = with_eval_data(open_inputs(base, sample, None, elastic=False), evaluated)
         inputs = inputs if profile.adapts else with_teacher(inputs, base)
         chosen = precision or (precision_of(TrainOptions()) if torch.cuda.is_available() else None)
         precisions = [chosen] if chosen else list(dict.fromkeys(("fp32", faster_dtype())))
@@ -76,7 +78,7 @@ def time_steps(
         for number, name in enumerate(precisions):
             progress(f"Timing training steps in {name}", (number + 0.5) / (len(precisions) + 1))
             plain = replace(options, dtype=name, weight_format=None)
-            timed[name] = _time(profile, batch, inputs, plain, folder)
+            timed[name] = _time(profile, few, inputs, plain, folder)
         fastest = min(timed, key=lambda name: timed[name][0])
         lora, evaluation, tokens = timed[fastest]
         recovery = lora
@@ -85,7 +87,7 @@ def time_steps(
             recovering = replace(options, dtype=fastest, ratio=1.0)  # the choice of layers takes no step
             recovery, *_ = _time(profile, batch, with_teacher(inputs, base), recovering, folder)
     rounded = round(lora, 3), round(recovery, 3), round(evaluation, 5), round(tokens, 1)
-    return Probe(fastest, *rounded, longest, peak_memory())
+    return Probe(fastest, *rounded, batch, peak_memory())
 
 
 def _time(profile: Profile, batch: int, inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float, float]:

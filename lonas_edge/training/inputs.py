@@ -63,9 +63,9 @@ class Inputs:
         return [*folders, *(file.path for file in files), self.nncf_config]
 
     @property
-    def teaches_answers(self) -> bool:
-        """Whether there is a teacher of a language model, whose loss on held-out answers a training may reach."""
-        return self.teacher is not None and self.data.kind.generates
+    def ends_at_teacher(self) -> bool:
+        """Whether `--epochs auto` ends where the teacher is reached: in the recovery of a language model."""
+        return bool(self.teacher and self.subnetwork and self.data.kind.generates)
 
     def with_prompt(self, prompt: str | None) -> "Inputs":
         """Take a prompt template for all data."""

@@ -195,7 +195,7 @@ class Job:
             options.weight_format,
             int8_layers,
             self._batches(tokens.held_out, _EVAL_BATCH),
-            options.epochs == AUTO and self.inputs.teaches_answers,
+            options.epochs == AUTO and self.inputs.ends_at_teacher,
             args=self.arguments,
             eval_dataset=tokens.held_out or None,
             train_dataset=tokens.examples,

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import open_source
+from lonas_edge.training.defaults import default_lr
 from lonas_edge.training.inputs import open_recovery, open_teacher, with_eval_data, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.train import train
@@ -114,3 +115,12 @@ def test_epochs_auto_ends_where_the_teacher_is_reached(
     )
     assert [each["step"] for each in record["eval_data"]["losses"]] == [0, 2, 4, 6][: 2 if subnet == "maximal" else 4]
     assert (divergence(tokens, teacher, student) > 0.001) == (subnet == "minimal")
+
+
+def test_a_trained_adapter_has_a_lower_learning_rate_with_a_teacher(
+    llama: TinySource, trained: Callable, tmp_path: Path
+) -> None:
+    data, start = write_data(tmp_path / "data.json", EIGHT), trained("llama", True)
+    alone = open_recovery(str(start), data, "minimal")
+    new = with_teacher(open_recovery(str(llama.base), data, "minimal", nncf_config=start / SPACE), str(llama.base))
+    assert [default_lr(each) for each in (alone, with_teacher(alone, str(start)), new)] == [1e-3, 3e-4, 1e-3]

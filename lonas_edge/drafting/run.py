@@ -31,10 +31,7 @@ _LEAST_PROMPTS = 32
 _HELD_OUT, _LEAST_HELD_OUT, _SHARE = 64, 8, 10  # answers that end the training: a tenth of all, within these bounds
 _TIMED = 24  # of them are timed
 _BYTES = 200_000_000  # of the output and the checkpoint
-_TOKENIZER_FILES = (
-    "*tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json",
-)  # fmt: skip
+_TOKENIZER_FILES = ("openvino_tokenizer.*", "openvino_detokenizer.*", "generation_config.json")
 
 
 def make_draft(options: DraftOptions, progress: Progress = silent) -> DraftRecord:
@@ -91,7 +88,7 @@ def make_draft(options: DraftOptions, progress: Progress = silent) -> DraftRecor
 
 
 def _export(network: Any, model: Path, work: Path, progress: Progress) -> None:
-    """Write the network in INT8 next to the model's own tokenizer files: `draft` in the working directory."""
+    """Write the network in INT8 with the tokenizer files that openvino_genai reads: `draft` in the working directory."""
     checkpoint, ir, output = work / "checkpoint", work / "ir", work / "draft"
     network.save_pretrained(checkpoint)
     source = open_source(str(checkpoint))

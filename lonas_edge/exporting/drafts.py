@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import Exported, open_exported
 from lonas_edge.exporting.manifest import DRAFT
-from lonas_edge.files import read_text
+from lonas_edge.files import read_text, sha256
 from lonas_edge.ir import MODEL
-from lonas_edge.network.tokenizer import require_tokenizer, tokenizer_differences
+from lonas_edge.network.tokenizer import load_tokenizer, require_tokenizer, tokenizer_differences
 from lonas_edge.schema import Record
 
 LEAST_GAIN = 0.1  # share of TPOT that a draft must save
 _PROPOSED = 5  # tokens, of a draft without a record of ours
+_COMPILED_TOKENIZER = "openvino_tokenizer.bin"
 _STATE = re.compile(r'variable_id="([^"]*)"')
 _CACHE = re.compile(r"past_key_values|\.key\b|\.value\b")  # names of the states of keys and values
 
@@ -97,8 +98,7 @@ def open_draft(folder: Path, exported: Exported) -> Draft:
     """
     check_takes_draft(exported)
     opened = open_exported(folder, ours=False, kind=exported.kind)
-    ours, theirs = (require_tokenizer(each, "a draft") for each in (exported.folder, folder))
-    differences = tokenizer_differences(ours, theirs)
+    differences = _tokenizer_differences(exported.folder, folder)
     if opened.vocabulary != exported.vocabulary:
         differences.insert(0, f"vocab_size: {exported.vocabulary} and {opened.vocabulary}")
     raise_all(
@@ -108,6 +108,17 @@ def open_draft(folder: Path, exported: Exported) -> Draft:
     )
     record = DraftRecord.read(folder / DRAFT) if (folder / DRAFT).exists() else None
     return Draft(folder, record.num_assistant_tokens if record else _PROPOSED)
+
+
+def _tokenizer_differences(model: Path, draft: Path) -> list[str]:
+    """List differences of two tokenizers; a draft of ours only has the model's own for openvino_genai, the same file."""
+    compiled = [folder / _COMPILED_TOKENIZER for folder in (model, draft)]
+    if all(path.exists() for path in compiled):
+        if sha256(compiled[0]) == sha256(compiled[1]):
+            return []
+        if load_tokenizer(draft) is None:
+            return [f"{_COMPILED_TOKENIZER}: not the same file"]
+    return tokenizer_differences(*(require_tokenizer(folder, "a draft") for folder in (model, draft)))
 
 
 def check_takes_draft(exported: Exported) -> None:

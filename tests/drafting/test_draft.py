@@ -72,7 +72,7 @@ def test_the_output(made: Made) -> None:
     assert record.prompts == {"train": 32, "held_out": 8, "timed": 3, "cut": 40}  # no letter ends a text
     assert all(1 <= speed.tokens_per_pass <= speed.num_assistant_tokens + 1 for speed in record.speeds)
     assert record.model.keys() == {"openvino_model.xml", "openvino_model.bin"}
-    for name in ("openvino_tokenizer.bin", "openvino_detokenizer.bin", "tokenizer.json", "chat_template.jinja"):
+    for name in ("openvino_tokenizer.bin", "openvino_detokenizer.bin"):
         assert (made.draft / name).read_bytes() == (made.model / name).read_bytes()
     assert not names & {"lonas_edge.json", "subnetwork.json", "training.pt"}
     config = json.loads((made.draft / "config.json").read_text())
@@ -170,7 +170,9 @@ def test_a_hybrid(exports: Callable[..., Path]) -> None:
 
 
 def test_a_draft_of_another_tokenizer(made: Made, tmp_path: Path) -> None:
-    draft = shutil.copytree(made.draft, tmp_path / "draft")
+    draft = shutil.copytree(made.model, tmp_path / "draft")
+    (draft / "lonas_edge.json").unlink()  # has the hashes of its files
+    (draft / "openvino_tokenizer.bin").write_bytes(b"other")
     content = json.loads((draft / "tokenizer.json").read_text())
     vocabulary = content["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
@@ -179,6 +181,15 @@ def test_a_draft_of_another_tokenizer(made: Made, tmp_path: Path) -> None:
         open_draft(draft, open_exported(made.model))
     assert f"{draft}: its tokenizer is not that of {made.model}:" in str(caught.value)
     assert "'a' and 'b'" in str(caught.value)
+
+
+def test_a_trained_draft_of_another_tokenizer(made: Made, tmp_path: Path) -> None:
+    """It has the tokenizer for openvino_genai alone."""
+    draft = shutil.copytree(made.draft, tmp_path / "draft")
+    assert not (draft / "tokenizer.json").exists()
+    (draft / "openvino_tokenizer.bin").write_bytes(b"other")
+    with pytest.raises(LonasEdgeError, match=r"its tokenizer is not that of[^$]*openvino_tokenizer\.bin: not the same file"):
+        open_draft(draft, open_exported(made.model))
 
 
 def test_any_language_model_can_be_a_draft(made: Made) -> None:

@@ -1,9 +1,9 @@
 """A target in a metric of answers, `exact-match>=-1`: choose the most pruned network whose measured difference meets the bound.
 
 The search removes one block after another, and bounds on its KL divergence give candidates. A candidate with fewer removed
-blocks answers better, so a bisection tries few of them, each after its whole recovery: after a quarter of it, answers of
-networks that would meet the bound are still far from it (docs/benchmarks/compress.md). The unpruned network in the weight
-format is the last resort but one; where even that misses the bound, the result is the unpruned model in INT8.
+blocks answers better, so a bisection tries few of them, each after its whole recovery: shorter and gradual ones end far below
+(docs/benchmarks/recovery.md). The unpruned network in the weight format is the last resort but one; where even that misses the
+bound, the result is the unpruned model in INT8.
 """
 
 import shutil

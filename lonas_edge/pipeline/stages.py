@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.commands import Command
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answer_metrics import identity
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
@@ -19,7 +20,7 @@ from lonas_edge.pipeline.baselines import compared, compares_gptq, export_baseli
 from lonas_edge.pipeline.choice import choose, keeps_int8, recovered_adapter
 from lonas_edge.pipeline.drafts import drafts, train_draft
 from lonas_edge.pipeline.measure import ROUNDS
-from lonas_edge.pipeline.plan import ADAPTERS, NEW_RANK, SPACE_FILE, Paths, Plan, Request
+from lonas_edge.pipeline.plan import NEW_RANK, SPACE_FILE, Paths, Plan, Request
 from lonas_edge.pipeline.record import COMPRESS
 from lonas_edge.pipeline.results import make_record
 from lonas_edge.pipeline.steps import (
@@ -40,10 +41,12 @@ from lonas_edge.pipeline.targets import MetricBound, searched_picks
 from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
+from lonas_edge.search import SEARCH as SEARCH_FILE
 from lonas_edge.search.cost import COSTS, COUNTED, counted_cost
 from lonas_edge.search.dimensions import find_dimensions
 from lonas_edge.search.picks import check_picks
 from lonas_edge.search.plan import make_plan
+from lonas_edge.search.record import SearchRecord
 from lonas_edge.search.run import search
 from lonas_edge.space.elasticity import bind
 from lonas_edge.space.generate import generate_space, removable_blocks
@@ -52,6 +55,8 @@ from lonas_edge.training.defaults import lora_config
 from lonas_edge.training.inputs import open_inputs, open_recovery, with_eval_data, with_teacher
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.vocabulary.model_vocabulary import trim
+
+FURTHEST = 4.0  # nats from the unpruned network; networks at 2 nats were recovered at a loss of 9 points
 
 
 def make_steps(plan: Plan, here: Mapping[str, Any]) -> list[Step]:
@@ -132,6 +137,24 @@ def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
     return Step(SEARCH, [command], work, outputs, needs, plan.inputs, folder="search", estimate=plan.search_seconds)
 
 
+def _refuse_destroyed(plan: Plan, target: str) -> None:
+    """Refuse to recover a network that is too far from the unpruned one, and name the closest one and other means."""
+    record = SearchRecord.read(plan.paths.work / "search" / SEARCH_FILE)
+    [number] = [each.evaluation for each in record.picks if each.file == plan.picks[target].file]
+    [maximal] = [each.evaluation for each in record.named if each.name == "maximal"]
+    distance, whole = record.evaluations[number].quality, record.evaluations[maximal].cost
+    if distance <= FURTHEST:
+        return
+    closest = min(each.cost for each in record.evaluations if each.quality <= FURTHEST) / whole
+    config, total = plan.start.architecture.config, plan.start.sizes(plan.start.unpruned).bytes[str(plan.options.weight_format)]
+    raise LonasEdgeError(
+        f"--target {target}: the network that meets it is at a KL divergence of {distance:.1f} nats from the unpruned one. No "
+        f"recovery from more than {FURTHEST:g} nats is known to restore answers. The most pruned network below that has "
+        f"{closest:.2f}x the {COSTS[record.cost].title} of the unpruned one; relax the target. Other means: --vocabulary auto "
+        f"(the vocabulary has {config.vocab_size * config.hidden_size / total:.0%} of the bytes), or a draft model."
+    )
+
+
 def recover(plan: Plan, target: str) -> Step:
     """Train the network of a target with the unpruned model as its teacher.
 
@@ -147,6 +170,8 @@ def recover(plan: Plan, target: str) -> Step:
         if finished or keeps_int8(plan, pick):
             with OutputDirectory(output).open():
                 return
+        if plan.profile.kind.generates and not isinstance(pick, MetricBound):
+            _refuse_destroyed(plan, target)
         adapter = recovered_adapter(plan, pick, progress)
         with OutputDirectory(output).open() as folder:
             shutil.copytree(adapter, folder, copy_function=link, dirs_exist_ok=True)
@@ -159,7 +184,7 @@ def recover(plan: Plan, target: str) -> Step:
     def chosen() -> list[Command]:
         return [command] if (output / CONFIG).exists() else []
 
-    return Step(RECOVER + target, [command], work, outputs, needs, folder=ADAPTERS, estimate=seconds, chosen=chosen)
+    return Step(RECOVER + target, [command], work, outputs, needs, estimate=seconds, chosen=chosen)
 
 
 def export_network(plan: Plan, target: str) -> Step:

@@ -162,3 +162,20 @@ def test_optimum_cli_ends_with_a_killed_run(tmp_path: Path, monkeypatch: pytest.
     with suppress(FileNotFoundError, ProcessLookupError):  # it is gone
         while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
             time.sleep(0.05)
+
+
+def test_a_target_that_only_a_destroyed_network_meets(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before the recovery, with the closest network and other means; another target continues the run."""
+    monkeypatch.setattr(stages, "FURTHEST", 0.0)  # only the unpruned network is as close
+    options = {**QUICK, "target": "weights<=0.95x", "data": data, "output": tmp_path / "out"}
+    with pytest.raises(LonasEdgeError) as caught:
+        compress(llama.base, **options)
+    message = str(caught.value)
+    assert re.search(r"--target weights<=0.95x: .* KL divergence of 0\.\d nats .* more than 0 nats .* 1.00x the ", message)
+    base, config = open_source(str(llama.base)), json.loads((llama.base / "config.json").read_text())
+    share = config["vocab_size"] * config["hidden_size"] / base.sizes(base.unpruned).bytes["int8_sym"]
+    assert f"--vocabulary auto (the vocabulary has {share:.0%} of the bytes)" in message
+    assert not (tmp_path / "out.partial/steps/adapters").exists()
+    assert compress(llama.base, **{**options, "target": "weights<=1x"}).networks

@@ -41,7 +41,7 @@ def test_a_draft_of_a_real_model(tmp_path: Path) -> None:
     assert 0.3 < record["agreement"] <= 1
     drafted = [speed for speed in record["speeds"] if speed["num_assistant_tokens"]]
     assert all(1.2 < speed["tokens_per_pass"] <= speed["num_assistant_tokens"] + 1 for speed in drafted)
-    assert sum(path.stat().st_size for path in draft.iterdir()) < 14e6  # 6 MB of them are tokenizers
+    assert sum(path.stat().st_size for path in draft.iterdir()) < 12e6  # 2.6 MB of them are tokenizers
     exact = [word for name, value in EXACT.items() for word in ("--property", f"{name}={value}")]
     data.write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages[::4]))
     evaluated = json.loads(run("eval", ir, "--draft", draft, "--data", data, "--metric", "chrf", "--json", *exact))

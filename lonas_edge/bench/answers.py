@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lonas_edge.exporting.answering import Tokens, greedy
-from lonas_edge.exporting.drafts import Draft
+from lonas_edge.exporting.drafts import PRECISION, Draft
 from lonas_edge.ir.core import compiling
 from lonas_edge.progress import Progress
 
@@ -35,8 +35,11 @@ class Answer:
 class Answerer:
     """An IR in `openvino_genai.LLMPipeline`, without a cache of prompts, which would speed up those that occur twice."""
 
-    def __init__(self, folder: Path, limit: int, draft: Draft | None = None):
-        """Compile the IR, and the draft model if any; answers have at most `limit` tokens."""
+    def __init__(self, folder: Path, limit: int, draft: Draft | None = None, precision: str | None = None):
+        """Compile the IR, and the draft model if any; answers have at most `limit` tokens.
+
+        `precision` is that of a model without a draft; a draft has its own.
+        """
         import openvino_genai
 
         scheduler = openvino_genai.SchedulerConfig()
@@ -44,7 +47,7 @@ class Answerer:
         scheduler.max_num_batched_tokens = 2**31  # LLMPipeline's default: the prompt in one pass
         self._draft, self._config = draft, greedy(folder, limit)
         with compiling(draft.folder if draft else folder, "CPU", {}):
-            options = draft.options("CPU") if draft else {}
+            options = draft.options("CPU") if draft else {PRECISION: precision} if precision else {}
             self._pipeline = openvino_genai.LLMPipeline(folder, "CPU", scheduler_config=scheduler, **options)
 
     def answer(self, prompt: Sequence[int], proposed: int | None = None) -> Answer:

@@ -126,7 +126,9 @@ def _drafted(name: str, inputs: Inputs) -> Variant:
 
     assert inputs.options.draft  # `_problems`
     draft = open_draft(inputs.options.draft, inputs.exported)
-    return replace(_subnet(name, inputs), draft=draft.folder, num_assistant_tokens=draft.num_assistant_tokens)
+    alone = _subnet(name, inputs)
+    properties = {**alone.properties, **draft.properties(alone.device)}
+    return replace(alone, draft=draft.folder, num_assistant_tokens=draft.num_assistant_tokens, properties=properties)
 
 
 def _unpruned(name: str, inputs: Inputs) -> Variant:

@@ -8,8 +8,8 @@ _USE = """\
 ```python
 import openvino_genai
 
-draft = openvino_genai.draft_model("{draft}", "CPU")
-pipe = openvino_genai.LLMPipeline("{model}", "CPU", draft_model=draft)
+draft = openvino_genai.draft_model("{draft}", "CPU"{properties})
+pipe = openvino_genai.LLMPipeline("{model}", "CPU", draft_model=draft{properties})
 print(pipe.generate("The sun is", max_new_tokens=32, num_assistant_tokens={tokens}))
 ```
 """
@@ -36,16 +36,19 @@ def speed_table(record: DraftRecord) -> Table:
     rows = []
     for speed in record.speeds:
         ratio, low, high = speed.tpot_ratio
-        shown = f"{ratio:.2f}x [{low:.2f}, {high:.2f}]" if speed.num_assistant_tokens else MISSING
+        shown = f"{ratio:.2f}x [{low:.2f}, {high:.2f}]" if speed is not record.speeds[0] else MISSING
         figures = (f"{speed.tpot_ms:.2f}", shown, f"{speed.answer_ms:.0f}", f"{speed.tokens_per_pass:.2f}")
-        rows.append((str(speed.num_assistant_tokens or "no draft"), *figures, f"{speed.identical:.0%}"))
+        number = str(speed.num_assistant_tokens or "no draft") + (f", {speed.precision}" if speed.precision else "")
+        rows.append((number, *figures, f"{speed.identical:.0%}"))
     headings = ("proposed tokens", "TPOT ms", "TPOT ratio [95 %]", "answer ms", "tokens a pass", "identical answers")
     return Table(headings, rows)
 
 
 def draft_section(model: str, draft: str, record: DraftRecord) -> str:
     """State the gain, and show the use in Python of two directories."""
-    return f"{record.verdict}\n\n{_USE.format(model=model, draft=draft, tokens=record.num_assistant_tokens)}"
+    properties = "".join(f', {name}="{value}"' for name, value in record.properties.items())
+    use = _USE.format(model=model, draft=draft, tokens=record.num_assistant_tokens, properties=properties)
+    return f"{record.verdict}\n\n{use}"
 
 
 def draft_card(model: str, record: DraftRecord) -> str:

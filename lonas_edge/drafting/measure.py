@@ -7,28 +7,42 @@ from pathlib import Path
 from lonas_edge.bench.answers import Answer, Answerer, time_answers
 from lonas_edge.bench.statistics import median_interval, paired_ratio
 from lonas_edge.exporting.answering import Tokens
-from lonas_edge.exporting.drafts import Draft, DraftSpeed
+from lonas_edge.exporting.drafts import PRECISION, Draft, DraftSpeed
+from lonas_edge.ir.core import openvino_core
 from lonas_edge.progress import Progress
 
 PROPOSED = (2, 3, 5, 7)  # numbers of tokens
 _ALONE = 0
+_F32 = "f32"
 
 
 def measure_draft(model: Path, draft: Path, prompts: Sequence[Tokens], limit: int, progress: Progress) -> list[DraftSpeed]:
-    """Time greedy answers of the model alone, which come first, and with each number of proposed tokens, interleaved."""
-    alone, drafted = Answerer(model, limit), Answerer(model, limit, Draft(draft, max(PROPOSED)))
-    answerers: dict[int, Callable[[Tokens], Answer]] = {_ALONE: alone.answer}
-    answerers |= {number: partial(drafted.answer, proposed=number) for number in PROPOSED}
+    """Time greedy answers of the model alone, which come first, and with each number of proposed tokens, interleaved.
+
+    With bf16 as its default, on processors with AMX, a CPU is also timed in f32: there activations are quantized to INT8, and
+    several tokens take little longer than one (docs/benchmarks/draft.md).
+    """
+    answerers: dict[tuple[int, str | None], Callable[[Tokens], Answer]] = {}
+    for precision in (None, *([_F32] if default_precision() != _F32 else [])):
+        answerers[_ALONE, precision] = Answerer(model, limit, precision=precision).answer
+        drafted = Answerer(model, limit, Draft(draft, max(PROPOSED), precision))
+        answerers |= {(number, precision): partial(drafted.answer, proposed=number) for number in PROPOSED}
     timed = time_answers(answerers, prompts, progress)
-    return [speed_of(number, answers, timed[_ALONE]) for number, answers in timed.items()]
+    return [speed_of(*which, answers, timed[_ALONE, None]) for which, answers in timed.items()]
 
 
-def speed_of(number: int, answers: Sequence[Answer], alone: Sequence[Answer]) -> DraftSpeed:
+def default_precision() -> str:
+    """The precision in which the CPU computes by default."""
+    return str(openvino_core().get_property("CPU", PRECISION).to_string())
+
+
+def speed_of(number: int, precision: str | None, answers: Sequence[Answer], alone: Sequence[Answer]) -> DraftSpeed:
     """Summarize answers to the same prompts with a number of proposed tokens and by the model alone."""
     tpots = [(ours.tpot, theirs.tpot) for ours, theirs in zip(answers, alone, strict=True)]
     totals = [(ours.total, theirs.total) for ours, theirs in zip(answers, alone, strict=True)]
     return DraftSpeed(
         num_assistant_tokens=number,
+        precision=precision,
         tpot_ms=median_interval([ours for ours, _ in tpots]).value,
         answer_ms=median_interval([ours for ours, _ in totals]).value,
         tpot_ratio=_ratio(tpots),

@@ -57,18 +57,20 @@ def make_draft(options: DraftOptions, progress: Progress = silent) -> DraftRecor
         if len(known) < _LEAST_PROMPTS // 2:
             raise LonasEdgeError(f"{folder}: {len(answered) - len(known)} of {len(answered)} answers are empty.")
         train, network = known[len(held_out) :], new_draft(exported, options.seed)
-        best = train_draft(network, train, held_out, tokenizer, options.seed, work / "training.pt", progress)
+        trained = train_draft(network, train, held_out, tokenizer, options.seed, work / "training.pt", progress)
         _export(network, folder, work, progress)
         timed = [each.prompt for each in held_out[:_TIMED]]
         speeds = measure_draft(folder, work / "draft", timed, prompts.limit, progress)
         cut = sum(each.cut for each in answered)
+        best = min((each for each in speeds if each.num_assistant_tokens), key=lambda each: each.tpot_ratio[0])
         record = DraftRecord(
             model=hashes,
-            num_assistant_tokens=min(speeds[1:], key=lambda each: each.tpot_ratio[0]).num_assistant_tokens,
+            num_assistant_tokens=best.num_assistant_tokens,
+            precision=best.precision,
             speeds=tuple(speeds),
             prompts={"train": len(train), "held_out": len(held_out), "timed": len(timed), "cut": cut},
-            agreement=best.agreement,
-            steps=best.steps,
+            agreement=trained.agreement,
+            steps=trained.steps,
             conditions={
                 "machine": machine.describe("CPU"),
                 "threads": machine.placement().threads,

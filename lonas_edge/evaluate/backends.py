@@ -139,7 +139,7 @@ def batching_pipeline(folder: Path, device: str, properties: Mapping[str, str], 
     if draft:  # with one, openvino_genai 2026.4.1 loses or repeats first tokens of a prompt that it computes in two steps
         scheduler.dynamic_split_fuse, scheduler.max_num_batched_tokens = False, _WHOLE_PROMPTS
     options = draft.options(device) if draft else {}
-    return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, device, {**properties, **options})
+    return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, device, {**options, **properties})
 
 
 def _searcher(folder: Path, device: str, properties: Mapping[str, str]) -> Any:

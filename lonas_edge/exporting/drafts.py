@@ -17,6 +17,7 @@ from lonas_edge.ir import MODEL
 from lonas_edge.network.tokenizer import load_tokenizer, require_tokenizer, tokenizer_differences
 from lonas_edge.schema import Record
 
+PRECISION = "INFERENCE_PRECISION_HINT"
 LEAST_GAIN = 0.1  # share of TPOT that a draft must save
 _PROPOSED = 5  # tokens, of a draft without a record of ours
 _COMPILED_TOKENIZER = "openvino_tokenizer.bin"
@@ -34,7 +35,8 @@ class DraftSpeed:
     tpot_ratio: tuple[float, float, float]  # to the model without the draft, paired by prompt, with its 95 % interval
     answer_ratio: tuple[float, float, float]
     tokens_per_pass: float  # of the model
-    identical: float  # share of answers with the same tokens as without the draft
+    identical: float  # share of answers with the same tokens as the model alone at the default precision
+    precision: str | None = None  # INFERENCE_PRECISION_HINT of both models; None for the processor's default
 
 
 @dataclass(frozen=True)
@@ -52,22 +54,35 @@ class DraftRecord(Record):
     agreement: float  # share of the held-out tokens that it proposes rightly after the model's own tokens
     steps: int  # of the training until this agreement
     conditions: dict[str, Any]  # machine, versions, seed, tokens of prompts and answers
+    precision: str | None = None  # INFERENCE_PRECISION_HINT that is fastest; None for the processor's default
+
+    def speed(self, num_assistant_tokens: int) -> DraftSpeed:
+        """The speed with a number of proposed tokens, at `precision`."""
+        found = (num_assistant_tokens, self.precision)
+        return next(each for each in self.speeds if (each.num_assistant_tokens, each.precision) == found)
 
     @property
     def best(self) -> DraftSpeed:
         """The speed with `num_assistant_tokens`."""
-        return next(each for each in self.speeds if each.num_assistant_tokens == self.num_assistant_tokens)
+        return self.speed(self.num_assistant_tokens)
 
     @property
     def pays(self) -> bool:
-        """Whether it saves enough."""
-        return self.best.tpot_ratio[0] <= 1 - LEAST_GAIN
+        """Whether it saves enough, compared with the model alone at the same precision."""
+        return self.best.tpot_ratio[0] <= (1 - LEAST_GAIN) * self.speed(0).tpot_ratio[0]
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Properties of openvino_genai's pipelines."""
+        return {PRECISION: self.precision} if self.precision else {}
 
     @property
     def verdict(self) -> str:
         """State the gain, or why there is none."""
         best, ratio = self.best, self.best.tpot_ratio[0]
         figures = f"{best.num_assistant_tokens} proposed tokens, {best.tokens_per_pass:.2f} tokens a pass, {ratio:.2f}x TPOT"
+        if self.precision:
+            figures += f" in {self.precision} (without the draft {self.speed(0).tpot_ratio[0]:.2f}x)"
         if self.pays:
             return f"{figures}; {best.identical:.0%} of the answers are identical."
         return (
@@ -82,12 +97,18 @@ class Draft:
 
     folder: Path
     num_assistant_tokens: int
+    precision: str | None = None  # INFERENCE_PRECISION_HINT of both models on a CPU; None for the processor's default
 
     def options(self, device: str) -> dict[str, Any]:
-        """Arguments of openvino_genai's pipelines: they compile it with the properties of the model."""
+        """Arguments of openvino_genai's pipelines."""
         import openvino_genai
 
-        return {"draft_model": openvino_genai.draft_model(self.folder, device)}
+        properties = self.properties(device)
+        return {"draft_model": openvino_genai.draft_model(self.folder, device, **properties), **properties}
+
+    def properties(self, device: str) -> dict[str, str]:
+        """Properties of both models; the precision was measured on a CPU."""
+        return {PRECISION: self.precision} if self.precision and device == "CPU" else {}
 
 
 def open_draft(folder: Path, exported: Exported) -> Draft:
@@ -107,7 +128,7 @@ def open_draft(folder: Path, exported: Exported) -> Draft:
         "Train a draft for it with `lonas-edge draft`.",
     )
     record = DraftRecord.read(folder / DRAFT) if (folder / DRAFT).exists() else None
-    return Draft(folder, record.num_assistant_tokens if record else _PROPOSED)
+    return Draft(folder, record.num_assistant_tokens, record.precision) if record else Draft(folder, _PROPOSED)
 
 
 def _tokenizer_differences(model: Path, draft: Path) -> list[str]:

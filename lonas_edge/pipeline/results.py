@@ -18,7 +18,7 @@ from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
 from lonas_edge.pipeline.baselines import add_activation_groups, compared, compares_gptq, gptq_command, gptq_seconds
 from lonas_edge.pipeline.choice import CHOICE, ChoiceRecord, keeps_int8
-from lonas_edge.pipeline.drafts import drafted, why_not
+from lonas_edge.pipeline.drafts import draft_remarks, drafted
 from lonas_edge.pipeline.measure import Qualities
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Candidate, CompressRecord, Curve, Latency, Network
@@ -88,7 +88,7 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
         prompt_len=case.prompt_len,
         new_tokens=case.new_tokens,
         tokens_per_text=tokens,
-        warnings=(*bench.warnings, *_remarks(plan, targets, qualities), *why_not(plan)),
+        warnings=(*bench.warnings, *_remarks(plan, targets, qualities), *draft_remarks(plan)),
     )
 
 

@@ -23,10 +23,11 @@ def write_prompts(path: Path, count: int) -> Path:
 
 
 def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few steps and few timed answers."""
+    """Few steps and few timed answers, on a processor that computes in bf16 by default."""
     monkeypatch.setattr(training, "STEPS", 20)
     monkeypatch.setattr(training, "EVERY", 10)
     monkeypatch.setattr(measure, "PROPOSED", (2, 3))
+    monkeypatch.setattr(measure, "default_precision", lambda: "bf16")
     monkeypatch.setattr("lonas_edge.drafting.run._TIMED", 3)
 
 

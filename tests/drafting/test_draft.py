@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from openvino_models import F32
 from tiny_bert import TinyBert
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lonas_edge.bench.options import BenchOptions
+from lonas_edge.bench.prepare import prepare_variants
 from lonas_edge.drafting import answers, training
 from lonas_edge.drafting.answers import generate_answers
 from lonas_edge.drafting.options import DraftOptions
@@ -23,7 +26,7 @@ from lonas_edge.drafting.run import make_draft
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate import backends
 from lonas_edge.exporting.answering import Prompts, read_prompts
-from lonas_edge.exporting.drafts import DraftRecord, check_takes_draft, open_draft
+from lonas_edge.exporting.drafts import PRECISION, DraftRecord, check_takes_draft, open_draft
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.exporting.manifest import DRAFT
@@ -67,8 +70,12 @@ def test_prompts_that_share_a_step(made: Made, monkeypatch: pytest.MonkeyPatch) 
 def test_the_output(made: Made) -> None:
     record, names = made.record, {path.name for path in made.draft.iterdir()}
     assert DraftRecord.read(made.draft / DRAFT) == record
-    assert [speed.num_assistant_tokens for speed in record.speeds] == [0, 2, 3]
-    assert record.num_assistant_tokens == min(record.speeds[1:], key=lambda each: each.tpot_ratio[0]).num_assistant_tokens
+    assert [(speed.num_assistant_tokens, speed.precision) for speed in record.speeds] == [
+        (0, None), (2, None), (3, None), (0, "f32"), (2, "f32"), (3, "f32"),
+    ]  # fmt: skip
+    best = min((speed for speed in record.speeds if speed.num_assistant_tokens), key=lambda each: each.tpot_ratio[0])
+    assert (record.num_assistant_tokens, record.precision) == (best.num_assistant_tokens, best.precision)
+    assert record.best is best
     assert record.prompts == {"train": 32, "held_out": 8, "timed": 3, "cut": 40}  # no letter ends a text
     assert all(1 <= speed.tokens_per_pass <= speed.num_assistant_tokens + 1 for speed in record.speeds)
     assert record.model.keys() == {"openvino_model.xml", "openvino_model.bin"}
@@ -78,7 +85,7 @@ def test_the_output(made: Made) -> None:
     config = json.loads((made.draft / "config.json").read_text())
     assert (config["model_type"], config["num_hidden_layers"], config["vocab_size"]) == ("llama", 2, 288)
     card = (made.draft / "README.md").read_text()
-    assert f"num_assistant_tokens={record.num_assistant_tokens}" in card and "| no draft |" in card
+    assert f"num_assistant_tokens={record.num_assistant_tokens}" in card and "| no draft |" in card and "| 3, f32 |" in card
 
 
 def test_prompts_are_those_of_the_chat_template(made: Made) -> None:
@@ -213,8 +220,8 @@ def test_a_stock_directory(made: Made, quick: None, tmp_path: Path, monkeypatch:
 
 def test_chat(made: Made, run_cli: Callable, tmp_path: Path) -> None:
     """As openvino_genai answers with the draft. One next to the model, as `compress` writes it, is used without asking."""
-    draft = openvino_genai.draft_model(made.draft, "CPU")
-    pipeline = openvino_genai.LLMPipeline(made.model, "CPU", draft_model=draft)
+    draft = openvino_genai.draft_model(made.draft, "CPU", **made.record.properties)
+    pipeline = openvino_genai.LLMPipeline(made.model, "CPU", draft_model=draft, **made.record.properties)
     config = pipeline.get_generation_config()
     config.max_new_tokens, config.do_sample, config.num_assistant_tokens = 8, False, made.record.num_assistant_tokens
     [expected] = pipeline.generate(openvino_genai.ChatHistory([{"role": "user", "content": "say 3"}]), config).texts
@@ -226,6 +233,24 @@ def test_chat(made: Made, run_cli: Callable, tmp_path: Path) -> None:
     assert (beside.code, beside.out) == (0, f"{expected}\n")
     (tmp_path / "draft/openvino_model.bin").unlink()
     assert f"{tmp_path / 'draft'}: the exported directory is damaged" in run_cli("chat", tmp_path / "model").err
+
+
+def test_the_measured_precision_is_used_on_a_cpu(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both models, by `bench`, `eval` and `chat`; a property that a user names wins."""
+    draft = shutil.copytree(made.draft, tmp_path / "draft")
+    replace(made.record, precision="f32").write(draft / DRAFT)
+    given: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(openvino_genai, "draft_model", lambda _folder, device, **options: given.append((device, options)))
+    opened = open_draft(draft, open_exported(made.model))
+    assert opened.options("CPU") == {"draft_model": None, PRECISION: "f32"}
+    assert opened.options("GPU") == {"draft_model": None}
+    assert given == [("CPU", {PRECISION: "f32"}), ("GPU", {})]
+    monkeypatch.setattr(openvino_genai, "ContinuousBatchingPipeline", lambda _folder, _scheduler, _device, options: options)
+    assert backends.batching_pipeline(made.model, "CPU", {PRECISION: "bf16"}, opened)[PRECISION] == "bf16"
+    assert backends.batching_pipeline(made.model, "CPU", {}, opened)[PRECISION] == "f32"
+    options = BenchOptions(exported=made.model, draft=draft, variants=("subnet",))
+    alone, drafted = prepare_variants(open_exported(made.model), options, silent)[0]
+    assert drafted.draft == draft and drafted.properties == {**alone.properties, PRECISION: "f32"}
 
 
 def test_eval_answers_with_and_without(made: Made, run_cli: Callable, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ def test_ratios_are_paired_by_prompt() -> None:
     """TPOT is over the tokens after the first; of a single token it is the time in all."""
     alone = [Answer((1, 2, 3), 10.0, 30.0, 3), Answer((1, 2, 3, 4, 5), 10.0, 50.0, 5), Answer((7,), 10.0, 10.0, 1)]
     ours = [Answer((1, 2, 3), 12.0, 22.0, 2), Answer((1, 2, 3, 4, 6), 12.0, 32.0, 2), Answer((7,), 5.0, 5.0, 1)]
-    speed = speed_of(3, ours, alone)
-    assert (speed.num_assistant_tokens, speed.tpot_ms, speed.answer_ms) == (3, 5.0, 22.0)
+    speed = speed_of(3, "f32", ours, alone)
+    assert (speed.num_assistant_tokens, speed.precision) == (3, "f32")
+    assert (3, speed.tpot_ms, speed.answer_ms) == (3, 5.0, 22.0)
     assert speed.tpot_ratio == pytest.approx((0.5, 0.5, 0.5))
     assert speed.tokens_per_pass == pytest.approx(9 / 5)
     assert speed.identical == pytest.approx(2 / 3)
@@ -45,3 +46,14 @@ def test_a_draft_pays_from_a_tenth_on(ratio: float, pays: bool) -> None:
     assert record.pays is pays
     assert f"{ratio:.2f}x TPOT" in record.verdict
     assert ("No number of proposed tokens saves 10%" in record.verdict) is not pays
+
+
+@pytest.mark.parametrize(("ratio", "pays"), [(0.72, True), (0.73, False)])
+def test_a_draft_pays_at_its_own_precision(ratio: float, pays: bool) -> None:
+    """In f32 the model alone has 0.8x TPOT: the draft saves a tenth of that."""
+    rows = ((0, None, 1.0), (3, None, 0.95), (0, "f32", 0.8), (3, "f32", ratio))
+    speeds = tuple(DraftSpeed(n, 5.0, 50.0, (r, r, r), (r, r, r), 1.5, 1.0, precision) for n, precision, r in rows)
+    record = DraftRecord({}, 3, speeds, {}, 0.4, 100, {}, "f32")
+    assert record.pays is pays
+    assert f"{ratio:.2f}x TPOT in f32 (without the draft 0.80x)" in record.verdict
+    assert record.properties == {"INFERENCE_PRECISION_HINT": "f32"}

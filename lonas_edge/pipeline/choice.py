@@ -2,12 +2,12 @@
 
 The search removes one block after another, and bounds on its KL divergence give candidates. A candidate with fewer removed
 blocks answers better, so a bisection tries few of them, each after its whole recovery: shorter and gradual ones end far below
-(docs/benchmarks/recovery.md). The unpruned network in the weight format is the last resort but one; where even that misses the
-bound, the result is the unpruned model in INT8.
+(docs/benchmarks/recovery.md). Where no pruned network meets the bound, the unpruned one in the weight format is tried, first
+recovered, then rounded by GPTQ; where both miss it, the result is the unpruned model in INT8.
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from lonas_edge.evaluate.answer_metrics import identity
 from lonas_edge.evaluate.answers import FILE
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.network.source import open_source
+from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.baselines import NAMES
 from lonas_edge.pipeline.measure import answers
 from lonas_edge.pipeline.plan import Plan
@@ -33,6 +33,7 @@ from lonas_edge.space.subnetwork import Subnetwork
 
 CHOICE, TRIALS = "choice.json", "trials.json"
 UNPRUNED = Pick("unpruned", "unpruned", 0.0)
+ROUNDED = Pick("gptq", "gptq", 0.0)  # the unpruned network by GPTQ, without a recovery
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ChoiceRecord(Record):
     VERSION: ClassVar = 1
     AGAIN: ClassVar = "Run `lonas-edge compress --overwrite`."
 
-    chosen: str | None  # the pick, or `UNPRUNED`; None for the unpruned model in INT8
+    chosen: str | None  # the pick, `UNPRUNED` or `ROUNDED`; None for the unpruned model in INT8
     trials: tuple[Trial, ...]  # the least pruned first
 
 
@@ -55,7 +56,7 @@ class TrialsRecord(Record):
     VERSION: ClassVar = 1
     AGAIN: ClassVar = ChoiceRecord.AGAIN
 
-    by_adapter: dict[str, Trial]  # by name of the recovered adapter
+    by_adapter: dict[str, Trial]  # by name of the recovered adapter, or of `ROUNDED`
 
 
 def choose(plan: Plan, target: str) -> Step:
@@ -76,9 +77,14 @@ def choose(plan: Plan, target: str) -> Step:
             trials[middle] = known.get(adapter) or _try(plan, bound, pick, progress)
             TrialsRecord({**known, adapter: trials[middle]}).write(folder / TRIALS)
             low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
-        chosen = candidates[low] if low >= 0 else None
-        SubnetworkRecord.of(chosen[1] if chosen else plan.start.select("maximal")).write(paths.subnetwork(bound))
-        record = ChoiceRecord(chosen[0].expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
+        chosen, network = candidates[low] if low >= 0 else (None, plan.start.select("maximal"))
+        SubnetworkRecord.of(network).write(paths.subnetwork(bound))
+        if not chosen and plan.trained_for and not paths.trims:
+            known = _known_trials(plan, bound)
+            trials[-1] = known.get(ROUNDED.file) or _score(plan, bound, ROUNDED, plan.unpruned, rounded(plan), progress)
+            TrialsRecord({**known, ROUNDED.file: trials[-1]}).write(folder / TRIALS)
+            chosen = ROUNDED if trials[-1].difference.value >= bound.bound else None
+        record = ChoiceRecord(chosen.expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
         record.write(folder / CHOICE)
 
     training = plan.recovery_command("CANDIDATE", folder / "CANDIDATE", plan.recovery_options)
@@ -90,9 +96,19 @@ def choose(plan: Plan, target: str) -> Step:
     return Step(CHOOSE + target, commands, work, outputs, (SEARCH, BASELINES), inputs, folder=folders, estimate=seconds)
 
 
-def keeps_int8(plan: Plan, pick: Pick) -> bool:
-    """Whether no network met a bound, so that the result is the unpruned model in INT8."""
-    return isinstance(pick, MetricBound) and ChoiceRecord.read(plan.paths.choice(pick) / CHOICE).chosen is None
+def unpruned_export(plan: Plan, pick: Pick) -> ExportOptions | None:
+    """How the unpruned model is exported where no recovered network met a bound; None where one is the result."""
+    if not isinstance(pick, MetricBound):
+        return None
+    chosen = ChoiceRecord.read(plan.paths.choice(pick) / CHOICE).chosen
+    if chosen is None:
+        return ExportOptions(weight_format="int8")
+    return rounded(plan) if chosen == ROUNDED.expression else None
+
+
+def rounded(plan: Plan) -> ExportOptions:
+    """The options of the export by GPTQ."""
+    return ExportOptions(weight_format=str(plan.options.weight_format), calibration=plan.paths.train)
 
 
 def _known_trials(plan: Plan, bound: MetricBound) -> dict[str, Trial]:
@@ -112,17 +128,20 @@ def _candidates(plan: Plan) -> list[tuple[Pick, Subnetwork]]:
 
 
 def _try(plan: Plan, bound: MetricBound, pick: Pick, progress: Progress) -> Trial:
-    """Recover a candidate, export it, and score its answers; continues where it was stopped."""
-    paths, network, exported = plan.paths, plan.network(bound), plan.paths.choice(bound) / "model"
+    """Recover a candidate, and score it; continues where it was stopped."""
 
     def report(what: str, done: float | None) -> None:
         progress(f"{pick.expression}: {what}", done)
 
-    adapter = recovered_adapter(plan, bound, report)
+    source = open_source(str(recovered_adapter(plan, bound, report)), plan.paths.student)
+    return _score(plan, bound, pick, source, ExportOptions(weight_format=str(plan.options.weight_format)), report)
+
+
+def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: ExportOptions, report: Progress) -> Trial:
+    """Export a network, and score its answers."""
+    paths, network, exported = plan.paths, plan.network(bound), plan.paths.choice(bound) / "model"
     shutil.rmtree(exported, ignore_errors=True)
-    source = open_source(str(adapter), paths.student)
-    stored = ExportOptions(weight_format=str(plan.options.weight_format), verify=False)
-    export(source, source.select(None), exported, stored, report)
+    export(source, source.select(None), exported, replace(options, verify=False), report)
     data = plan.open_data(paths.held_out)
     assert isinstance(data, LanguageTask)
     measured = {NAMES["int8"]: paths.baseline("int8"), pick.file: exported}
@@ -132,7 +151,8 @@ def _try(plan: Plan, bound: MetricBound, pick: Pick, progress: Progress) -> Tria
     assert difference
     share = plan.start.sizes(network).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights
     removed = f"{len(network.removed)} blocks removed, " if network.removed else ""
-    described = "unpruned" if pick is UNPRUNED else f"{removed}{share:.2f}x linear weights"
+    names = {UNPRUNED: "unpruned", ROUNDED: "unpruned by GPTQ"}
+    described = names.get(pick) or f"{removed}{share:.2f}x linear weights"
     report(f"{described}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]\nnext", None)
     return Trial(pick.expression, described, difference)
 

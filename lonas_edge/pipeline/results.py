@@ -17,7 +17,7 @@ from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import vocabulary_of
 from lonas_edge.pipeline import measure
 from lonas_edge.pipeline.baselines import add_activation_groups, compared, compares_gptq, gptq_command, gptq_seconds
-from lonas_edge.pipeline.choice import CHOICE, ChoiceRecord, keeps_int8
+from lonas_edge.pipeline.choice import CHOICE, ChoiceRecord, unpruned_export
 from lonas_edge.pipeline.drafts import draft_remarks, drafted
 from lonas_edge.pipeline.measure import Qualities
 from lonas_edge.pipeline.plan import Plan
@@ -51,7 +51,7 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
     answering = dict([first, *draft_rows.items(), *others])
     trimmed = vocabulary_of(Path(paths.student)) if paths.trims else None
     tokens = trimmed.tokens_per_text if trimmed else 1.0
-    trimmed_rows = [name for name, target in targets.items() if not keeps_int8(plan, plan.picks[target])]
+    trimmed_rows = [name for name, target in targets.items() if not unpruned_export(plan, plan.picks[target])]
     latencies, bench = measure.latencies(measured, case, dict.fromkeys(trimmed_rows, tokens), progress)
     source = plan.unpruned
     data = plan.open_data(paths.held_out)
@@ -94,8 +94,10 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
 
 def _name(plan: Plan, target: str) -> str:
     """The name of a target's network in tables."""
-    unpruned = keeps_int8(plan, plan.picks[target])
-    name = "unpruned INT8" if unpruned else "compressed INT4" if plan.trained_for else "compressed INT8"
+    unpruned, width = unpruned_export(plan, plan.picks[target]), "INT4" if plan.trained_for else "INT8"
+    name = f"compressed {width}"
+    if unpruned:
+        name = f"unpruned {width} by GPTQ" if unpruned.calibration else "unpruned INT8"
     return f"{name} ({target})" if unpruned or len(plan.picks) > 1 else name
 
 
@@ -154,9 +156,12 @@ def _remarks(plan: Plan, targets: Mapping[str, str], qualities: Qualities) -> li
     if count < LEAST_EXAMPLES and plan.profile.kind.generates:
         remarks.append(f"{count} held-out examples say little about answers; {LEAST_EXAMPLES} or more are better.")
     for target, bound in plan.bounds.items():
-        if keeps_int8(plan, bound):
+        unpruned = unpruned_export(plan, bound)
+        if unpruned and not unpruned.calibration:
             remarks.append(f"No smaller network met {target}: the result is the unpruned model in INT8, exported as it is.")
             continue
+        if unpruned:
+            remarks.append(f"No recovered network met {target}: the result is the unpruned model in INT4 by GPTQ.")
         figures = qualities.get(bound.measure) or next(iter(qualities.values()))
         difference = next(figures[name].difference for name, each in targets.items() if each == target)
         assert difference

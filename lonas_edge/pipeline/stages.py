@@ -17,7 +17,7 @@ from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import compared, compares_gptq, export_baselines, export_gptq
-from lonas_edge.pipeline.choice import choose, keeps_int8, recovered_adapter
+from lonas_edge.pipeline.choice import choose, recovered_adapter, unpruned_export
 from lonas_edge.pipeline.drafts import drafts, train_draft
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.plan import NEW_RANK, SPACE_FILE, Paths, Plan, Request
@@ -159,7 +159,7 @@ def recover(plan: Plan, target: str) -> Step:
     """Train the network of a target with the unpruned model as its teacher.
 
     The network of an earlier target, or of a target in a metric, is trained already. The unpruned model in INT8 needs no
-    training: its directory is empty.
+    training, nor does the one by GPTQ: their directory is empty.
     """
     paths, options, pick = plan.paths, plan.recovery_options, plan.picks[target]
     output = paths.recovered(pick)
@@ -167,7 +167,7 @@ def recover(plan: Plan, target: str) -> Step:
     def work(progress: Progress) -> None:
         chosen, unpruned = plan.start.sizes(plan.network(pick)), plan.start.sizes(plan.start.unpruned)
         finished = chosen.parameters == unpruned.parameters and not options.weight_format and not paths.trims
-        if finished or keeps_int8(plan, pick):
+        if finished or unpruned_export(plan, pick):
             with OutputDirectory(output).open():
                 return
         if plan.profile.kind.generates and not isinstance(pick, MetricBound):
@@ -195,7 +195,7 @@ def export_network(plan: Plan, target: str) -> Step:
 
     def work(progress: Progress) -> None:
         source = open_source(str(recovered), student) if (recovered / CONFIG).exists() else plan.unpruned
-        stored = replace(options, weight_format="int8") if keeps_int8(plan, pick) else options
+        stored = unpruned_export(plan, pick) or options
         export(source, source.select(None), output, stored, progress)
 
     command = Command("lonas-edge export", options, {"": recovered, "model": student, "output": output})
@@ -205,7 +205,7 @@ def export_network(plan: Plan, target: str) -> Step:
         if (recovered / CONFIG).exists():
             return [command]
         files = {"": plan.paths.unpruned, "model": plan.paths.unpruned_base, "subnet": "maximal", "output": output}
-        stored = replace(options, weight_format="int8") if keeps_int8(plan, pick) else options
+        stored = unpruned_export(plan, pick) or options
         return [Command("lonas-edge export", stored, files)]
 
     return Step(EXPORT + target, [command], work, outputs, needs, chosen=chosen)

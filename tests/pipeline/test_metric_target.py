@@ -14,6 +14,9 @@ from tiny_models import TinySource
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.cli.compress import compress
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.export import export
+from lonas_edge.exporting.options import ExportOptions
+from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import choice, training
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Trial
@@ -100,9 +103,10 @@ def test_targets_in_the_same_metric_share_trials(
     assert tried == {TARGET: LEVELS[:3], "exact-match>=-3": [LEVELS[index] for index in (2, 4, 5)]}
 
 
-@pytest.mark.parametrize(("unpruned", "name", "stored"), [
-    (-1, "compressed INT4", "int4_sym"),
-    (-2, f"unpruned INT8 ({TARGET})", "int8"),
+@pytest.mark.parametrize(("unpruned", "rounded", "name"), [
+    (-1, None, "compressed INT4"),
+    (-2, -1, f"unpruned INT4 by GPTQ ({TARGET})"),
+    (-2, -2, f"unpruned INT8 ({TARGET})"),
 ])  # fmt: skip
 def test_the_unpruned_network_comes_before_int8(
     llama: TinySource,
@@ -111,31 +115,48 @@ def test_the_unpruned_network_comes_before_int8(
     quick: None,
     monkeypatch: pytest.MonkeyPatch,
     unpruned: float,
+    rounded: float | None,
     name: str,
-    stored: str,
 ) -> None:
-    """No pruned network meets the bound: the unpruned one in INT4 is tried, then the unpruned INT8 model is the result."""
+    """No pruned network meets the bound: the unpruned one is tried in INT4, recovered and by GPTQ, before it stays INT8."""
     tried = list[str]()
 
     def trial(_plan: object, _bound: object, pick: Pick, *_given: object) -> Trial:
         tried.append(pick.expression)
-        value = unpruned if pick.expression == "unpruned" else -9.0
+        value = {"unpruned": unpruned, "gptq": rounded or 0.0}.get(pick.expression, -9.0)
         return Trial(pick.expression, "", Interval(value, value, value))
 
     monkeypatch.setattr(choice, "_try", trial)
+    monkeypatch.setattr(choice, "_score", trial)
     options = {**QUICK, "target": TARGET, "weight_format": "int4_sym"}
     record = compress(llama.base, data=data, output=tmp_path / "out", **options)
 
-    assert "unpruned" in tried
+    assert tried[-2:] == ["unpruned", "gptq"] if rounded else tried[-1:] == ["unpruned"]
     ours = record.networks[-1]
-    assert (ours.name, ours.weight_format) == (name, stored)
+    assert (ours.name, ours.weight_format) == (name, "int8" if rounded == -2 else "int4_sym")
     assert not any(part.kept < part.full for layer in ours.removed for part in layer)
-    assert (tmp_path / "out/steps/recovered/exact-match-1/adapter_config.json").exists() == (stored == "int4_sym")
+    assert (tmp_path / "out/steps/recovered/exact-match-1/adapter_config.json").exists() == (rounded is None)
     commands = {step.name.split()[0]: step.command for step in record.steps}
-    assert bool(commands["recover"]) == (stored == "int4_sym")
-    lora, made = tmp_path / "out/steps/lora", tmp_path / "out/model"
-    of_unpruned = f"lonas-edge export {lora} --model {llama.base} --subnet maximal --output {made}"
-    assert (of_unpruned in commands["export"]) == (stored == "int8")
+    assert bool(commands["recover"]) == (rounded is None)
+    steps, made = tmp_path / "out/steps", tmp_path / "out/model"
+    of_unpruned = f"lonas-edge export {steps / 'lora'} --model {llama.base} --subnet maximal --output {made}"
+    assert (of_unpruned in commands["export"]) == (rounded is not None)
+    assert (f"--calibration {steps / 'data/train.jsonl'}" in commands["export"]) == (rounded == -1)
+    assert any("is the unpruned model in INT4 by GPTQ" in warning for warning in record.warnings) == (rounded == -1)
+
+
+@pytest.mark.slow
+def test_a_trial_by_gptq(llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is exported and scored: the result is that export."""
+    monkeypatch.setattr(choice, "_candidates", lambda _plan: [])
+    options = {**QUICK, "target": "exact-match>=-100", "weight_format": "int4_sym"}
+    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+    [trial] = record.trials["exact-match>=-100"]
+    assert (trial.pick, trial.network) == ("gptq", "unpruned by GPTQ") and -100 <= trial.difference.value <= 100
+    source, expected = open_source(str(tmp_path / "out/steps/lora"), str(llama.base)), tmp_path / "expected"
+    calibration = tmp_path / "out/steps/data/train.jsonl"
+    export(source, source.select(None), expected, ExportOptions(weight_format="int4_sym", calibration=calibration))
+    assert (expected / "openvino_model.bin").read_bytes() == (tmp_path / "out/model/openvino_model.bin").read_bytes()
 
 
 def test_an_unpruned_trial_is_trained_exported_and_scored(

@@ -127,7 +127,7 @@ def _drafted(name: str, inputs: Inputs) -> Variant:
     assert inputs.options.draft  # `_problems`
     draft = open_draft(inputs.options.draft, inputs.exported)
     alone = _subnet(name, inputs)
-    properties = {**alone.properties, **draft.properties(alone.device)}
+    properties = {**draft.properties(alone.device), **alone.properties}
     return replace(alone, draft=draft.folder, num_assistant_tokens=draft.num_assistant_tokens, properties=properties)
 
 

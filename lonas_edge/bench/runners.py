@@ -116,8 +116,7 @@ class GenaiRunner(Runner):
             scheduler.max_num_batched_tokens = 2**31  # LLMPipeline's default: the prompt in one pass
             options["scheduler_config"] = scheduler
         if variant.draft:
-            precision = {name: value for name, value in options.items() if name == "INFERENCE_PRECISION_HINT"}
-            options["draft_model"] = openvino_genai.draft_model(variant.draft, variant.device, **precision)
+            options["draft_model"] = openvino_genai.draft_model(variant.draft, variant.device)
         self._loaded = openvino_genai.LLMPipeline(variant.path, variant.device, **options)
 
     def run(self, prompts: Prompts, new_tokens: int) -> Timing:

@@ -8,7 +8,7 @@ _USE = """\
 ```python
 import openvino_genai
 
-draft = openvino_genai.draft_model("{draft}", "CPU"{properties})
+draft = openvino_genai.draft_model("{draft}", "CPU")
 pipe = openvino_genai.LLMPipeline("{model}", "CPU", draft_model=draft{properties})
 print(pipe.generate("The sun is", max_new_tokens=32, num_assistant_tokens={tokens}))
 ```

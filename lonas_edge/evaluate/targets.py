@@ -151,7 +151,12 @@ def _exported(folder: Path, run: RunOptions) -> list[Target]:
     )
     if draft is None:
         return [target]
-    conditions = {**target.conditions, "draft": _hash_files(draft.folder), "proposed": draft.num_assistant_tokens}
+    conditions = {
+        **target.conditions,
+        "draft": _hash_files(draft.folder),
+        "proposed": draft.num_assistant_tokens,
+        "precision": draft.precision,
+    }
     return [target, replace(target, name=target.name + DRAFTED, conditions=conditions, load=partial(load, draft))]
 
 

@@ -20,7 +20,7 @@ from lonas_edge.schema import Record
 PRECISION = "INFERENCE_PRECISION_HINT"
 LEAST_GAIN = 0.1  # share of TPOT that a draft must save
 _PROPOSED = 5  # tokens, of a draft without a record of ours
-_COMPILED_TOKENIZER = "openvino_tokenizer.bin"
+_VOCABULARY = "openvino_detokenizer.bin"  # the tokenizer's file also has the padding side, which exporters choose
 _STATE = re.compile(r'variable_id="([^"]*)"')
 _CACHE = re.compile(r"past_key_values|\.key\b|\.value\b")  # names of the states of keys and values
 
@@ -68,8 +68,9 @@ class DraftRecord(Record):
 
     @property
     def pays(self) -> bool:
-        """Whether it saves enough, compared with the model alone at the same precision."""
-        return self.best.tpot_ratio[0] <= (1 - LEAST_GAIN) * self.speed(0).tpot_ratio[0]
+        """Whether it saves enough, compared with the model alone at the precision that is faster for it."""
+        alone = min(each.tpot_ratio[0] for each in self.speeds if not each.num_assistant_tokens)
+        return self.best.tpot_ratio[0] <= (1 - LEAST_GAIN) * alone
 
     @property
     def properties(self) -> dict[str, str]:
@@ -100,11 +101,10 @@ class Draft:
     precision: str | None = None  # INFERENCE_PRECISION_HINT of both models on a CPU; None for the processor's default
 
     def options(self, device: str) -> dict[str, Any]:
-        """Arguments of openvino_genai's pipelines."""
+        """Arguments of openvino_genai's pipelines, which compile the draft with the properties of the model."""
         import openvino_genai
 
-        properties = self.properties(device)
-        return {"draft_model": openvino_genai.draft_model(self.folder, device, **properties), **properties}
+        return {"draft_model": openvino_genai.draft_model(self.folder, device), **self.properties(device)}
 
     def properties(self, device: str) -> dict[str, str]:
         """Properties of both models; the precision was measured on a CPU."""
@@ -132,13 +132,13 @@ def open_draft(folder: Path, exported: Exported) -> Draft:
 
 
 def _tokenizer_differences(model: Path, draft: Path) -> list[str]:
-    """List differences of two tokenizers; a draft of ours only has the model's own for openvino_genai, the same file."""
-    compiled = [folder / _COMPILED_TOKENIZER for folder in (model, draft)]
-    if all(path.exists() for path in compiled):
-        if sha256(compiled[0]) == sha256(compiled[1]):
+    """List differences of two tokenizers; a draft of ours only has the model's own files for openvino_genai."""
+    vocabularies = [folder / _VOCABULARY for folder in (model, draft)]
+    if all(path.exists() for path in vocabularies):
+        if sha256(vocabularies[0]) == sha256(vocabularies[1]):
             return []
         if load_tokenizer(draft) is None:
-            return [f"{_COMPILED_TOKENIZER}: not the same file"]
+            return [f"{_VOCABULARY}: not the same tokens"]
     return tokenizer_differences(*(require_tokenizer(folder, "a draft") for folder in (model, draft)))
 
 

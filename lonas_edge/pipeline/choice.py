@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from lonas_edge.commands import Command
 from lonas_edge.data.language import LanguageTask
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answer_metrics import identity
 from lonas_edge.evaluate.answers import FILE
 from lonas_edge.exporting.export import export
@@ -80,10 +81,7 @@ def choose(plan: Plan, target: str) -> Step:
         chosen, network = candidates[low] if low >= 0 else (None, plan.start.select("maximal"))
         SubnetworkRecord.of(network).write(paths.subnetwork(bound))
         if not chosen and plan.trained_for and not paths.trims:
-            known = _known_trials(plan, bound)
-            trials[-1] = known.get(ROUNDED.file) or _score(plan, bound, ROUNDED, plan.unpruned, rounded(plan), progress)
-            TrialsRecord({**known, ROUNDED.file: trials[-1]}).write(folder / TRIALS)
-            chosen = ROUNDED if trials[-1].difference.value >= bound.bound else None
+            chosen = _round(plan, bound, trials, progress)
         record = ChoiceRecord(chosen.expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
         record.write(folder / CHOICE)
 
@@ -155,6 +153,20 @@ def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: 
     described = names.get(pick) or f"{removed}{share:.2f}x linear weights"
     report(f"{described}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]\nnext", None)
     return Trial(pick.expression, described, difference)
+
+
+def _round(plan: Plan, bound: MetricBound, trials: dict[int, Trial], progress: Progress) -> Pick | None:
+    """Try the unpruned network by GPTQ. A failure, such as too few examples, costs this trial, not the run."""
+    known = _known_trials(plan, bound)
+    try:
+        trials[-1] = known.get(ROUNDED.file) or _score(plan, bound, ROUNDED, plan.unpruned, rounded(plan), progress)
+    except LonasEdgeError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        progress(f"GPTQ failed: {error}\nnext", None)
+        return None
+    TrialsRecord({**known, ROUNDED.file: trials[-1]}).write(plan.paths.choice(bound) / TRIALS)
+    return ROUNDED if trials[-1].difference.value >= bound.bound else None
 
 
 def recovered_adapter(plan: Plan, pick: Pick, progress: Progress) -> Path:

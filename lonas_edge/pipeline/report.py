@@ -95,8 +95,8 @@ def _drafted(record: CompressRecord) -> list[str]:
         return []
     gains = [f"{network.name} {interval(network.latency['tpot'].ratio, 2, unit='x')}" for network in rows]
     return [
-        f"TPOT with the draft, compared with {record.networks[0].name}: {', '.join(gains)}. Take {rows[0].name} where no "
-        f"accuracy may be lost, {rows[-1].name} for the least time."
+        f"TPOT with the draft, compared with {record.networks[0].name}: {', '.join(gains)}. Take {rows[0].name} for the "
+        f"least loss of accuracy, {rows[-1].name} for the least time."
     ]
 
 

@@ -127,6 +127,9 @@ def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
 
     def work(progress: Progress) -> None:
         search(make_plan(plan.start, replace(options, picks=tuple(picks))), progress)
+        for target, pick in plan.picks.items():
+            if plan.profile.kind.generates and not isinstance(pick, MetricBound):
+                _refuse_destroyed(plan, target)
 
     values: dict[str, Any] = {"weight-format": plan.options.weight_format}
     if COSTS[str(options.cost)].timed:
@@ -138,7 +141,7 @@ def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
 
 
 def _refuse_destroyed(plan: Plan, target: str) -> None:
-    """Refuse to recover a network that is too far from the unpruned one, and name the closest one and other means."""
+    """Refuse a network that is too far from the unpruned one, and name the closest one and other means."""
     record = SearchRecord.read(plan.paths.work / "search" / SEARCH_FILE)
     [number] = [each.evaluation for each in record.picks if each.file == plan.picks[target].file]
     [maximal] = [each.evaluation for each in record.named if each.name == "maximal"]
@@ -147,11 +150,12 @@ def _refuse_destroyed(plan: Plan, target: str) -> None:
         return
     closest = min(each.cost for each in record.evaluations if each.quality <= FURTHEST) / whole
     config, total = plan.start.architecture.config, plan.start.sizes(plan.start.unpruned).bytes[str(plan.options.weight_format)]
+    share = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2) / total  # in INT8
+    trim = "" if plan.paths.trims else f"a trimmed vocabulary, which has {share:.0%} of the bytes, or "
     raise LonasEdgeError(
-        f"--target {target}: the network that meets it is at a KL divergence of {distance:.1f} nats from the unpruned one. No "
+        f"target {target}: the network that meets it is at a KL divergence of {distance:.1f} nats from the unpruned one. No "
         f"recovery from more than {FURTHEST:g} nats is known to restore answers. The most pruned network below that has "
-        f"{closest:.2f}x the {COSTS[record.cost].title} of the unpruned one; relax the target. Other means: --vocabulary auto "
-        f"(the vocabulary has {config.vocab_size * config.hidden_size / total:.0%} of the bytes), or a draft model."
+        f"{closest:.2f}x the {COSTS[record.cost].title} of the unpruned one. Relax the target. Other means: {trim}a draft."
     )
 
 
@@ -171,7 +175,7 @@ def recover(plan: Plan, target: str) -> Step:
             with OutputDirectory(output).open():
                 return
         if plan.profile.kind.generates and not isinstance(pick, MetricBound):
-            _refuse_destroyed(plan, target)
+            _refuse_destroyed(plan, target)  # a repeated command, too, for which the search is done
         adapter = recovered_adapter(plan, pick, progress)
         with OutputDirectory(output).open() as folder:
             shutil.copytree(adapter, folder, copy_function=link, dirs_exist_ok=True)

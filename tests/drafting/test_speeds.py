@@ -48,12 +48,13 @@ def test_a_draft_pays_from_a_tenth_on(ratio: float, pays: bool) -> None:
     assert ("No number of proposed tokens saves 10%" in record.verdict) is not pays
 
 
-@pytest.mark.parametrize(("ratio", "pays"), [(0.72, True), (0.73, False)])
-def test_a_draft_pays_at_its_own_precision(ratio: float, pays: bool) -> None:
-    """In f32 the model alone has 0.8x TPOT: the draft saves a tenth of that."""
-    rows = ((0, None, 1.0), (3, None, 0.95), (0, "f32", 0.8), (3, "f32", ratio))
+@pytest.mark.parametrize(
+    ("alone", "ratio", "pays"), [(0.8, 0.72, True), (0.8, 0.73, False), (1.2, 0.9, True), (1.2, 0.91, False)]
+)
+def test_a_draft_saves_a_tenth_of_the_faster_precision(alone: float, ratio: float, pays: bool) -> None:
+    rows = ((0, None, 1.0), (3, None, 1.3), (0, "f32", alone), (3, "f32", ratio))
     speeds = tuple(DraftSpeed(n, 5.0, 50.0, (r, r, r), (r, r, r), 1.5, 1.0, precision) for n, precision, r in rows)
     record = DraftRecord({}, 3, speeds, {}, 0.4, 100, {}, "f32")
     assert record.pays is pays
-    assert f"{ratio:.2f}x TPOT in f32 (without the draft 0.80x)" in record.verdict
+    assert f"{ratio:.2f}x TPOT in f32 (without the draft {alone:.2f}x)" in record.verdict
     assert record.properties == {"INFERENCE_PRECISION_HINT": "f32"}

@@ -54,7 +54,7 @@ def test_a_draft_that_pays(llama: TinySource, data: Path, tmp_path: Path, monkey
         assert drafted.quality["exact-match"].difference is not None
         assert (drafted.folder, drafted.file_bytes) == (None, by_name[name].file_bytes)
     assert len(record.table().rows) == 5
-    assert f"Take {BASELINE} + draft where no accuracy may be lost, {OURS} + draft for the least time." in summary(record)[-1]
+    assert f"Take {BASELINE} + draft for the least loss of accuracy, {OURS} + draft for the least time." in summary(record)[-1]
     [step] = [step for step in record.steps if step.name == "draft"]
     assert step.command.startswith(f"lonas-edge draft {out / 'model'} --data {out / 'steps/data/train.jsonl'}")
 

@@ -145,6 +145,19 @@ def test_the_unpruned_network_comes_before_int8(
     assert any("is the unpruned model in INT4 by GPTQ" in warning for warning in record.warnings) == (rounded == -1)
 
 
+def test_gptq_that_fails_costs_its_trial_alone(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_given: object) -> Trial:
+        raise LonasEdgeError("too few examples")
+
+    monkeypatch.setattr(choice, "_candidates", lambda _plan: [])
+    monkeypatch.setattr(choice, "_score", fails)
+    options = {**QUICK, "target": TARGET, "weight_format": "int4_sym"}
+    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+    assert (record.networks[-1].name, record.trials[TARGET]) == (f"unpruned INT8 ({TARGET})", ())
+
+
 @pytest.mark.slow
 def test_a_trial_by_gptq(llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is exported and scored: the result is that export."""

@@ -2,13 +2,14 @@
 
     python benchmarks/drafts.py int8 int8+draft8 int4 int4+draft4 --data test.jsonl --output benchmarks/results/drafts.json
 
-A `+` joins a model and its draft, which runs with its own number of proposed tokens and precision. The first model is also
-timed in f32.
+A `+` joins a model and its draft, which runs with its own number of proposed tokens and precision, and with those of
+--proposed. The first model is also timed in f32.
 """
 
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from lonas_edge.bench.answers import Answerer, time_answers
@@ -27,6 +28,7 @@ def main() -> None:
     """Time all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
+    parser.add_argument("--proposed", type=int, nargs="*", default=[])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -37,7 +39,10 @@ def main() -> None:
         model, _, draft = name.partition("+")
         opened = open_draft(Path(draft), open_exported(Path(model), ours=False)) if draft else None
         shown = Path(model).name + (" + draft" if draft else "")
-        answerers[shown] = Answerer(Path(model), prompts.limit, opened).answer
+        answerer = Answerer(Path(model), prompts.limit, opened)
+        answerers[shown] = answerer.answer
+        for number in arguments.proposed if draft else ():
+            answerers[f"{shown}, {number} proposed"] = partial(answerer.answer, proposed=number)
     timed = time_answers(answerers, prompts.tokens[:PROMPTS], silent)
     rows = {name: asdict(speed_of(0, None, answers, timed[first.name])) for name, answers in timed.items()}
     record = {"conditions": {**describe("CPU"), "versions": versions(("openvino", "openvino-genai"))}, "rows": rows}

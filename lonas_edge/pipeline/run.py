@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
+
 from lonas_edge.bench import machine
 from lonas_edge.drafting.card import DRAFT_SECTION, draft_section
 from lonas_edge.errors import LonasEdgeError
@@ -41,6 +43,7 @@ from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 STEPS = "steps"
 LEAST_FITTING = 8  # held-out examples
+_LIBRARIES, _WEIGHT = 10**9, 4  # bytes of memory at least: of the libraries; of a weight and its teacher's, in 16 bits
 Announce = Callable[[list[Step], dict[str, int]], None]
 
 
@@ -210,6 +213,7 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
         return earlier
     if not earlier and not options.dry_run:
         OutputDirectory(options.output).check_space(request.disk_bytes)
+    _check_memory(request)
     precision = earlier.precision if earlier else None
     with TemporaryDirectory(prefix="lonas-edge-") as folder:
         base = paths.base
@@ -223,6 +227,19 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
         recovery = TrainOptions(template=options.template, max_length=options.max_length, weight_format=qat)
         timed = time_steps(request.profile, base, paths.train, batch, recovery, precision, progress)
     return replace(timed, inputs=inputs)
+
+
+def _check_memory(request: Request) -> None:
+    """Refuse a model whose weights do not fit, before timed steps that the system would kill without a message."""
+    parameters, available = request.source.sizes(request.source.unpruned).parameters, psutil.virtual_memory().available
+    needed, fitting = _LIBRARIES + _WEIGHT * parameters, max(0, available - _LIBRARIES) // _WEIGHT
+    if needed > available:
+        raise LonasEdgeError(
+            f"{request.source.base.folder}: training takes at least {needed / 1e9:.1f} GB of memory for "
+            f"{parameters // 10**6:,} million parameters and a teacher of this size; {available / 1e9:.1f} GB are available. "
+            "Close other programs, take a machine with more memory, or a model of less than "
+            f"{fitting // 10**6:,} million parameters."
+        )
 
 
 def _name_only(source: str, destination: str) -> None:

@@ -18,6 +18,7 @@ DEFAULT_EPOCHS = 3.0
 MOST_EPOCHS = 5
 _CHECKS = 3  # evaluations per epoch
 _LEAST_GAIN = 0.05  # share by which an epoch must lower the held-out loss for another one
+_LEARNED = 0.001  # share of the first held-out loss at which nothing is left to learn
 _DECAY = 1 / 3  # steps of the decay, relative to those before it
 
 
@@ -25,8 +26,9 @@ class Plateau:
     """Decides when a training with `--epochs auto` ends. Equal losses give equal decisions, so a resumed training repeats them.
 
     The learning rate stays constant after the warm-up, so that it need not know the end. When an epoch lowers the held-out loss
-    by less than a twentieth, the rate falls linearly to 0 in a third of the steps so far, and the training ends there. The
-    schedule is called warm-up, stable, decay (Hu et al., arXiv 2404.06395; Hägele et al., 2405.18392).
+    by less than a twentieth, or the loss is a thousandth of the first, the rate falls linearly to 0 in a third of the steps so
+    far, and the training ends there. The schedule is called warm-up, stable, decay (Hu et al., arXiv 2404.06395; Hägele et al.,
+    2405.18392).
 
     Attributes:
         every: Steps between two evaluations.
@@ -50,8 +52,9 @@ class Plateau:
         before = [value for at, value in self._losses.items() if at <= step - _CHECKS * self.every]
         epoch = [value for at, value in self._losses.items() if at > step - _CHECKS * self.every]
         stalled = bool(before) and not min(epoch) < (1 - _LEAST_GAIN) * min(before)
-        if stalled or step + self.every > self._latest:
-            self.decay = step if stalled else max(step, self._latest)
+        learned = len(self._losses) > 1 and loss <= _LEARNED * next(iter(self._losses.values()))
+        if stalled or learned or step + self.every > self._latest:
+            self.decay = step if stalled or learned else max(step, self._latest)
             self.end = min(self.end, self.decay + max(1, math.ceil(_DECAY * self.decay)))
 
     def read(self, log: Iterable[Mapping[str, Any]]) -> None:

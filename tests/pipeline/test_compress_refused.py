@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pipeline_runs import QUICK, Finished, forbidden, plan_steps
+from safetensors.torch import load_file
 from tiny_models import TinyModels, TinySource
 
 from lonas_edge.cli.compress import compress
@@ -99,6 +101,19 @@ def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: N
     with pytest.raises(LonasEdgeError, match="not enough disk space"):
         compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=2 * needed))
+    with pytest.raises(AssertionError):  # accepted: steps are timed
+        compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
+
+
+def test_too_little_memory(llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One gigabyte and four bytes for each weight of the file are the least: refused before any step is timed."""
+    weights = sum(tensor.numel() for tensor in load_file(llama.base / "model.safetensors").values())
+    least = 10**9 + 4 * weights
+    monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", forbidden)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=least - 1))
+    with pytest.raises(LonasEdgeError, match=r"at least 1\.0 GB of memory for 0 million parameters .* 1\.0 GB are available"):
+        compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=least))
     with pytest.raises(AssertionError):  # accepted: steps are timed
         compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
 

@@ -41,6 +41,17 @@ def test_later_losses_change_nothing() -> None:
     assert (plateau.decay, plateau.end) == (15, end)
 
 
+def test_the_training_ends_a_third_later_at_a_thousandth_of_the_first_loss() -> None:
+    plateau = after(3.0, 0.01, 0.0031)
+
+    assert plateau.decay is None
+
+    plateau.add(12, 0.003)
+
+    assert (plateau.decay, plateau.end) == (12, 16)
+    assert after(0.0, 0.0).decay == 6  # the first loss alone ends nothing
+
+
 def test_the_decay_begins_in_time_for_five_epochs() -> None:
     plateau = after(*(0.9**number for number in range(11)))
 

@@ -148,5 +148,5 @@ def activation_group(widths: Iterable[int], weight_group: int) -> int | None:
 
 
 INTEGER_FORMATS = tuple(name for name, known in FORMATS.items() if known.mode)
-DEFAULT_FORMAT = "int8_sym"  # as accurate as int8, and faster on every processor measured: docs/benchmarks/weight-formats.md
+DEFAULT_FORMAT = "int8_sym"  # as accurate as int8, and never slower: docs/benchmarks/quantization.md
 METHOD = "gptq"  # of compression on data, the most accurate: docs/benchmarks/quantization.md, docs/benchmarks/vocabulary.md

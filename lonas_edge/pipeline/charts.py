@@ -71,7 +71,7 @@ def kept_parts(network: Network, index: int) -> Any:
         axis.bar(list(parts), [1.0] * len(parts), color="lightgray")
         axis.bar(list(parts), [part.kept / max(part.full, 1) for part in parts.values()], color=_look(index)["color"])
         removed = sum(part.kept == 0 for part in parts.values())
-        axis.set_title(f"{kind}: {removed} of {len(parts)} blocks removed", loc="left", fontsize="medium")
+        axis.set_title(f"{kind.replace('mlp', 'MLP')}: {removed} of {len(parts)} blocks removed", loc="left", fontsize="medium")
         axis.set(yticks=[0, 1], yticklabels=["0 %", "100 %"])
     axes[-1].set_xlabel("layer")
     return figure

@@ -68,7 +68,7 @@ class CompressOptions(Options):
     vocabulary: Annotated[str, AfterValidator(_vocabulary)] = option(
         KEEP,
         metavar="keep|auto|N",
-        help="Tokens to keep: keep all, N, or auto: the fewest that add at most 3 % tokens to a text.",
+        help="Tokens to keep: keep all, N, or auto: 8192 or more, as few as add at most 3 % tokens to a text.",
     )
     metric: str | None = option(None, panel="Data", metavar="NAME|FILE.py:FUNCTION", help=METRIC_HELP, unset=METRIC_UNSET)
     eval_data: UserPath | None = option(

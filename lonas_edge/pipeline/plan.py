@@ -222,7 +222,7 @@ class Plan(Request):
     def search_options(self) -> SearchOptions:
         """Options of the search."""
         blocks = self.source.architecture.blocks.values()
-        removable = sum(block.kind == self.profile.block for block in blocks)
+        removable = sum(block.kind in self.profile.blocks for block in blocks)
         least, most = self.profile.prompts
         prompts = max(least, min(most, round(self.profile.search_tokens / self.probe.tokens)))
         return SearchOptions(

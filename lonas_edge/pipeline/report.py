@@ -138,14 +138,15 @@ def _advice(record: CompressRecord, network: Network) -> str:
 def _removed(record: CompressRecord, network: Network) -> str:
     """State what was removed, such as `9 of 30 attention blocks removed`."""
     stated = []
-    removed = sum(all(part.kept == 0 for part in layer) for layer in network.removed)
+    whole = [layer for layer in network.removed if all(part.kept == 0 for part in layer)]
     parts = [part for layer in network.removed for part in layer]
-    if removed:
-        stated.append(f"{removed} of {len(network.removed)} layers removed")
+    if whole and sum(map(len, whole)) == sum(part.kept == 0 for part in parts):
+        stated.append(f"{len(whole)} of {len(network.removed)} layers removed")
     else:
         for kind in dict.fromkeys(part.kind for part in parts):
             kept = [part.kept for part in parts if part.kind == kind]
-            stated += [f"{kept.count(0)} of {len(kept)} {kind} blocks removed"] if 0 in kept else []
+            name = kind.replace("mlp", "MLP")
+            stated += [f"{kept.count(0)} of {len(kept)} {name} blocks removed"] if 0 in kept else []
     stated += ["widths reduced"] if any(0 < part.kept < part.full for part in parts) else []
     stated += ["vocabulary trimmed"] if record.tokens_per_text != 1 and not network.name.startswith("unpruned") else []
     return ", ".join(stated) or "nothing was removed"

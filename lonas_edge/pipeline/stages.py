@@ -108,16 +108,22 @@ def write_space(plan: Plan) -> Step:
 
     files: dict[str, Any] = {"model": paths.base, "output": paths.space}
     files |= {"adapter": paths.unpruned} if paths.unpruned_base else {"ranks": NEW_RANK}
-    files |= {"depth": plan.profile.block, "ratios": 1}
+    files |= {"depth": _kinds(plan.source, plan.profile), "ratios": 1}
     command = Command("lonas-edge space", None, files)
     return Step(SPACE, [command], work, (SPACE_FILE,), (LORA,) if paths.trains_lora else (), plan.inputs)
 
 
 def _make_space(source: Source, profile: Profile) -> dict[str, Any]:
-    """As `space --depth KIND --ratios 1` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
+    """As `space --depth KINDS --ratios 1` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
     architecture, ranks = source.architecture, source.ranks()
-    blocks = removable_blocks(architecture, (profile.block,), str(source.base.folder))
+    blocks = removable_blocks(architecture, _kinds(source, profile), str(source.base.folder))
     return generate_space(architecture, (1.0,), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None)
+
+
+def _kinds(source: Source, profile: Profile) -> tuple[str, ...]:
+    """The kinds of blocks that may be removed; of a model without any of them all, for the error."""
+    known = {block.kind for block in source.architecture.blocks.values()}
+    return tuple(kind for kind in profile.blocks if kind in known) or profile.blocks
 
 
 def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:

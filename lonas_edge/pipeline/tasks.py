@@ -14,7 +14,7 @@ from lonas_edge.search.cost import CostSettings, context_errors
 from lonas_edge.tables import MISSING
 from lonas_edge.training.options import AUTO
 
-_ATTENTION, _LAYER = BLOCK_KINDS[0], BLOCK_KINDS[2]
+_ATTENTION, _MLP, _LAYER = BLOCK_KINDS[:3]
 
 
 class Column(NamedTuple):
@@ -39,7 +39,7 @@ class Profile:
     name: str  # in records and messages
     kind: ModelKind
     adapts: bool  # whether a base model is fine-tuned first; other models are finished, and are compressed as they are
-    block: str  # kind of the blocks that the search removes
+    blocks: tuple[str, ...]  # kinds of the blocks that the search removes
     target: str  # `auto`
     weight_format: str  # of the result
     prompt_len: int  # tokens of the latencies
@@ -64,7 +64,7 @@ LANGUAGE_MODEL = Profile(
     name=CAUSAL_LM.name,
     kind=CAUSAL_LM,
     adapts=True,
-    block=_ATTENTION,
+    blocks=(_ATTENTION, _MLP),
     target="kl<=0.02",  # of texts, and of too few answers for a metric: docs/benchmarks/compress.md
     weight_format="int4_sym",  # trained for, at equal accuracy faster than INT8: docs/benchmarks/recovery.md
     prompt_len=256,
@@ -91,7 +91,7 @@ EMBEDDING_MODEL = Profile(
     name=EMBEDDING.name,
     kind=EMBEDDING,
     adapts=False,
-    block=_LAYER,
+    blocks=(_LAYER,),
     target="kl<=0.2",  # two of MiniLM's six layers (0.169): docs/benchmarks/embeddings.md
     weight_format="int8_sym",  # INT4 is no faster: docs/benchmarks/embeddings.md
     prompt_len=128,

@@ -2,8 +2,9 @@
 
 Warm start: maximal, heuristic and minimal, then knapsack solutions for the picks and for a ladder of budgets.
 
-Greedy removal: remove the block that costs least in the network without those already removed. Costs rarely fall when more
-blocks are removed. So only the block that was cheapest when it was last measured is evaluated again (lazy greedy, Minoux 1978).
+Greedy removal: remove the block that loses least for what it saves, in the network without those already removed. Losses rarely
+fall when more blocks are removed. So only the block that was best when it was last measured is evaluated again (lazy greedy,
+Minoux 1978).
 
 Refinement: move widths between two groups at nearly the same cost. Picks come first. The table of the maximal network predicts
 little for a network with many cuts, so a table is measured around the best network of each pick, and its most promising moves
@@ -135,12 +136,15 @@ def _silent_output() -> Iterator[None]:
         os.close(null)
 
 
-def greedy_proposer(dimensions: Dimensions, table: Sensitivity, met: Callable[[Widths, float], bool]) -> Propose:
+def greedy_proposer(
+    dimensions: Dimensions, table: Sensitivity, cost: CostFunction, met: Callable[[Widths, float], bool]
+) -> Propose:
     """Make the function that proposes the next network of a greedy removal.
 
     Args:
         dimensions: The dimensions of the search: blocks alone.
         table: The KL of each block removed alone.
+        cost: The searched cost, of which each block saves a part.
         met: Whether a network is small enough, or its quality bad enough, so that the removal ends.
     """
     alone = {dim: table[index][1] for dim, index in enumerate(dimensions.searched)}
@@ -148,19 +152,21 @@ def greedy_proposer(dimensions: Dimensions, table: Sensitivity, met: Callable[[W
     def without(removed: Sequence[int]) -> Widths:
         return dimensions.widths([int(dim in removed) for dim in alone])
 
+    saved = {dim: max(cost(dimensions.maximal) - cost(without([dim])), 1e-12) for dim in alone}
+
     def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
         quality = {evaluation.widths: evaluation.quality for evaluation in evaluations}
-        costs, removed = dict(alone), list[int]()
-        while costs and without(removed) in quality and not met(without(removed), quality[without(removed)]):
-            candidates = {dim: without([*removed, dim]) for dim in costs}
+        losses, removed = {dim: loss / saved[dim] for dim, loss in alone.items()}, list[int]()
+        while losses and without(removed) in quality and not met(without(removed), quality[without(removed)]):
+            candidates = {dim: without([*removed, dim]) for dim in losses}
             measured = [dim for dim, widths in candidates.items() if widths in quality]
-            costs |= {dim: quality[candidates[dim]] - quality[without(removed)] for dim in measured}
-            best = min(costs, key=costs.__getitem__)
+            losses |= {dim: (quality[candidates[dim]] - quality[without(removed)]) / saved[dim] for dim in measured}
+            best = min(losses, key=losses.__getitem__)
             if best in measured:
                 removed.append(best)
-                del costs[best]
+                del losses[best]
                 continue
-            unknown = [dim for dim in sorted(costs, key=costs.__getitem__) if candidates[dim] not in known]
+            unknown = [dim for dim in sorted(losses, key=losses.__getitem__) if candidates[dim] not in known]
             return (candidates[unknown[0]], "greedy") if unknown else None  # else other workers evaluate all of them
         return None
 

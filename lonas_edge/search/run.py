@@ -178,7 +178,7 @@ class _Search:
             small = all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
             return bool(plan.picks) and small and not any(pick.meets(quality, quality) for pick in bounds)
 
-        proposers = [proposals.greedy_proposer(dimensions, table, met)] if dimensions.only_blocks else []
+        proposers = [proposals.greedy_proposer(dimensions, table, cost, met)] if dimensions.only_blocks else []
         if not plan.only_greedy:
             proposers.append(proposals.pick_proposer(dimensions, aims, around))
             proposers.append(proposals.front_proposer(dimensions, table, cost))

@@ -173,7 +173,8 @@ class ModelVocabulary:
 def choose_size(base: str, data: Path, vocabulary: str, prompt: str | None) -> int | None:
     """Return the number of tokens to keep, for `--vocabulary`: a number, or `auto`; None keeps those of the data alone.
 
-    `auto` is the smallest of `SIZES` that adds few tokens to a text, else the largest.
+    `auto` is the smallest of `SIZES` that adds few tokens to a text, else the largest: words that the data lack are common
+    tokens rather than bytes. A vocabulary below all of them is cut to the tokens of the data.
 
     Raises:
         LonasEdgeError: If `trim` would refuse the tokenizer or the size.
@@ -183,6 +184,7 @@ def choose_size(base: str, data: Path, vocabulary: str, prompt: str | None) -> i
         size: int | None = int(vocabulary)
     else:
         smaller = opened.sizes()[:-1]
+        smaller = [each for each in smaller if each.tokens in SIZES] or smaller
         size = min((each.tokens for each in smaller if each.tokens_per_text <= MOST_TOKENS), default=None)
         size = size or max((each.tokens for each in smaller), default=None)
         everything = sum(number < opened.rows for number in opened.file.tokens)

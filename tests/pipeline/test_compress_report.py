@@ -83,6 +83,9 @@ def test_the_summary() -> None:
     layers = ((Part("attention", 0, 9), Part("mlp", 0, 8)), (Part("attention", 9, 9), Part("mlp", 6, 8)))
     made = record(network("a"), compressed("b", 13.0, 0.0, removed=layers), tokens_per_text=1.1)
     assert summary(made)[-1].startswith("b: 1 of 2 layers removed, widths reduced, vocabulary trimmed. For")
+    layers = ((Part("attention", 0, 9), Part("mlp", 0, 8)), (Part("attention", 0, 9), Part("mlp", 8, 8)))
+    made = record(network("a"), compressed("b", 13.0, 0.0, removed=layers))
+    assert summary(made)[-1].startswith("b: 2 of 2 attention blocks removed, 1 of 2 MLP blocks removed. For")
     assert "b: nothing was removed." in summary(record(network("a"), compressed("b", 13.0, 0.0, removed=())))[-1]
     assert "0.69x the MACs of the unpruned network" in summary(replace(realistic(), cost="macs"))[-1]
 

@@ -1,6 +1,7 @@
 """Greedy removal: the path of an exhaustive greedy search, with fewer evaluations."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -13,7 +14,9 @@ ALONE = (3.0, 0.3, 0.1, 0.2, 0.5)
 PAIRS = {(1, 2): 0.9, (2, 3): 0.05, (3, 4): 0.6}  # what two blocks cost more together
 SPACE = SearchSpace(tuple(Group((Member(f"{i}", "block", f"{i}"),), BLOCK_WIDTHS) for i in range(5)))
 DIMENSIONS = Dimensions(SPACE, tuple(range(5)))
-TABLE = tuple((0.0, cost) for cost in ALONE)
+TABLE = tuple((0.0, loss) for loss in ALONE)
+SAVED = (9.0, 1.0, 1.0, 4.0, 1.0)  # by removing a block: a cost
+EQUAL = (1.0,) * 5
 
 
 def quality(removed: tuple[int, ...]) -> float:
@@ -25,9 +28,10 @@ def removed_of(widths: Widths) -> tuple[int, ...]:
     return tuple(index for index, width in enumerate(widths) if not width)
 
 
-def proposals(count: int) -> list[tuple[int, ...]]:
+def proposals(count: int, saved: tuple[float, ...]) -> list[tuple[int, ...]]:
     """The removed blocks of each proposed network, until `count` are removed."""
-    propose = greedy_proposer(DIMENSIONS, TABLE, lambda widths, _: len(removed_of(widths)) >= count)
+    cost = cost_of(saved)
+    propose = greedy_proposer(DIMENSIONS, TABLE, cost, lambda widths, _: len(removed_of(widths)) >= count)
     networks: list[Widths] = [DIMENSIONS.maximal]
     while proposal := propose([_evaluation(*each) for each in enumerate(networks)], set(networks)):
         assert proposal[1] == "greedy"
@@ -35,24 +39,31 @@ def proposals(count: int) -> list[tuple[int, ...]]:
     return [removed_of(widths) for widths in networks[1:]]
 
 
+def cost_of(saved: tuple[float, ...]) -> Callable[[Widths], float]:
+    return lambda widths: 20.0 - sum(saved[block] for block in removed_of(widths))
+
+
 def _evaluation(number: int, widths: Widths) -> Evaluation:
     return Evaluation(number, widths, quality(removed_of(widths)), 0.0, 0.0, "")
 
 
+@pytest.mark.parametrize("saved", [EQUAL, SAVED])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-def test_the_path_is_that_of_all_evaluations(count: int) -> None:
+def test_the_path_is_that_of_all_evaluations(count: int, saved: tuple[float, ...]) -> None:
+    """Each step removes the block that loses least for what it saves."""
     expected: tuple[int, ...] = ()
     for _ in range(count):
         rest = [block for block in range(5) if block not in expected]
-        expected = (*expected, min(rest, key=lambda block: quality((*expected, block))))
-    networks = proposals(count)
+        lost = {block: quality((*expected, block)) - quality(expected) for block in rest}
+        expected = (*expected, min(rest, key=lambda block: lost[block] / saved[block]))
+    networks = proposals(count, saved)
     assert networks[-1] == tuple(sorted(expected))
     assert len(networks) == len(set(networks)) < 5 * count or count == 1
 
 
 def test_ends_where_the_quality_is_out_of_bounds() -> None:
     """Removed: 2 (0.1), then 3 (0.35 in all), then 4 (1.45)."""
-    propose = greedy_proposer(DIMENSIONS, TABLE, lambda _, known: known > 0.3)
+    propose = greedy_proposer(DIMENSIONS, TABLE, cost_of(EQUAL), lambda _, known: known > 0.3)
     networks = [DIMENSIONS.maximal]
     while proposal := propose([_evaluation(*each) for each in enumerate(networks)], set(networks)):
         networks.append(proposal[0])

@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lonas_edge.commands import Command, to_argv
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.pipeline.stages import _kinds
 from lonas_edge.pipeline.steps import Step, Steps
+from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
 from lonas_edge.progress import silent
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.training.options import TrainOptions
@@ -26,6 +29,13 @@ def test_a_command_line_comes_from_the_options() -> None:
     rest = " ".join(argv[10:])
     assert rest.startswith("7 ") and "--target-modules q_proj,v_proj" in rest and "--steps 5" in rest
     assert "--gradient-checkpointing" in rest and "--seed" not in rest
+
+
+def test_a_model_loses_blocks_of_the_kinds_that_it_has() -> None:
+    """One with other parts than attention and MLPs is not refused for them."""
+    blocks = {str(number): SimpleNamespace(kind=kind) for number, kind in enumerate(("mamba", "attention", "mamba"))}
+    source: Any = SimpleNamespace(architecture=SimpleNamespace(blocks=blocks))
+    assert _kinds(source, LANGUAGE_MODEL) == ("attention",)
 
 
 def test_settings_are_all_options_but_paths() -> None:

@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test", type=Path, required=True, help="test conversations, or a directory of commonsense tasks")
     parser.add_argument("--metric", default="exact-match")
     parser.add_argument(
-        "--target", action="append", help="may be repeated; default: kl<=0.15, and the metric's -1 and -3 points"
+        "--target", action="append", help="may be repeated; default: kl<=0.02, and the metric's -1 and -3 points"
     )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--work", type=Path, required=True)
@@ -44,7 +44,7 @@ def compressed(arguments: argparse.Namespace) -> dict[str, Any]:
         if not arguments.data:
             data = ["--data", *split_data(arguments.test, work)]
             data.insert(2, "--eval-data")
-        targets = arguments.target or ["kl<=0.15", f"{arguments.metric}>=-1", f"{arguments.metric}>=-3"]
+        targets = arguments.target or ["kl<=0.02", f"{arguments.metric}>=-1", f"{arguments.metric}>=-3"]
         options = [option for target in targets for option in ("--target", target)]
         options += ["--metric", arguments.metric, "--seed", arguments.seed]
         lonas_edge("compress", arguments.model, *data, *options, "--output", output)

@@ -2,7 +2,6 @@
 
     python benchmarks/plane.py LORA_ADAPTER --searched DIR --searched DIR … --datasets DIR --text DATA.json --work DIR \\
         --output benchmarks/results/FILE.json
-    python benchmarks/plane.py --plot benchmarks/results/other_tools.json docs/images/plane.png
 
 LORA_ADAPTER is merged, then stored by `optimum-cli export openvino` in INT8 and INT4, and by optimum-intel in INT4 with AWQ and
 with GPTQ (calibrated on --text). The other networks are exported directories. IRs answer the same examples by `option-text`;
@@ -45,7 +44,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--optimum", default=",".join(OPTIMUM))
     parser.add_argument("--limit", type=int, help="examples of each test set; default: all")
     parser.add_argument("--rounds", type=int, default=18)
-    parser.add_argument("--plot", type=Path, nargs=2, metavar=("RESULT", "IMAGE"), help="plot a result and stop")
     arguments = parser.parse_args()
     if not arguments.plot and not all((arguments.lora, arguments.searched, arguments.datasets, arguments.text, arguments.work)):
         parser.error("LORA, --searched, --datasets, --text and --work are required")
@@ -108,42 +106,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def plot(result: dict[str, Any], image: Path) -> None:
-    """Plot accuracy over TPOT and TTFT; error bars are 95 % intervals of the difference from optimum's INT8."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
-    rows = {name: row for name, row in result["rows"].items() if row.get("accuracy") is not None}
-    labels = {"tpot_ms": "TPOT, ms (lower is better)", "ttft_ms": "TTFT, ms (lower is better)"}
-    for panel, (metric, label) in zip(panels, labels.items(), strict=True):
-        for tool, (color, markers) in TOOLS.items():
-            named = {name: row for name, row in rows.items() if row["tool"] == tool}
-            for (name, row), marker in zip(named.items(), markers, strict=False):
-                half = row["difference"][1] if row.get("difference") else 0.0
-                style = {"fmt": marker, "color": color, "elinewidth": 0.6, "capsize": 2, "label": _label(tool, name)}
-                panel.errorbar([row[metric]], [row["accuracy"]], yerr=[half], **style)
-        panel.set_xlabel(label)
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("accuracy, %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize="small")
-    figure.suptitle(result["title"], fontsize="medium")
-    figure.savefig(image, dpi=120)
-
-
-def _label(tool: str, name: str) -> str:
-    short = name.removeprefix(f"{tool}-")
-    return f"{tool} {short}"
-
-
 def main() -> None:
     arguments = parse()
-    if arguments.plot:
-        plot(json.loads(arguments.plot[0].read_text()), arguments.plot[1])
-        return
     rows = measure(arguments)
     for name, row in sorted(rows.items(), key=lambda item: item[1]["tpot_ms"]):
         points = (

@@ -38,12 +38,13 @@ from lonas_edge.pipeline.tasks import check_head, profile_of, resolve_options
 from lonas_edge.pipeline.training import PROBE, Probe, micro_batch, time_steps
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.cost import COSTS
+from lonas_edge.training.defaults import device_of
 from lonas_edge.training.options import AUTO, TrainOptions
 from lonas_edge.vocabulary.model_vocabulary import choose_size
 
 STEPS = "steps"
 LEAST_FITTING = 8  # held-out examples
-_LIBRARIES, _WEIGHT = 10**9, 4  # bytes of memory at least: of the libraries; of a weight and its teacher's, in 16 bits
+_LIBRARIES, _WEIGHT = 10**9, 2  # bytes of memory at least: of the libraries, and of a weight in 16 bits
 Announce = Callable[[list[Step], dict[str, int]], None]
 
 
@@ -230,15 +231,18 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
 
 
 def _check_memory(request: Request) -> None:
-    """Refuse a model whose weights do not fit, before timed steps that the system would kill without a message."""
+    """Refuse a model whose weights do not fit, before timed steps that the system would kill without a message.
+
+    A GPU holds the model and its teacher; they are loaded one after the other.
+    """
     parameters, available = request.source.sizes(request.source.unpruned).parameters, psutil.virtual_memory().available
-    needed, fitting = _LIBRARIES + _WEIGHT * parameters, max(0, available - _LIBRARIES) // _WEIGHT
+    models = 2 if device_of(TrainOptions()) == "cpu" else 1
+    needed = _LIBRARIES + models * _WEIGHT * parameters
     if needed > available:
         raise LonasEdgeError(
             f"{request.source.base.folder}: training takes at least {needed / 1e9:.1f} GB of memory for "
             f"{parameters // 10**6:,} million parameters and a teacher of this size; {available / 1e9:.1f} GB are available. "
-            "Close other programs, take a machine with more memory, or a model of less than "
-            f"{fitting // 10**6:,} million parameters."
+            "Close other programs, take a machine with more memory, or a smaller model."
         )
 
 

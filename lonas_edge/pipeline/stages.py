@@ -108,8 +108,7 @@ def write_space(plan: Plan) -> Step:
 
     files: dict[str, Any] = {"model": paths.base, "output": paths.space}
     files |= {"adapter": paths.unpruned} if paths.unpruned_base else {"ranks": NEW_RANK}
-    files |= {"depth": _kinds(plan.source, plan.profile), "ratios": 1}
-    command = Command("lonas-edge space", None, files)
+    command = Command("lonas-edge space", None, files, {"depth": _kinds(plan.source, plan.profile), "ratios": 1})
     return Step(SPACE, [command], work, (SPACE_FILE,), (LORA,) if paths.trains_lora else (), plan.inputs)
 
 

@@ -53,8 +53,8 @@ def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound
 def auto_target(profile: Profile, data: Path, eval_data: Path | None, metric: str | None) -> str:
     """What `auto` stands for: of a language model one point in the metric of answers, where enough of them are held out.
 
-    A bound on the KL divergence says little about answers: 0.15 cost 2 to 9 points (docs/benchmarks/compress.md). What a
-    point is in a metric of the user's own is not known.
+    A bound on the KL divergence says little about answers: 0.15 cost 4 to 9 points on SNIPS (docs/benchmarks/compress.md).
+    What a point is in a metric of the user's own is not known.
     """
     if not profile.kind.generates or metric not in (None, AUTO, *METRICS):
         return profile.target

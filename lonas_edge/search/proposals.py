@@ -4,7 +4,7 @@ Warm start: maximal, heuristic and minimal, then knapsack solutions for the pick
 
 Greedy removal: remove the block that loses least for what it saves, in the network without those already removed. Losses rarely
 fall when more blocks are removed. So only the block that was best when it was last measured is evaluated again (lazy greedy,
-Minoux 1978).
+Minoux 1978). Where the best one is beyond a bound, others may still fit.
 
 Refinement: move widths between two groups at nearly the same cost. Picks come first. The table of the maximal network predicts
 little for a network with many cuts, so a table is measured around the best network of each pick, and its most promising moves
@@ -137,37 +137,43 @@ def _silent_output() -> Iterator[None]:
 
 
 def greedy_proposer(
-    dimensions: Dimensions, table: Sensitivity, cost: CostFunction, met: Callable[[Widths, float], bool]
+    dimensions: Dimensions, table: Sensitivity, cost: CostFunction, bounds: Sequence[float], small: Callable[[Widths], bool]
 ) -> Propose:
     """Make the function that proposes the next network of a greedy removal.
 
     Args:
         dimensions: The dimensions of the search: blocks alone.
-        table: The KL of each block removed alone.
+        table: The loss of each block removed alone.
         cost: The searched cost, of which each block saves a part.
-        met: Whether a network is small enough, or its quality bad enough, so that the removal ends.
+        bounds: Bounds on the quality. Blocks that fit under the lowest one are removed first, then those under the next.
+        small: Whether a network is small enough for the bounds on costs, so that the removal ends.
     """
     alone = {dim: table[index][1] for dim, index in enumerate(dimensions.searched)}
 
     def without(removed: Sequence[int]) -> Widths:
         return dimensions.widths([int(dim in removed) for dim in alone])
 
-    saved = {dim: max(cost(dimensions.maximal) - cost(without([dim])), 1e-12) for dim in alone}
+    saved = {dim: cost(dimensions.maximal) - cost(without([dim])) for dim in alone}
 
     def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
         quality = {evaluation.widths: evaluation.quality for evaluation in evaluations}
-        losses, removed = {dim: loss / saved[dim] for dim, loss in alone.items()}, list[int]()
-        while losses and without(removed) in quality and not met(without(removed), quality[without(removed)]):
-            candidates = {dim: without([*removed, dim]) for dim in losses}
-            measured = [dim for dim, widths in candidates.items() if widths in quality]
-            losses |= {dim: (quality[candidates[dim]] - quality[without(removed)]) / saved[dim] for dim in measured}
-            best = min(losses, key=losses.__getitem__)
-            if best in measured:
-                removed.append(best)
-                del losses[best]
-                continue
-            unknown = [dim for dim in sorted(losses, key=losses.__getitem__) if candidates[dim] not in known]
-            return (candidates[unknown[0]], "greedy") if unknown else None  # else other workers evaluate all of them
+        losses, removed = {dim: loss for dim, loss in alone.items() if saved[dim] > 0}, list[int]()
+
+        def price(dim: int) -> float:
+            return losses[dim] / saved[dim] if losses[dim] > 0 else losses[dim] * saved[dim]
+
+        for bound in (*sorted(bounds), math.inf):
+            while (now := without(removed)) in quality and not (bound == math.inf and small(now)):
+                networks = {dim: without([*removed, dim]) for dim in losses}
+                losses |= {dim: quality[widths] - quality[now] for dim, widths in networks.items() if widths in quality}
+                fitting = sorted((dim for dim in losses if quality[now] + losses[dim] <= bound), key=price)
+                if not fitting:
+                    break
+                if networks[fitting[0]] not in quality:
+                    unknown = [dim for dim in fitting if networks[dim] not in known]
+                    return (networks[unknown[0]], "greedy") if unknown else None  # else other workers evaluate all of them
+                removed.append(fitting[0])
+                del losses[fitting[0]]
         return None
 
     return propose

@@ -165,7 +165,7 @@ class _Search:
         """Propose a greedy removal where blocks alone are searched, then moves of the picks, then of the front."""
         plan, dimensions = self.plan, self.plan.dimensions
         largest = {pick: bounded(dimensions.maximal) for pick, bounded in aims.items()}
-        bounds = [pick for pick in plan.picks if pick.measure == plan.options.quality]
+        bounds = [pick.bound for pick in plan.picks if pick.measure == plan.options.quality]
 
         def around(pick: Pick, best: Evaluation) -> tuple[Sequence[int], Sensitivity]:
             def measure() -> dict[str, Any]:
@@ -174,11 +174,10 @@ class _Search:
             content = self._share(f"sensitivity:{pick.expression}", measure)
             return content["widths"], content["rows"]
 
-        def met(widths: Widths, quality: float) -> bool:
-            small = all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
-            return bool(plan.picks) and small and not any(pick.meets(quality, quality) for pick in bounds)
+        def small(widths: Widths) -> bool:
+            return bool(plan.picks) and all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
 
-        proposers = [proposals.greedy_proposer(dimensions, table, cost, met)] if dimensions.only_blocks else []
+        proposers = [proposals.greedy_proposer(dimensions, table, cost, bounds, small)] if dimensions.only_blocks else []
         if not plan.only_greedy:
             proposers.append(proposals.pick_proposer(dimensions, aims, around))
             proposers.append(proposals.front_proposer(dimensions, table, cost))

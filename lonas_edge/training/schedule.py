@@ -26,9 +26,9 @@ class Plateau:
     """Decides when a training with `--epochs auto` ends. Equal losses give equal decisions, so a resumed training repeats them.
 
     The learning rate stays constant after the warm-up, so that it need not know the end. When an epoch lowers the held-out loss
-    by less than a twentieth, or the loss is a thousandth of the first, the rate falls linearly to 0 in a third of the steps so
-    far, and the training ends there. The schedule is called warm-up, stable, decay (Hu et al., arXiv 2404.06395; Hägele et al.,
-    2405.18392).
+    by less than a twentieth, or the loss is a thousandth of that before the first step, the rate falls linearly to 0 in a third
+    of the steps so far, and the training ends there. The schedule is called warm-up, stable, decay (Hu et al., arXiv
+    2404.06395; Hägele et al., 2405.18392).
 
     Attributes:
         every: Steps between two evaluations.

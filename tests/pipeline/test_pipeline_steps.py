@@ -32,10 +32,14 @@ def test_a_command_line_comes_from_the_options() -> None:
 
 
 def test_a_model_loses_blocks_of_the_kinds_that_it_has() -> None:
-    """One with other parts than attention and MLPs is not refused for them."""
-    blocks = {str(number): SimpleNamespace(kind=kind) for number, kind in enumerate(("mamba", "attention", "mamba"))}
-    source: Any = SimpleNamespace(architecture=SimpleNamespace(blocks=blocks))
-    assert _kinds(source, LANGUAGE_MODEL) == ("attention",)
+    """One without MLPs, or with other parts, is not refused for them."""
+    for kinds, expected in (
+        (("attention", "mlp", "attention", "mlp"), ("attention", "mlp")),
+        (("mamba", "attention", "mamba"), ("attention",)),
+    ):
+        blocks = {str(number): SimpleNamespace(kind=kind) for number, kind in enumerate(kinds)}
+        source: Any = SimpleNamespace(architecture=SimpleNamespace(blocks=blocks))
+        assert _kinds(source, LANGUAGE_MODEL) == expected
 
 
 def test_settings_are_all_options_but_paths() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from lonas_edge.search.dimensions import Dimensions, Widths
-from lonas_edge.search.proposals import greedy_proposer
+from lonas_edge.search.proposals import Propose, greedy_proposer
 from lonas_edge.search.record import Evaluation
 from lonas_edge.space.search_space import BLOCK_WIDTHS, Group, Member, SearchSpace
 
@@ -30,8 +30,11 @@ def removed_of(widths: Widths) -> tuple[int, ...]:
 
 def proposals(count: int, saved: tuple[float, ...]) -> list[tuple[int, ...]]:
     """The removed blocks of each proposed network, until `count` are removed."""
-    cost = cost_of(saved)
-    propose = greedy_proposer(DIMENSIONS, TABLE, cost, lambda widths, _: len(removed_of(widths)) >= count)
+    return path(greedy_proposer(DIMENSIONS, TABLE, cost_of(saved), (), lambda widths: len(removed_of(widths)) >= count))
+
+
+def path(propose: Propose) -> list[tuple[int, ...]]:
+    """The removed blocks of each network that is proposed and evaluated."""
     networks: list[Widths] = [DIMENSIONS.maximal]
     while proposal := propose([_evaluation(*each) for each in enumerate(networks)], set(networks)):
         assert proposal[1] == "greedy"
@@ -62,9 +65,23 @@ def test_the_path_is_that_of_all_evaluations(count: int, saved: tuple[float, ...
 
 
 def test_ends_where_the_quality_is_out_of_bounds() -> None:
-    """Removed: 2 (0.1), then 3 (0.35 in all), then 4 (1.45)."""
-    propose = greedy_proposer(DIMENSIONS, TABLE, cost_of(EQUAL), lambda _, known: known > 0.3)
-    networks = [DIMENSIONS.maximal]
-    while proposal := propose([_evaluation(*each) for each in enumerate(networks)], set(networks)):
-        networks.append(proposal[0])
-    assert [removed_of(widths) for widths in networks] == [(), (2,), (2, 3)]
+    """2 fits (0.1); then 3 is tried (0.35 in all), and nothing else fits. The second bound admits 3, and no other."""
+    assert path(greedy_proposer(DIMENSIONS, TABLE, cost_of(EQUAL), (0.32,), lambda _: True)) == [(2,), (2, 3)]
+    found = path(greedy_proposer(DIMENSIONS, TABLE, cost_of(EQUAL), (0.6, 0.32), lambda _: True))
+    assert found[:2] == [(2,), (2, 3)] and not any(1 in removed for removed in found)
+
+
+def test_a_block_beyond_the_bound_leaves_room_for_others() -> None:
+    """Block 0 saves most for its loss, 3.0, but only others fit under 0.35: 2 and 3."""
+    saved = (90.0, 1.0, 1.0, 4.0, 1.0)
+    assert path(greedy_proposer(DIMENSIONS, TABLE, cost_of(saved), (0.36,), lambda _: True))[-1] == (2, 3)
+
+
+def test_blocks_that_save_nothing_stay() -> None:
+    """Also where their loss is below 0 by noise; of other blocks, that comes before any loss."""
+    table = ((0.0, -0.1), (0.0, -0.01), (0.0, 0.1), (0.0, 0.2), (0.0, 0.5))
+    saved = (-1.0, 2.0, 5.0, 0.0, 1.0)
+    propose = greedy_proposer(DIMENSIONS, table, cost_of(saved), (), lambda _: False)
+    first = propose([Evaluation(0, DIMENSIONS.maximal, 0.0, 0.0, 0.0, "")], {DIMENSIONS.maximal})
+    assert first and removed_of(first[0]) == (1,)
+    assert not any({0, 3} & set(removed) for removed in path(propose))

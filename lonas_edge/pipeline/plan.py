@@ -195,13 +195,9 @@ class Plan(Request):
 
     @property
     def recovery_options(self) -> TrainOptions:
-        """Options of the recovery, with quantization-aware training for formats of less than 8 bits.
-
-        That of a language model ends before its last step where held-out answers have the teacher's probabilities.
-        """
+        """Options of the recovery, with quantization-aware training for formats of less than 8 bits."""
         steps = self.options.recovery_steps or self.default_recovery_steps
-        options = self._train_options(steps, self.probe.recovery_step, self.trained_for)
-        return replace(options, epochs=AUTO) if self.profile.kind.generates else options
+        return self._train_options(steps, self.probe.recovery_step, self.trained_for)
 
     def _train_options(self, steps: int, seconds: float, weight_format: str | None) -> TrainOptions:
         log = min(10, max(1, steps // 10))  # steps of the log: a checkpoint splits none

@@ -32,7 +32,6 @@ from lonas_edge.training.checkpoints import (
 from lonas_edge.training.options import EVAL_LOSS
 from lonas_edge.training.schedule import Schedule
 
-_NEARLY_TAUGHT = 0.001  # nats per token, of which an answer of 40 tokens has 0.04
 _ADVICE = "Use a lower --lr, or start again with another --dtype."
 Progress = Callable[[int, int, Mapping[str, float]], None]  # step, all steps, the last entry of the log
 
@@ -55,15 +54,12 @@ class ElasticTrainer(Trainer):
         weight_format: str | None = None,
         int8_layers: Collection[str] = (),
         held_out: Sequence[Any] = (),
-        ends_at_teacher: bool = False,
         **arguments: Any,
     ):
         """Train `network` by `schedule`, with a frozen teacher or in weight formats; `arguments` as of `Trainer`.
 
-        `int8_layers` are not in the weight format; `held_out` are batches of held-out examples. With `ends_at_teacher`, the
-        training ends where the network gives them the teacher's probabilities.
+        `int8_layers` are not in the weight format; `held_out` are batches of held-out examples.
         """
-        self._ends_at_teacher = ends_at_teacher
         self.held_out = held_out
         self.network, self.schedule, self.sampler, self.teacher = network, schedule, sampler, teacher
         self._reference: torch.Tensor | None = None  # the teacher's logits for the batch
@@ -132,24 +128,11 @@ class ElasticTrainer(Trainer):
                 loss = self.network.distances(widths, batches, [self._teacher_logits(batch) for batch in batches])
             else:
                 [loss] = self.network.losses([widths], batches)
-            if self._ends_at_teacher and self.state.global_step:
-                self.control.should_training_stop |= self._distance_from_teacher(widths, batches) <= _NEARLY_TAUGHT
         self.log({EVAL_LOSS: loss})
         if self.schedule.plateau:
             self.schedule.plateau.add(self.state.global_step, loss)
             self.state.max_steps = self.schedule.steps
         return {EVAL_LOSS: loss}
-
-    def _distance_from_teacher(self, widths: Sequence[int], batches: Sequence[dict[str, Any]]) -> float:
-        """The held-out KL from the teacher, in nats per learned token; one example at a time, for the memory of its logits."""
-        total, count = 0.0, 0
-        for batch in batches:
-            for row in range(len(batch["labels"])):
-                one = {name: each if name == "logits_to_keep" else each[row : row + 1] for name, each in batch.items()}
-                reference = self._teacher_logits(one)
-                total += self.network.distances(widths, [one], [reference]) * len(reference)
-                count += len(reference)
-        return total / count
 
     def _teacher_logits(self, batch: dict[str, Any]) -> torch.Tensor:
         self.teacher.eval()

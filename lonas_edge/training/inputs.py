@@ -62,11 +62,6 @@ class Inputs:
         folders = [self.source.base.folder, self.source.folder, *([self.teacher.folder] if self.teacher else [])]
         return [*folders, *(file.path for file in files), self.nncf_config]
 
-    @property
-    def ends_at_teacher(self) -> bool:
-        """Whether `--epochs auto` ends where the teacher is reached: in the recovery of a language model."""
-        return bool(self.teacher and self.subnetwork and self.data.kind.generates)
-
     def with_prompt(self, prompt: str | None) -> "Inputs":
         """Take a prompt template for all data."""
         eval_data = self.eval_data.with_prompt(prompt) if self.eval_data else None

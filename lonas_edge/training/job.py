@@ -29,7 +29,7 @@ from lonas_edge.training.checkpoints import INT8_LAYERS, STATE, step_of
 from lonas_edge.training.defaults import base_dtype, lora_config
 from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
 from lonas_edge.training.inputs import Inputs
-from lonas_edge.training.options import AUTO, EVAL_LOSS, TrainOptions
+from lonas_edge.training.options import EVAL_LOSS, TrainOptions
 from lonas_edge.training.schedule import Schedule
 from lonas_edge.training.tokens import EpochSampler, Tokenized
 
@@ -195,7 +195,6 @@ class Job:
             options.weight_format,
             int8_layers,
             self._batches(tokens.held_out, _EVAL_BATCH),
-            options.epochs == AUTO and self.inputs.ends_at_teacher,
             args=self.arguments,
             eval_dataset=tokens.held_out or None,
             train_dataset=tokens.examples,

@@ -43,7 +43,7 @@ class TrainOptions(Options):
         None,
         panel="Training",
         metavar="N|auto",
-        help="Passes over the data; auto: until the loss on --eval-data no longer falls, at most 5; or a --teacher is reached.",
+        help="Passes over the data; auto: until the loss on --eval-data no longer falls, at most 5.",
         unset="the stages of --nncf-config; 3 without it or with --from",
     )
     lr: float | None = option(

@@ -136,15 +136,14 @@ def make_schedule(
     examples: int,
     fixed: tuple[int, ...] | None = None,
     default_lr: float = DEFAULT_LR,
-    ends_at_teacher: bool = False,
 ) -> Schedule:
-    """Turn the search space's stages into steps; options win over the file. One that ends at its teacher has no plateau."""
+    """Turn the search space's stages into steps; options win over the file."""
     default = TrainingStage(epochs=DEFAULT_EPOCHS, train_dims=("width", "depth") if space.has_blocks else ("width",))
     stages = space.stages or (default,)
     total_epochs = sum(stage.epochs for stage in stages)
     per_epoch = math.ceil(examples / options.batch_size)
     auto = options.epochs == AUTO
-    plateau = Plateau(per_epoch, options.steps) if auto and not ends_at_teacher else None
+    plateau = Plateau(per_epoch, options.steps) if auto else None
     epochs = MOST_EPOCHS if auto else float(options.epochs or total_epochs)
     steps = plateau.end if plateau else options.steps or max(1, round(epochs * per_epoch))
     steps_per_epoch = steps / total_epochs

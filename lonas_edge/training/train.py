@@ -25,7 +25,7 @@ from lonas_edge.training.defaults import adapter_ranks, check, default_lr, devic
 from lonas_edge.training.elastic_trainer import Progress
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.job import Job
-from lonas_edge.training.options import AUTO, TrainOptions
+from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.schedule import Schedule, make_schedule
 from lonas_edge.training.super_adapter import Hashes, identity, make_record, write_super_adapter
 from lonas_edge.training.tokens import tokenize
@@ -69,7 +69,7 @@ def train(
         # the stages are those of the super-network's training
         space = replace(inputs.source.space, stages=()) if inputs.subnetwork else inputs.source.space
         fixed = inputs.subnetwork.widths if inputs.subnetwork else None
-        schedule = make_schedule(space, options, tokens.per_epoch, fixed, default_lr(inputs), inputs.ends_at_teacher)
+        schedule = make_schedule(space, options, tokens.per_epoch, fixed, default_lr(inputs))
         arguments = _training_arguments(schedule, options, state.num_processes, directory.partial, bool(inputs.eval_data))
         job = Job(inputs, options, schedule, tokens, arguments, state, directory.partial, report, notify)
         record = None
@@ -121,8 +121,6 @@ def _training_arguments(
     accumulation = options.accumulation(processes)
     tenth = max(1, schedule.steps // 10)
     every = schedule.plateau.every if schedule.plateau else options.eval_steps or tenth
-    if options.epochs == AUTO and not schedule.plateau:  # the teacher may be reached: the same steps for all callers
-        every = -(-schedule.steps // 3)
     log_steps = min(options.log_steps or min(10, tenth), schedule.steps)
     try:
         arguments = TrainingArguments(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,25 +95,6 @@ def test_the_teacher_is_learned_at_the_tokens_of_answers(
     tokens = [Tokens.of(llama, example) for example in EIGHT]
     assert record["losses"][0]["loss"] == pytest.approx(divergence(tokens, teacher, student), rel=1e-4)
     assert record["eval_data"]["losses"][0]["loss"] == pytest.approx(cross_entropy(tokens, student), rel=1e-4)
-
-
-@pytest.mark.parametrize(("subnet", "steps"), [("maximal", 2), ("minimal", 6)])
-def test_epochs_auto_ends_where_the_teacher_is_reached(
-    llama: TinySource, trained: Callable, tmp_path: Path, choose: Callable, subnet: str, steps: int
-) -> None:
-    """The network of the teacher itself ends at the first evaluation, a worse one at the last step."""
-    data, start = write_data(tmp_path / "data.json", EIGHT), trained("llama", True)
-    inputs = with_eval_data(with_teacher(open_recovery(str(start), data, subnet), str(start)), data)
-    options = {**OPTIONS, "template": None, "steps": 6, "epochs": "auto", "lr": 1e-9}
-    train(inputs, tmp_path / "out", TrainOptions(**options))
-    record = json.loads((tmp_path / "out" / RECORD).read_text())
-    assert record["steps"] == steps
-    tokens = [Tokens.of(llama, example) for example in EIGHT]
-    student, teacher = (
-        partial(oracle_logits, llama.base, start, start / SPACE, choose(llama, name)) for name in (subnet, "maximal")
-    )
-    assert [each["step"] for each in record["eval_data"]["losses"]] == [0, 2, 4, 6][: 2 if subnet == "maximal" else 4]
-    assert (divergence(tokens, teacher, student) > 0.001) == (subnet == "minimal")
 
 
 def test_a_trained_adapter_has_a_lower_learning_rate_with_a_teacher(

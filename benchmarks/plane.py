@@ -26,11 +26,7 @@ CALIBRATED = {  # options of optimum-intel
     "int4-mixed": {"quant_method": "awq", "scale_estimation": True, "ratio": 0.8},  # a fifth in INT8, chosen on the data
 }
 TEXTS = 96  # examples for the calibration
-TOOLS = {
-    "lonas-edge": ("tab:blue", "o^svDP*Xh"),
-    "optimum": ("dimgray", "o^svDP"),
-    "llama.cpp": ("tab:orange", "o^"),
-}  # of older results
+TOOLS = ("lonas-edge", "optimum")
 
 
 def parse() -> argparse.Namespace:
@@ -45,7 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="examples of each test set; default: all")
     parser.add_argument("--rounds", type=int, default=18)
     arguments = parser.parse_args()
-    if not arguments.plot and not all((arguments.lora, arguments.searched, arguments.datasets, arguments.text, arguments.work)):
+    if not all((arguments.lora, arguments.searched, arguments.datasets, arguments.text, arguments.work)):
         parser.error("LORA, --searched, --datasets, --text and --work are required")
     return arguments
 

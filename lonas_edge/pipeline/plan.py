@@ -191,13 +191,14 @@ class Plan(Request):
     @property
     def default_recovery_steps(self) -> int:
         """Steps of the recovery without --recovery-steps."""
-        return math.ceil(self.profile.recovery_tokens / self.profile.batch / self.probe.tokens)
+        return math.ceil(self.profile.recovery_tokens / self.probe.batch / self.probe.tokens)
 
     @property
     def recovery_options(self) -> TrainOptions:
         """Options of the recovery, with quantization-aware training for formats of less than 8 bits."""
         steps = self.options.recovery_steps or self.default_recovery_steps
-        return self._train_options(steps, self.probe.recovery_step, self.trained_for)
+        options = self._train_options(steps, self.probe.recovery_step, self.trained_for)
+        return replace(options, batch_size=self.probe.batch, micro_batch_size=self.probe.micro_batch)
 
     def _train_options(self, steps: int, seconds: float, weight_format: str | None) -> TrainOptions:
         log = min(10, max(1, steps // 10))  # steps of the log: a checkpoint splits none
@@ -210,7 +211,7 @@ class Plan(Request):
             save_steps=min(200, log * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / log))),
             eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
             batch_size=self.profile.batch,
-            micro_batch_size=self.probe.micro_batch,
+            micro_batch_size=min(self.profile.batch, self.probe.micro_batch),
             weight_format=weight_format,
         )
 

@@ -35,7 +35,7 @@ from lonas_edge.pipeline.stages import check_steps, make_steps
 from lonas_edge.pipeline.steps import DRAFT_STEP, Step, Steps
 from lonas_edge.pipeline.targets import auto_target, check_metrics, cost_of, parse_targets
 from lonas_edge.pipeline.tasks import check_head, profile_of, resolve_options
-from lonas_edge.pipeline.training import PROBE, Probe, micro_batch, time_steps
+from lonas_edge.pipeline.training import PROBE, Probe, batches, time_steps
 from lonas_edge.progress import Progress, silent
 from lonas_edge.search.cost import COSTS
 from lonas_edge.training.defaults import device_of
@@ -222,11 +222,10 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
             base = str(Path(folder) / "merged")
             merge(open_source(paths.unpruned, paths.unpruned_base, elastic=False), Path(base), progress)
         data = request.source.open_data(paths.train, options.template, labels=True, max_length=options.max_length)
-        lengths = data.lengths(require_tokenizer(request.source.base.folder, "compress"))
-        longest = max(lengths, default=1)  # where all are too long, the training says so
-        batch = micro_batch(request.profile, longest, request.source.architecture.config.vocab_size)
+        lengths = data.lengths(require_tokenizer(request.source.base.folder, "compress")) or [1]  # the training refuses none
+        sizes = batches(request.profile, lengths, request.source.architecture.config.vocab_size)
         recovery = TrainOptions(template=options.template, max_length=options.max_length, weight_format=qat)
-        timed = time_steps(request.profile, base, paths.train, batch, recovery, precision, progress)
+        timed = time_steps(request.profile, base, paths.train, sizes, recovery, precision, progress)
     return replace(timed, inputs=inputs)
 
 

@@ -46,8 +46,9 @@ class Profile:
     new_tokens: int | None  # generated tokens of the latencies
     held_out: int  # examples, at most
     batch: int  # examples of a training step
-    micro_batch: int  # examples that are computed at once, where the longest has up to `micro_tokens` tokens
-    micro_tokens: int
+    short_batch: int  # of a step of the recovery at most, where `step_tokens` allow them
+    step_tokens: int
+    micro_tokens: int  # that are computed at once, padding included
     recovery_tokens: int
     prompts: tuple[int, int]  # of the search, at least and at most
     search_tokens: int  # of these prompts
@@ -71,8 +72,9 @@ LANGUAGE_MODEL = Profile(
     new_tokens=64,
     held_out=400,
     batch=16,
-    micro_batch=16,  # steps of a recovery take two thirds of the time with 4: weights are rounded once in each
-    micro_tokens=256,
+    short_batch=64,  # a step of the recovery rounds all weights, also for few tokens: docs/benchmarks/recovery.md
+    step_tokens=1500,
+    micro_tokens=4096,
     recovery_tokens=120_000,  # docs/benchmarks/recovery.md
     prompts=(16, 64),
     search_tokens=3_000,  # an evaluation takes some five seconds on two cores at 135M
@@ -98,8 +100,9 @@ EMBEDDING_MODEL = Profile(
     new_tokens=None,
     held_out=1500,
     batch=32,
-    micro_batch=32,
-    micro_tokens=1024,
+    short_batch=32,
+    step_tokens=0,
+    micro_tokens=32768,
     recovery_tokens=1_000_000,  # as in docs/benchmarks/embeddings.md
     prompts=(64, 256),
     search_tokens=10_000,

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,33 +41,48 @@ class Probe(Record):
     recovery_step: float  # seconds of a step of the recovery
     evaluation: float  # seconds of the evaluation of a held-out example
     tokens: float  # mean of an example
+    batch: int  # examples of a step of the recovery
     micro_batch: int  # examples that are computed at once
     peak_bytes: int  # of the process
     inputs: dict[str, str] = field(default_factory=dict)  # hash of the examples, and options that the times depend on
 
 
-def micro_batch(profile: Profile, longest: int, vocabulary: int) -> int:
-    """Examples that are computed at once: fewer where the longest has many tokens or, of logits, the vocabulary."""
-    count, classes = profile.micro_batch, vocabulary if profile.kind.generates else 1
-    while count > 1 and count * longest * max(1, classes / _VOCABULARY) > profile.micro_batch * profile.micro_tokens:
-        count //= 2  # both batches are powers of two
-    return count
+def batches(profile: Profile, lengths: Sequence[int], vocabulary: int) -> tuple[int, int]:
+    """Choose the examples of a step of the recovery, and those that are computed at once.
+
+    A step has more examples where they are short. Fewer are computed at once where the longest has many tokens or, of logits,
+    the vocabulary.
+    """
+    batch, classes = profile.batch, vocabulary if profile.kind.generates else 1
+    while 2 * batch <= profile.short_batch and 2 * batch * statistics.mean(lengths) <= profile.step_tokens:
+        batch *= 2
+    count = batch
+    while count > 1 and count * max(lengths) * max(1, classes / _VOCABULARY) > profile.micro_tokens:
+        count //= 2  # all batches are powers of two
+    return batch, count
 
 
 def time_steps(
-    profile: Profile, base: str, data: Path, batch: int, options: TrainOptions, precision: str | None, progress: Progress
+    profile: Profile,
+    base: str,
+    data: Path,
+    sizes: tuple[int, int],
+    options: TrainOptions,
+    precision: str | None,
+    progress: Progress,
 ) -> Probe:
     """Time a few steps of the fine-tuning, and of the recovery with whole micro-batches, on typical examples of `data`.
 
     A model that is not fine-tuned has steps of the recovery only. `options` have the template, the length and the weight
-    format of the recovery's quantization-aware training; without a precision, the faster of two is chosen. `batch` are the
-    examples of a micro-batch.
+    format of the recovery's quantization-aware training; without a precision, the faster of two is chosen. `sizes` are those of
+    `batches`.
     """
     with TemporaryDirectory(prefix="lonas-edge-") as temporary:
         folder = Path(temporary)
         sample, evaluated = folder / "typical.jsonl", folder / "evaluated.jsonl"
-        few = min(batch, _EXAMPLES) if profile.adapts else batch
-        lines = typical(read_text(data, "the training examples").split("\n"), _STEPS * batch)
+        batch, at_once = sizes
+        few = min(at_once, _EXAMPLES) if profile.adapts else at_once
+        lines = typical(read_text(data, "the training examples").split("\n"), _STEPS * at_once)
         replace_text(sample, "\n".join(lines) + "\n")
         replace_text(evaluated, "\n".join(lines[: _STEPS * few]) + "\n")
         inputs = with_eval_data(open_inputs(base, sample, None, elastic=False), evaluated)
@@ -78,20 +93,22 @@ def time_steps(
         for number, name in enumerate(precisions):
             progress(f"Timing training steps in {name}", (number + 0.5) / (len(precisions) + 1))
             plain = replace(options, dtype=name, weight_format=None)
-            timed[name] = _time(profile, few, inputs, plain, folder)
+            timed[name] = _time(few, inputs, plain, folder)
         fastest = min(timed, key=lambda name: timed[name][0])
-        lora, evaluation, tokens = timed[fastest]
+        step, evaluation, tokens = timed[fastest]
+        lora = step * profile.batch / few
         recovery = lora
         if profile.adapts or options.weight_format:
             progress("Timing steps of the recovery", len(precisions) / (len(precisions) + 1))
             recovering = replace(options, dtype=fastest, ratio=1.0)  # the choice of layers takes no step
-            recovery, *_ = _time(profile, batch, with_teacher(inputs, base), recovering, folder)
+            step, *_ = _time(at_once, with_teacher(inputs, base), recovering, folder)
+            recovery = step * batch / at_once
     rounded = round(lora, 3), round(recovery, 3), round(evaluation, 5), round(tokens, 1)
-    return Probe(fastest, *rounded, batch, peak_memory())
+    return Probe(fastest, *rounded, *sizes, peak_memory())
 
 
-def _time(profile: Profile, batch: int, inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float, float]:
-    """Seconds of a whole batch, from micro-batches of `batch` examples, and of the evaluation of an example; and its tokens."""
+def _time(batch: int, inputs: Inputs, options: TrainOptions, folder: Path) -> tuple[float, float, float]:
+    """Seconds of a step of `batch` examples, and of the evaluation of an example; and its tokens."""
     steps: dict[int, float] = {}
     evaluated: list[float] = []
 
@@ -104,7 +121,7 @@ def _time(profile: Profile, batch: int, inputs: Inputs, options: TrainOptions, f
     record = train(inputs, folder / "timed", timing, overwrite=True, report=report)
     assert record and record.tokens
     assert inputs.eval_data
-    step = (steps[_STEPS] - steps[1]) / (_STEPS - 1) * profile.batch / batch
+    step = (steps[_STEPS] - steps[1]) / (_STEPS - 1)
     evaluation = evaluated[0] / sum(file.count for file in inputs.eval_data.files)
     return step, evaluation, record.tokens / _STEPS / batch
 

@@ -26,7 +26,7 @@ from lonas_edge.pipeline.record import CompressRecord, Latency
 from lonas_edge.pipeline.steps import Step
 from lonas_edge.pipeline.training import Probe
 
-PROBE = Probe("fp32", 0.1, 0.2, 0.01, 12.0, 16, 10**9)
+PROBE = Probe("fp32", 0.1, 0.2, 0.01, 12.0, 16, 16, 10**9)
 QUICK: dict[str, Any] = {
     "target": "weights<=0.95x", "weight_format": "int8_sym", "template": "question", "recovery_steps": 4,
     "prompt_len": 8, "new_tokens": 4, "draft": "none",

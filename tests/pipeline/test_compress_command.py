@@ -192,16 +192,19 @@ def test_a_model_of_the_hub(
 
 
 @pytest.mark.parametrize(
-    ("profile", "longest", "vocabulary", "expected"),
+    ("profile", "lengths", "vocabulary", "expected"),
     [
-        *((LANGUAGE_MODEL, longest, 49_152, count) for longest, count in ((256, 16), (257, 8), (1024, 4), (9000, 1))),
-        *((LANGUAGE_MODEL, 100, vocabulary, count) for vocabulary, count in ((49_152, 16), (151_936, 8), (262_144, 4))),
-        *((EMBEDDING_MODEL, longest, 250_002, count) for longest, count in ((512, 32), (1024, 32), (1025, 16))),
+        *((LANGUAGE_MODEL, (60, longest), 49_152, (16, at_once)) for longest, at_once in ((256, 16), (257, 8), (1024, 4))),
+        *((LANGUAGE_MODEL, (100,), size, (16, at_once)) for size, at_once in ((49_152, 16), (151_936, 8), (262_144, 4))),
+        *((LANGUAGE_MODEL, (mean,), 100, (batch, batch)) for mean, batch in ((1, 64), (23, 64), (24, 32), (46, 32), (47, 16))),
+        (LANGUAGE_MODEL, (9000,), 49_152, (16, 1)),
+        (LANGUAGE_MODEL, (10, 10, 70), 49_152, (32, 32)),
+        *((EMBEDDING_MODEL, (longest,), 250_002, (32, at_once)) for longest, at_once in ((5, 32), (1024, 32), (1025, 16))),
     ],
 )
-def test_long_examples_take_smaller_micro_batches(profile: Profile, longest: int, vocabulary: int, expected: int) -> None:
-    """Memory grows with their tokens, and with their logits; a batch is divided into equal parts."""
-    assert training.micro_batch(profile, longest, vocabulary) == expected
+def test_batches_of_a_recovery(profile: Profile, lengths: tuple[int, ...], vocabulary: int, expected: tuple[int, int]) -> None:
+    """Short examples have larger steps. Memory grows with the tokens computed at once, and with their logits."""
+    assert training.batches(profile, lengths, vocabulary) == expected
 
 
 def test_a_dry_run_knows_the_finished_steps(

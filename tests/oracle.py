@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 ORDER = "channel_order.safetensors"  # next to the adapter: index i of the order holds that channel of the base
 _CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj", "gate_up_proj": "down_proj", "dense_h_to_4h": "dense_4h_to_h"}
@@ -27,7 +27,18 @@ _ENDINGS = ("self_linear", "lora_A", "lora_B")  # of a node name's bracketed par
 
 def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: list[int], ids: torch.Tensor) -> torch.Tensor:
     """Logits [prompts, tokens, vocabulary], float64, of the sub-network with these `widths`, in group order."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).eval()
+    model = oracle_model(AutoModelForCausalLM, base, adapter, space, widths)
+    with torch.no_grad():
+        if model.config.model_type == "bloom":
+            return bloom_logits(dict(model.named_parameters()), model.config, ids)
+        return model(input_ids=ids, use_cache=model.config.model_type == "gemma3n_text").logits
+
+
+def oracle_model(
+    auto: Any, base: Path, adapter: Path | None, space: Path | None, widths: list[int], **fields: Any
+) -> PreTrainedModel:
+    """The sub-network with these `widths` as a whole model of a class of transformers, float64; `fields` are of its config."""
+    model = auto.from_pretrained(base, dtype=torch.float64, **fields).eval()
     weights = dict(model.named_parameters())
     ranks, outputs = read_groups(space, widths) if space else ({}, {})
     order = load_file(adapter / ORDER) if adapter and (adapter / ORDER).exists() else {}
@@ -39,9 +50,7 @@ def oracle_logits(base: Path, adapter: Path | None, space: Path | None, widths: 
             (drop if shares else cut)(weights, layer, width, order)
         for block in read_removed(space, widths) if space else []:
             silence(weights, block)
-        if model.config.model_type == "bloom":
-            return bloom_logits(weights, model.config, ids)
-        return model(input_ids=ids, use_cache=shares).logits
+    return model
 
 
 def bloom_logits(weights: dict[str, Any], config: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -159,6 +168,8 @@ def merge(weights: dict[str, Any], adapter: Path, ranks: dict[str, int]) -> None
         name = key.removeprefix("base_model.model.")
         if name.endswith(".bias") and ".lora_B." not in name:  # trained in place
             weights[name.replace(".base_layer.", ".")].copy_(a)
+        if name in weights:  # a head
+            weights[name].copy_(a)
         if ".lora_A." not in key:
             continue
         layer = name.removesuffix(".lora_A.weight")

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lonas_edge.families.base import Family
-from lonas_edge.families.kinds import CLASSIFICATION, EMBEDDING, ModelKind
+from lonas_edge.families.heads import Embedder
+from lonas_edge.families.kinds import CLASSIFICATION, ModelKind
 from lonas_edge.families.layers import HIDDEN_STATE, Block, GroupKind, HeadRule, Linear, WidthRule, head_dim
 
 _QUERY, _KEY, _VALUE = (f"attention.self.{name}" for name in ("query", "key", "value"))
@@ -118,39 +119,6 @@ class Bert(Family):
     def logits(self, model: Any, hidden: Any) -> Any:
         """[batch, classes]."""
         return model.classifier(hidden)
-
-
-class Embedder(Family):
-    """The body of an encoder by itself, as a sentence embedding model; a family of an encoder adds its own names.
-
-    Its output are the hidden states of all tokens. How they become one vector is no part of the network: see `data.pooling`. A
-    pooler is no part of it, either, since no pooling reads it.
-    """
-
-    kind = EMBEDDING
-    head = ""
-
-    @property
-    def prefix(self) -> str:
-        """The model is the body."""
-        return ""
-
-    @property
-    def head_modules(self) -> tuple[str, ...]:
-        """There is none."""
-        return ()
-
-    def other_linears(self, config: Any) -> list[Linear]:
-        """There is neither a pooler nor a head."""
-        return []
-
-    def hidden(self, model: Any, **inputs: Any) -> Any:
-        """Hidden states [texts, tokens, hidden]."""
-        return model.base_model(**inputs)[0]
-
-    def logits(self, model: Any, hidden: Any) -> Any:
-        """Return the hidden states: there is no head."""
-        return hidden
 
 
 class BertEmbedder(Embedder, Bert):

@@ -8,7 +8,8 @@ Source: the configuration and modeling files of transformers 5.5; Sanh et al., a
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lonas_edge.families.bert import Bert, Embedder
+from lonas_edge.families.bert import Bert
+from lonas_edge.families.heads import Embedder
 from lonas_edge.families.layers import HIDDEN_STATE, GroupKind, HeadRule, Linear, WidthRule, head_dim
 
 _QUERY, _KEY, _VALUE, _OUT = (f"attention.{name}_lin" for name in ("q", "k", "v", "out"))

@@ -9,6 +9,7 @@ Workarounds, in this process only (optimum-intel 2.2, transformers 5.5):
 - `export_from_model` writes the converted model and does not return it: its `save_model` is intercepted.
 - It traces the model again as a check, a third of the time; `verify.py` compares logits instead, a sharper check.
 - It gives every layer's cache the same number of heads: `_dummy_caches` corrects these.
+- Graphs of decoders without a cache have positions as an input, which its own clients do not pass: `_count_positions`.
 - It refuses Gemma above transformers 5.0; the converted model is correct (`tests/exporting/test_export_families.py`).
 """
 
@@ -28,6 +29,7 @@ import torch
 from openvino import opset13 as ops
 from optimum.exporters.openvino import convert as optimum_convert
 from optimum.exporters.openvino import export_from_model, model_configs
+from optimum.exporters.tasks import TasksManager
 from optimum.intel import OVConfig, OVWeightQuantizationConfig
 from optimum.utils.input_generators import DummyPastKeyValuesGenerator
 from safetensors.torch import load_file
@@ -204,12 +206,28 @@ def _dummy_caches(heads: list[int]) -> None:
             kind.generate = narrow(kind.generate)
 
 
+def _count_positions(model_type: str, kind: ModelKind) -> None:
+    """Let the model count its positions: clients of embedding models and classifiers pass none, as decoders' graphs want."""
+    registered = TasksManager.get_exporter_config_constructor("openvino", model_type=model_type, task=kind.conversion)
+    stock = registered.func.inputs.fget
+
+    def inputs(self: Any) -> dict[str, dict[int, str]]:
+        return {name: axes for name, axes in stock(self).items() if name != "position_ids"}
+
+    registered.func.inputs = property(inputs)
+
+
 def convert(config: dict[str, Any], vectors: Path, output: Path) -> Family:
     """Write a model as an IR (`output`) whose weight matrices are inputs; return its family. Arguments as of `Conversion`."""
     model = _model_without_matrices(config, vectors)
     architecture = Architecture.from_config(model.config, "config.json")
     family = architecture.family
-    _dummy_caches(renumber_caches(model, architecture))
+    if family.kind.generates:
+        _dummy_caches(renumber_caches(model, architecture))
+    else:
+        _count_positions(architecture.model_type, family.kind)
+        if not hasattr(model, "model"):
+            vars(model)["model"] = None  # optimum-intel looks for Mistral's body in it
     matrices = [name for name, parameter in model.named_parameters() if parameter.dim() == 2]
     names = [name for name in matrices if name not in architecture.unused]
     saved = []

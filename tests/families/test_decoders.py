@@ -1,0 +1,135 @@
+"""Decoders as embedding models and classifiers, of every model type: names, sub-networks, IRs in stock clients, trainings."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino_genai
+import pytest
+import torch
+from optimum.intel import OVModelForFeatureExtraction, OVModelForSequenceClassification
+from oracle import oracle_model
+from peft import LoraConfig, get_peft_model
+from tiny_models import TARGETS, TinyModels, TinySource, randomize_trainable
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from lonas_edge.families import CLASSIFICATION, EMBEDDING
+from lonas_edge.network.materialize import MaterializedModel
+from lonas_edge.network.modeling import empty_model, set_parameter
+from lonas_edge.network.super_network import load_super_network
+from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.generate import generate_space
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+TEXTS = ["the good film", "not bad", "the same film is not the good film"]
+DECODERS = [
+    "llama",
+    "qwen3-tied",
+    "gemma3-tied",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "qwen2", "gemma", "gemma2", "smollm3")),
+]
+OUTPUTS = 3
+
+
+def write(models: TinyModels, case: str, folder: Path, outputs: int = 0) -> TinySource:
+    """An adapter by PEFT of an embedding model or, with `outputs`, of a classifier, on the base of a language model.
+
+    The space has ranks, MLP widths and two blocks that can be removed.
+    """
+    torch.manual_seed(5)
+    base, auto = models.base(case), AutoModelForSequenceClassification if outputs else AutoModel
+    model = auto.from_pretrained(base, dtype=torch.float32, **({"num_labels": outputs} if outputs else {}))
+    task = "SEQ_CLS" if outputs else "FEATURE_EXTRACTION"
+    peft = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type=task))
+    randomize_trainable(peft)
+    peft.save_pretrained(folder / "adapter")
+    model.config.architectures = [type(model).__name__]
+    architecture, space = Architecture.from_config(model.config, case), folder / "space.json"
+    layer = architecture.family.layer
+    blocks = (f"{layer(0)}.self_attn", f"{layer(2)}.mlp")
+    space.write_text(json.dumps(generate_space(architecture, (1, 0.75, 0.5), (8, 6), blocks=blocks)))
+    return TinySource(case, base, folder / "adapter", space)
+
+
+def batch(base: Path, *texts: list[str]) -> dict[str, torch.Tensor]:
+    return dict(
+        AutoTokenizer.from_pretrained(base, padding_side="right")(*(texts or (TEXTS,)), padding=True, return_tensors="pt")
+    )
+
+
+def unequal(source: TinySource) -> list[int]:
+    """Other widths in every layer; both blocks are removed."""
+    return [values[index % len(values)] if 0 not in values else 0 for index, values in enumerate(source.groups())]
+
+
+def check_network(source: TinySource, expected: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+    """The activated network, and the materialized one."""
+    opened = source.opened()
+    network: Any = load_super_network(opened)
+    network.activate(unequal(source))
+    model = MaterializedModel(opened, source.subnetwork(unequal(source), "unequal"))
+    stored = empty_model(model.config())
+    for name in dict(stored.named_parameters()):
+        set_parameter(stored, name, model.tensor(name))
+
+    def check(answer: torch.Tensor, allowed: float) -> None:
+        distance = answer - expected
+        assert (distance if mask is None else distance * mask[..., None]).abs().max() < allowed
+
+    inputs = batch(source.base)
+    with torch.inference_mode():
+        for live, allowed in ((network.model, 1e-4), (stored, 1e-4)):
+            answer = live(**inputs, use_cache=False)
+            check(answer.logits if mask is None else answer.last_hidden_state, allowed)
+        family, base = opened.architecture.family, network.base
+        check(family.logits(base, family.hidden(base, **inputs)), 1e-4)  # as searches compute it
+
+
+def exported(run_cli: Callable, source: TinySource, folder: Path) -> Path:
+    chosen = folder / "unequal.json"
+    chosen.write_text(json.dumps({"widths": unequal(source)}))
+    options = ("--subnet", chosen, "--weight-format", "fp32", "--output", folder / "ir")
+    ran = run_cli("export", *source.arguments(), *options)
+    assert ran.code == 0, ran.err
+    return folder / "ir"
+
+
+@pytest.mark.parametrize("case", DECODERS)
+def test_embeds_as_defined(case: str, run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Activated, materialized, and as an IR in optimum-intel and openvino_genai, which pools the last token."""
+    source = write(tiny_models, case, tmp_path)
+    inputs = batch(source.base)
+    mask = inputs["attention_mask"]
+    assert source.opened().architecture.family.kind is EMBEDDING and mask.min() == 0
+    with torch.no_grad():
+        model = oracle_model(AutoModel, source.base, source.adapter, source.space, unequal(source))
+        expected = model(**inputs, use_cache=False).last_hidden_state
+    check_network(source, expected, mask)
+    ir = exported(run_cli, source, tmp_path)
+    opened = OVModelForFeatureExtraction.from_pretrained(ir, ov_config=dict(EXACT))
+    hidden = opened(**{name: inputs[name] for name in opened.input_names}).last_hidden_state
+    assert ((hidden - expected) * mask[..., None]).abs().max() < 1e-3
+    last = openvino_genai.TextEmbeddingPipeline.PoolingType.LAST_TOKEN
+    pipeline = openvino_genai.TextEmbeddingPipeline(str(ir), "CPU", pooling_type=last, normalize=True, **EXACT)
+    pooled = expected[range(len(TEXTS)), mask.sum(1) - 1]
+    embedded = np.array(pipeline.embed_documents(TEXTS))
+    assert np.abs(embedded - (pooled / pooled.norm(dim=1, keepdim=True)).numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("case", DECODERS)
+def test_classifies_as_defined(case: str, run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Activated, materialized, and as an IR in optimum-intel: by the last token of each text of a padded batch."""
+    source = write(tiny_models, case, tmp_path, OUTPUTS)
+    inputs = batch(source.base)
+    with torch.no_grad():
+        auto = AutoModelForSequenceClassification
+        model = oracle_model(auto, source.base, source.adapter, source.space, unequal(source), num_labels=OUTPUTS)
+        expected = torch.cat([model(**batch(source.base, [text]), use_cache=False).logits for text in TEXTS])
+    assert source.opened().architecture.family.kind is CLASSIFICATION and expected.std() > 0.05
+    check_network(source, expected)
+    ir = exported(run_cli, source, tmp_path)
+    opened = OVModelForSequenceClassification.from_pretrained(ir, ov_config=dict(EXACT))
+    assert (opened(**{name: inputs[name] for name in opened.input_names}).logits - expected).abs().max() < 1e-3
+    assert json.loads((ir / "config.json").read_text())["architectures"] == [type(model).__name__]

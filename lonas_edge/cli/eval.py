@@ -11,7 +11,7 @@ from lonas_edge.cli.command import SUBNET_UNSET, ModelOptions, ReportOptions, co
 from lonas_edge.cli.terminal import console, progress
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.data.test_sets import TASKS, present_tasks, resolve
-from lonas_edge.errors import LonasEdgeError, UsageError
+from lonas_edge.errors import UsageError
 from lonas_edge.evaluate.answer_metrics import check_metric
 from lonas_edge.evaluate.options import METRIC_HELP, METRIC_UNSET, RunOptions
 from lonas_edge.evaluate.protocols import ANSWERS, PROMPT_PROTOCOLS, choose_protocol
@@ -122,9 +122,9 @@ def _settings(options: EvalCommand, targets: "Sequence[Target]") -> "EvalSetting
     if not kind.generates:
         options.refuse_idle(("protocol", "template"), f"a {kind.name} has no prompt template")
         if options.data:
-            raise LonasEdgeError(f"--data {options.data}: a {kind.name} generates no answers; pass --datasets DIR")
-        encodes, tasks = choose_tasks(kind, names, datasets)
-        return EvalSettings(tasks, datasets, encodes, limit=options.limit)
+            options.refuse_idle(("tasks", "datasets", "metric"), "--data has its own")
+        encodes, tasks = choose_tasks(kind, names, datasets, options.data)
+        return EvalSettings(tasks, datasets, encodes, limit=options.limit, data=options.data)
     if options.data:
         options.refuse_idle(("tasks", "datasets", "protocol"), "--data has its own")
         metrics = options.metric or ("auto",)

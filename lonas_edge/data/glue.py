@@ -28,7 +28,13 @@ class GlueTask:
     metrics: tuple[str, ...] = ("acc",)  # GLUE's own; searches and averages use the first
     columns: tuple[str, ...] = ()  # the columns in order, for a file without a header
     splits: tuple[str, ...] = ("dev",)  # the development sets; MNLI has two
+    published: bool = True  # whether it is GLUE's; False for labels of the user's own
     torn: bool = False  # whether the published file has incomplete lines and empty texts, which are skipped
+
+    @property
+    def description(self) -> str:
+        """For errors and records."""
+        return f"the task {self.name} of GLUE" if self.published else "labels"
 
     @property
     def regression(self) -> bool:

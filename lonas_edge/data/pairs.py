@@ -13,6 +13,7 @@ from lonas_edge.data.language import kl_divergence, sample_classes
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.task import MAX_LENGTH, DataOptions, Encoded, Task, widen
 from lonas_edge.data.texts import Texts, labels_of, read_texts
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CLASSIFICATION, ModelKind, output_names
 from lonas_edge.space.architecture import Architecture
 
@@ -24,10 +25,13 @@ class PairTask(Task):
     kind: ClassVar[ModelKind] = CLASSIFICATION
 
     outputs: tuple[str, ...] = ()  # names of the model's outputs
+    padding: int | None = None  # the token by which a decoder finds the end of a text
 
     @classmethod
     def of(cls, architecture: Architecture, pooling: Pooling | None, options: DataOptions) -> Self:
-        return cls(architecture.context or MAX_LENGTH, options, outputs=output_names(architecture.config))
+        config = architecture.config
+        padding = config.pad_token_id if architecture.family.ends_at_padding else None
+        return cls(architecture.context or MAX_LENGTH, options, outputs=output_names(config), padding=padding)
 
     @property
     def regression(self) -> bool:
@@ -38,7 +42,7 @@ class PairTask(Task):
         glue = self.options.glue
         if glue is None:
             return read_texts(path, labels_of(self.outputs) if self.options.labels else None)
-        return "glue", glue.renumber(glue.read(path), self.outputs)
+        return "glue" if glue.published else "labels", glue.renumber(glue.read(path), self.outputs)
 
     @property
     def inputs(self) -> Sequence[Texts]:
@@ -68,15 +72,21 @@ class PairTask(Task):
     @property
     def max_length(self) -> int:
         """Longer texts are cut; those of GLUE as in the published trainings."""
-        return min(CLASSIFICATION.sequence_length, self.context) if self.labelled else self.context
+        glue = self.options.glue
+        return min(CLASSIFICATION.sequence_length, self.context) if glue and glue.published else self.context
 
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int | None) -> list[Encoded]:
+        if self.padding not in (None, tokenizer.pad_token_id):
+            raise LonasEdgeError(
+                f"{tokenizer.name_or_path}: pads with token {tokenizer.pad_token_id}, but pad_token_id in config.json is "
+                f"{self.padding}: a classifier reads the last token before the padding. Make them equal."
+            )
         encoded = encode_pairs([each.texts for each in inputs], tokenizer, max_length)
         return [{**row, "labels": each.label or 0} for row, each in zip(encoded, inputs, strict=True)]
 
     def _held_out(self, inputs: Sequence[Any], tokenizer: Any) -> list[Encoded]:
         """Long texts of GLUE are dropped: where they are cut may decide their class. Others are cut."""
-        if not self.labelled:
+        if not (self.options.glue and self.options.glue.published):
             return self._encode(inputs, tokenizer, self.context)
         return [row for row in self._encode(inputs, tokenizer, None) if len(row["input_ids"]) <= self.context]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data.glue import glue_of
+from lonas_edge.data.glue import GlueTask, glue_of
 from lonas_edge.data.language import LanguageTask
 from lonas_edge.data.pairs import PairTask
 from lonas_edge.data.pooling import Pooling
@@ -30,6 +30,7 @@ def open_data(
     pooling: Pooling | None = None,
     *,
     glue: str | None = None,
+    own: GlueTask | None = None,
     labels: bool = False,
     prompt: str | None = None,
     max_length: int | None = None,
@@ -42,6 +43,7 @@ def open_data(
         architecture: The model's.
         pooling: The pooling of an embedding model.
         glue: Name of the GLUE task of a classifier's data; by the folder's name when None.
+        own: The classes of a classifier's data with labels, which are to be learned.
         labels: Whether to read the labels of a classifier's texts, to measure with.
         prompt: Name of the prompt template of a language model's data; see `choose_prompt`.
         max_length: Tokens of the longest example of a language model; `MAX_LENGTH` when None.
@@ -49,11 +51,11 @@ def open_data(
     """
     files = [(data, 1.0)] if isinstance(data, Path) else list(data)
     kind = architecture.family.kind
-    table = glue_of([path for path, _ in files], glue) if kind is not EMBEDDING else None
+    table = own or (glue_of([path for path, _ in files], glue) if kind is not EMBEDDING else None)
     if kind is CLASSIFICATION and table is None:
         _refuse_several_labels(architecture.config, files[0][0])
     if table:
-        architecture.require(CLASSIFICATION, f"{files[0][0]}: the task {table.name} of GLUE")
+        architecture.require(CLASSIFICATION, f"{files[0][0]}: {table.description}")
     options = DataOptions(table, labels, prompt, max_length, record or PromptRecord())
     return TASKS[kind].of(architecture, pooling, options).read(files)
 

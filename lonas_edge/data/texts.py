@@ -169,6 +169,12 @@ def read_texts(path: Path, labels: LabelRule | None) -> tuple[str, list[Texts]]:
     return SCORED if label and len(names) > 1 else _KINDS[len(names)], read
 
 
+def has_pairs(path: Path) -> bool:
+    """Whether the records of a file are pairs or triplets of texts."""
+    fields = _fields(read_records(path)[0][1], None) if path.suffix != ".tsv" else None
+    return fields is not None and len(fields[0]) > 1
+
+
 def _fields(record: Any, labels: LabelRule | None) -> tuple[tuple[str, ...], str | None] | None:
     """Names of a record's texts, by their roles, and of its label; None if it is no such record."""
     if not isinstance(record, dict):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lonas_edge.data.classes import COSINE_PAIRS, own_task
 from lonas_edge.data.encoding import collate_pairs, encode_pairs
 from lonas_edge.data.glue import TASKS, GlueTask, task_named
 from lonas_edge.data.task import Encoded
@@ -24,12 +25,16 @@ from lonas_edge.families import EMBEDDING, ModelKind
 from lonas_edge.progress import Progress
 
 
-def choose_tasks(kind: ModelKind, names: Sequence[str] | None, datasets: Path | None) -> tuple[Protocol, tuple[str, ...]]:
-    """Choose the protocol of encoders and their tasks: by name, or those in the directory `datasets`."""
+def choose_tasks(
+    kind: ModelKind, names: Sequence[str] | None, datasets: Path | None, data: Path | None = None
+) -> tuple[Protocol, tuple[str, ...]]:
+    """Choose the protocol of encoders and their tasks: none for `data`, or by name, or those in the directory `datasets`."""
     protocol, known = (EMBED, [SIMILARITY]) if kind is EMBEDDING else (CLASSIFY, list(TASKS))
+    if data:
+        return protocol, ()
     expected = f"a directory with TASK/dev.tsv of GLUE ({', '.join(known)})"
     if datasets is None:
-        raise LonasEdgeError(f"--datasets DIR is needed: {expected}")
+        raise LonasEdgeError(f"--data FILE with labels or --datasets DIR is needed: {expected}")
     present = [name for name in known if TASKS[name].path(datasets, TASKS[name].splits[0]).is_file()]
     if names is None and not present:
         raise LonasEdgeError(f"--datasets {datasets}: expected {expected}, found none")
@@ -55,6 +60,8 @@ class EncoderEvaluation:
         """Read the test sets, and refuse targets whose head does not fit one; all errors are reported together."""
         self._sets, errors = list[_TestSet](), list[str]()
         self._embeds = settings.protocol is EMBED
+        if settings.data:
+            self._sets.append(_read_own(settings.data, targets, settings))
         for name in settings.tasks:
             try:
                 self._sets += _read(TASKS[name], settings)
@@ -75,6 +82,14 @@ class EncoderEvaluation:
         """Evaluate a target."""
         evaluate = _embed if self._embeds else _classify
         return [evaluate(logged, each, progress) for each in self._sets]
+
+
+def _read_own(path: Path, targets: Sequence[Target], settings: EvalSettings) -> _TestSet:
+    """Read texts with labels: classes of the first target's head, its scores, or cosines of an embedding model's pairs."""
+    first = targets[0]
+    task = own_task(first.outputs) if first.outputs else COSINE_PAIRS
+    texts = task.read(path)
+    return _TestSet(path.stem, task, {index: texts[index] for index in settings.choose(path.stem, len(texts))})
 
 
 def _read(task: GlueTask, settings: EvalSettings) -> list[_TestSet]:

@@ -30,6 +30,7 @@ class Family(ABC):
         layer_results: Number of values a decoder layer returns, the output first; 0 if it returns the output itself.
         given_positions: Whether its body has to be given positions, since runtimes misread the graph of its own.
         segments: Whether an encoder has a table of segments (`token_type_ids`).
+        ends_at_padding: Whether the model finds the end of a text by `pad_token_id` of its configuration.
         width_rules: The output widths that can be elastic.
         refused_widths: Layers whose output width cannot be elastic, with the reason.
         refused_heads: Why heads cannot be elastic, if no rule of `width_rules` is a `HeadRule`.
@@ -64,6 +65,7 @@ class Family(ABC):
     layer_results: ClassVar[int] = 0
     given_positions: ClassVar[bool] = False
     segments: ClassVar[bool] = True
+    ends_at_padding: ClassVar[bool] = False
     width_rules: ClassVar[tuple[WidthRule, ...]]
     refused_widths: ClassVar[Mapping[str, str]]
     refused_heads: ClassVar[str] = ""

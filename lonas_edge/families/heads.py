@@ -62,6 +62,7 @@ class _DecoderClassifier(Family):
     kind = CLASSIFICATION
     head = "score"
     segments = False
+    ends_at_padding = True
 
     def other_linears(self, config: Any) -> list[Linear]:
         """The head."""
@@ -80,7 +81,8 @@ class _DecoderClassifier(Family):
     def hidden(self, model: Any, **inputs: Any) -> Any:
         """Hidden states of the last tokens [texts, hidden]."""
         states = super().hidden(model, **inputs)
-        last = inputs["attention_mask"].sum(1) - 1
+        tokens = inputs["input_ids"] != model.config.pad_token_id  # also one of the text's own, as transformers has it
+        last = tokens.cumsum(1).argmax(1)  # the first maximum
         return states[range(len(states)), last]
 
     def logits(self, model: Any, hidden: Any) -> Any:

@@ -285,7 +285,7 @@ def _kind_of_adapter(config: AdapterConfig) -> ModelKind | None:
 def _head_outputs(adapter: Path, training: TrainingRecord | None) -> Sequence[str] | int | None:
     """Outputs of the adapter's head: names from the task of its training, else their number in its file."""
     task = GLUE.get(training.task or "") if training else None
-    return task.outputs if task else adapters.head_outputs(adapter)
+    return task.outputs if task else (training.classes if training else ()) or adapters.head_outputs(adapter)
 
 
 def _refuse_other_head(config: Any, path: Path) -> None:

@@ -93,7 +93,7 @@ EMBEDDING_MODEL = Profile(
     name=EMBEDDING.name,
     kind=EMBEDDING,
     adapts=False,
-    blocks=(_LAYER,),
+    blocks=(_LAYER, _ATTENTION, _MLP),  # encoders have layers, decoders the others
     target="kl<=0.2",  # two of MiniLM's six layers (0.169): docs/benchmarks/embeddings.md
     weight_format="int8_sym",  # INT4 is no faster: docs/benchmarks/embeddings.md
     prompt_len=128,

@@ -141,7 +141,7 @@ def _check_labels(data: Task, eval_data: Task | None) -> None:
         )
     learned = {
         EMBEDDING: "Without a teacher, an embedding model learns pairs, triplets or scored pairs.",
-        CLASSIFICATION: f"Without a teacher, a classifier learns a GLUE task (TSV). {EMBEDS}",
+        CLASSIFICATION: f"Without a teacher, a new head learns a GLUE task (TSV) or texts with a label. {EMBEDS}",
     }
     raise LonasEdgeError(
         f"{file}: {found} without labels need --teacher MODEL, such as the unpruned model. {learned[data.kind]}"

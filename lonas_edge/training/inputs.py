@@ -3,7 +3,7 @@
 A teacher is loaded once, merged, in the dtype of the training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,18 @@ import torch
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from transformers import PreTrainedModel
 
+from lonas_edge.data.classes import OwnLabels, own_classes
 from lonas_edge.data.glue import GlueTask, glue_of
-from lonas_edge.data.pooling import EMBEDS, Pooling, read_pooling
+from lonas_edge.data.pooling import EMBEDS, Pooling, embeds, read_pooling
 from lonas_edge.data.registry import Files, open_data
 from lonas_edge.data.task import Task
+from lonas_edge.data.texts import has_pairs
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import CLASSIFICATION, EMBEDDING, casefold, output_names
+from lonas_edge.families import CLASSIFICATION, EMBEDDING, casefold, family_of_config, output_names
 from lonas_edge.network.adapters import CONFIG, AdapterConfig, adapter_file
 from lonas_edge.network.checkpoints import open_tensors
-from lonas_edge.network.location import SEARCH_SPACE, Located
+from lonas_edge.network.configuration import read_config
+from lonas_edge.network.location import SEARCH_SPACE, Located, locate
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, set_parameter
 from lonas_edge.network.source import Source, open_source
@@ -70,19 +73,36 @@ class Inputs:
 
 def open_inputs(model: str, data: Files, nncf_config: Path | None = None, elastic: bool = True) -> Inputs:
     """Open base, search space and data of a new adapter, and check that they fit; no weights are read."""
-    glue = glue_of([data] if isinstance(data, Path) else [path for path, _ in data])
+    paths = [data] if isinstance(data, Path) else [path for path, _ in data]
+    own = _new_classes(model, paths)
+    glue = own or glue_of(paths)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
     source = open_source(None, model, outputs=glue.outputs if glue else None, kind=CLASSIFICATION if glue else None)
+    if source.architecture.family.kind.generates and has_pairs(paths[0]):
+        source = open_source(None, model, kind=EMBEDDING)
     if source.adapter:
         raise LonasEdgeError(
             f"{source.adapter.folder}: is an adapter, but --model takes a base model. Use --from to train an adapter further."
         )
-    read = open_data(data, source.architecture, source.pooling)
+    read = open_data(data, source.architecture, source.pooling, own=own)
     if glue:
         _refuse_other_head(glue, source)
     elasticity = bind(source.architecture, space, str(nncf_config))
     return Inputs(replace(source, elasticity=elasticity), nncf_config, read)
+
+
+def _new_classes(model: str, paths: Sequence[Path]) -> OwnLabels | None:
+    """The classes of data with labels that a new head learns; None where the base is a classifier or an embedding model."""
+    own = own_classes(paths)
+    if own is None:
+        return None
+    folder = locate(model, weights=True).folder
+    if embeds(folder) or not (folder / "config.json").exists():
+        return None
+    family = family_of_config(read_config(folder))
+    headed = family and family.kind is CLASSIFICATION and f"{family.head}.weight" in open_tensors(folder).shapes
+    return None if headed else own
 
 
 def open_recovery(

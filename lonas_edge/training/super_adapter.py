@@ -94,6 +94,8 @@ def make_record(job: Job, hashes: Hashes, trained: Trained, resumed_from: int | 
     """Make the record of a finished training; `hashes` are from its start, `seconds` those of this run."""
     inputs, options, tokens, state = job.inputs, job.options, job.tokens, trained.state
     source, glue, pooling, recovered = inputs.source, inputs.data.options.glue, inputs.data.pooling, None
+    task = glue.name if glue and glue.published else source.training.task if source.training else None
+    classes = glue.outputs if glue and not glue.published else source.training.classes if source.training else ()
     if inputs.subnetwork:
         name = (source.adapter or source.base).name
         recovered = Recovered(name, hashes.start, inputs.subnetwork.name, inputs.subnetwork.widths)
@@ -106,7 +108,8 @@ def make_record(job: Job, hashes: Hashes, trained: Trained, resumed_from: int | 
             TrainedData(file.path.name, digest, file.kind, file.weight, len(tokens.files[index]), tokens.dropped(file, index))
             for index, (file, digest) in enumerate(zip(inputs.data.files, hashes.data, strict=True))
         ),
-        task=glue.name if glue else (source.training.task if source.training else None),
+        task=task,
+        classes=classes,
         prompt=tokens.prompting.template if tokens.prompting else None,
         chat_template=tokens.prompting.chat if tokens.prompting else None,
         options=json.loads(json.dumps(asdict(options))),
@@ -186,6 +189,7 @@ def _card(record: TrainingRecord) -> str:
         started += " lonas-edge loads this sub-network; parts of others are unchanged."
     data = ", ".join(f"`{file.name}` ({file.examples} examples)" for file in record.data)
     learned = f"GLUE's {record.task}" if record.task else f"pooling: {record.pooling}" if record.pooling else "without labels"
+    learned = f"classes: {', '.join(record.classes)}" if record.classes else learned
     learned = f"prompt `{prompt.name}`" if prompt else learned
     last = f", last loss {record.losses[-1].loss:.3f}" if record.losses else ""
     paragraphs = [

@@ -1,0 +1,146 @@
+"""Labels of the user's own data: a new head on a decoder or an encoder, `eval --data`, pairs on a decoder, refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from scipy.stats import spearmanr
+from tiny_bert import TinyBert
+from tiny_models import TinyModels
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lonas_edge.families import CLASSIFICATION, EMBEDDING
+from lonas_edge.network.source import open_source
+from lonas_edge.network.training_record import TrainingRecord
+from lonas_edge.training.inputs import open_inputs
+
+RUN = ("--steps", 40, "--batch-size", 8, "--rank", 8, "--lr", 0.01, "--dtype", "fp32", "--no-elastic")
+WORDS = {"Praise": "good film", "blame": "bad film", "nothing": "the same"}
+
+
+def write(path: Path, count: int = 24, number: bool = False, **more: Any) -> Path:
+    """Texts whose first words decide their label, a name or the index of it; `more` are fields of each record."""
+    rows = []
+    for index in range(count):
+        position = index % 3
+        label, words = sorted(WORDS.items())[position]
+        rows.append({"text": f"{words} {'not ' * (index % 5)}is", "label": position if number else label, **more})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_classes_are_learned(
+    model: str, tiny_models: TinyModels, tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path
+) -> None:
+    """In alphabetical order. Stock transformers and `eval --data` agree on the answers of the trained classifier."""
+    data = write(tmp_path / "data.jsonl")
+    base = tiny_models.base("llama") if model == "llama" else tiny_bert.base(headless=True)
+    ran = run_cli("train", "--model", base, "--data", data, "--eval-data", data, *RUN, "--output", tmp_path / "lora")
+    assert ran.code == 0, ran.err
+    record = TrainingRecord.read(tmp_path / "lora/training.json")
+    assert (record.task, record.classes, record.data[0].kind) == (None, ("Praise", "blame", "nothing"), "labels")
+    losses = record.eval_data.losses if record.eval_data else ()
+    assert losses[-1].loss < 0.5 * losses[0].loss and losses[0].loss < 3
+    opened = open_source(str(tmp_path / "lora"), str(base))
+    assert opened.architecture.family.kind is CLASSIFICATION
+
+    names = dict(enumerate(record.classes))
+    stock = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32)
+    stock = PeftModel.from_pretrained(stock, tmp_path / "lora").eval()
+    rows, tokenizer = list(map(json.loads, data.read_text().splitlines())), AutoTokenizer.from_pretrained(base)
+    with torch.inference_mode():
+        answers = [names[int(stock(**tokenizer(row["text"], return_tensors="pt")).logits.argmax())] for row in rows]
+    right = [answer == row["label"] for answer, row in zip(answers, rows, strict=True)]
+    assert sum(right) > 2 * len(rows) / 3
+    exported = ("--model", base, "--weight-format", "fp32", "--output", tmp_path / "ir")
+    ran = run_cli("export", tmp_path / "lora", *exported)
+    assert ran.code == 0, ran.err
+    assert list(json.loads((tmp_path / "ir/config.json").read_text())["id2label"].values()) == list(names.values())
+    ran = run_cli("eval", tmp_path / "ir", "--data", data, "--json")
+    assert ran.code == 0, ran.err
+    [task] = json.loads(ran.out)["targets"][0]["tasks"]
+    assert (task["questions"], task["metric"]) == (24, "acc")
+    assert task["accuracy"] == pytest.approx(100 * sum(right) / 24)
+
+
+def test_numbers_are_classes(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Also those that do not occur, up to the largest."""
+    data = write(tmp_path / "data.jsonl", number=True)
+    data.write_text(data.read_text().replace('"label": 1}', '"label": 4}'))
+    inputs = open_inputs(str(tiny_models.base("llama")), data)
+    assert inputs.data.options.glue and inputs.data.options.glue.classes == ("0", "1", "2", "3", "4")
+    assert {example.label for example in inputs.data.examples} == {0, 4, 2}
+
+
+def test_a_head_of_its_own_ignores_labels(tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """As before, a finished classifier learns from a teacher."""
+    inputs = open_inputs(str(tiny_bert.base()), write(tmp_path / "data.jsonl"))
+    assert inputs.data.options.glue is None and {example.label for example in inputs.data.examples} == {None}
+
+
+def test_pairs_make_an_embedding_model(tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> None:
+    """Of a decoder; `eval --data` computes Spearman's correlation of the cosines with the scores."""
+    base, data = tiny_models.base("llama"), tmp_path / "data.jsonl"
+    texts = [
+        f"{word} {'not ' * (index % 3)}film" for index, word in enumerate(("good", "bad", "same", "the", "is", "film") * 3)
+    ]
+    rows = [{"sentence1": text, "sentence2": texts[-index], "score": index / 18} for index, text in enumerate(texts)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = run_cli("train", "--model", base, "--data", data, *RUN, "--output", tmp_path / "lora")
+    assert ran.code == 0 and "pooling is unknown" in ran.err, ran.err
+    assert open_source(str(tmp_path / "lora"), str(base)).architecture.family.kind is EMBEDDING
+    exported = ("--model", base, "--weight-format", "fp32", "--output", tmp_path / "ir")
+    ran = run_cli("export", tmp_path / "lora", *exported)
+    assert ran.code == 0, ran.err
+    ran = run_cli("eval", tmp_path / "ir", "--data", data, "--json", "--output", tmp_path / "eval")
+    assert ran.code == 0, ran.err
+    [task] = json.loads(ran.out)["targets"][0]["tasks"]
+    [log] = (tmp_path / "eval/samples").rglob("samples_data.jsonl")
+    cosines = [json.loads(line)["answer"] for line in log.read_text().splitlines()]
+    assert task["accuracy"] == pytest.approx(100 * spearmanr(cosines, [row["score"] for row in rows]).statistic, abs=1e-6)
+
+
+def test_refused(tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> None:
+    """One class; a class that the training data lack; no pad token, or two."""
+    base, data = tiny_models.base("llama"), write(tmp_path / "data.jsonl")
+
+    def message(*options: Any, model: Path = base) -> str:
+        ran = run_cli("train", "--model", model, *options, *RUN, "--output", tmp_path / "out")
+        assert ran.code == 1 and not (tmp_path / "out").exists()
+        return " ".join(ran.err.split())
+
+    single = tmp_path / "single.jsonl"
+    single.write_text('{"text": "good", "label": "a"}\n' * 4)
+    assert "all examples have the label 'a'; expected at least two classes" in message("--data", single)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "good", "label": "blame"}\n{"text": "good", "label": "hope"}\n')
+    expected = f"{other}: not sentences: - line 2: label hope: expected a class: Praise, blame, nothing, or 0 to 2"
+    assert expected in message("--data", data, "--eval-data", other)
+
+    changed = tmp_path / "base"
+    changed.mkdir()
+    for path in base.iterdir():
+        (changed / path.name).write_bytes(path.read_bytes())
+    config = json.loads((base / "config.json").read_text())
+    for padding, expected in (
+        (None, "pad_token_id is missing; a classifier reads the last token before the padding"),
+        (7, "pads with token 1, but pad_token_id in config.json is 7"),
+    ):
+        (changed / "config.json").write_text(json.dumps({**config, "pad_token_id": padding}))
+        assert expected in message("--data", data, model=changed)
+
+
+def test_data_of_eval(tiny_models: TinyModels, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
+    """Without labels, and with options that mean nothing."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "good"}\n')
+    base = tiny_bert.base()
+    ran = run_cli("eval", base, "--data", data)
+    assert ran.code == 1 and f"{data}: no labels; expected a class" in " ".join(ran.err.split()), ran.err
+    ran = run_cli("eval", base, "--data", data, "--metric", "json")
+    assert ran.code == 2 and "--data has its own" in " ".join(ran.err.split()), ran.err

@@ -231,7 +231,10 @@ def adapter(**options: Any) -> None:
 
 
 def test_classifier(place: Path) -> None:
-    """A random BERT, and pairs of words that entail each other if they are equal."""
+    """Own labels on a random language model; a random BERT, and pairs of words that entail each other if they are equal."""
+    texts = ("will it rain tomorrow", "book a table for two", "play some music")
+    rows = [{"text": f"{texts[n % 3]} {n}", "label": ("Weather", "Book", "Play")[n % 3]} for n in range(100)]
+    Path("labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = BertConfig(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, pad_token_id=0
     )  # fmt: skip
@@ -247,7 +250,9 @@ def test_classifier(place: Path) -> None:
         Path("glue_data/RTE").mkdir(parents=True, exist_ok=True)
         Path(f"glue_data/RTE/{name}.tsv").write_text("\n".join(rows) + "\n")
     # MACs instead of latency: most of the time of so small a model does not depend on its widths
-    printed = run("classifier", ("--cost latency", "--cost macs"), ("latency=0.7x", "macs=0.7x"), ("latency-0.7x", "macs-0.7x"))
+    macs = ("--cost latency", "--cost macs"), ("latency=0.7x", "macs=0.7x"), ("latency-0.7x", "macs-0.7x")
+    printed = run("classifier", *macs, ("jsonl --output small", "jsonl --recovery-steps 2 --output small"))
+    assert open_exported(Path("small/model")).config["id2label"]["2"] == "Weather"
     assert len(Path("RTE/held_out.tsv").read_text().splitlines()) == 251
     assert "unpruned-model" in printed and "model (int8_sym)" in printed
     assert "tensor([[" in printed  # the logits, from Python

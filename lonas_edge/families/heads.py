@@ -75,7 +75,7 @@ class _DecoderClassifier(Family):
     def config_errors(self, config: Any) -> list[str]:
         """The padding is found by its token."""
         missing = config.pad_token_id is None
-        hint = "pad_token_id is missing; a classifier reads the last token before the padding. Set it as the tokenizer has it"
+        hint = "pad_token_id: missing, and the tokenizer has no pad token; a classifier reads the last token before the padding"
         return super().config_errors(config) + ([hint] if missing else [])
 
     def hidden(self, model: Any, **inputs: Any) -> Any:

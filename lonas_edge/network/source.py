@@ -31,6 +31,7 @@ from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
 from lonas_edge.network.configuration import parse_config, read_config, read_generation_config
 from lonas_edge.network.location import SEARCH_SPACE, TRAINING, Located, locate, locate_base
 from lonas_edge.network.modeling import check_builds
+from lonas_edge.network.tokenizer import load_tokenizer
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import original_hashes
 from lonas_edge.space.architecture import Architecture
@@ -267,6 +268,8 @@ def _read_architecture(
     family, fields = family_of(config.model_type, kind, config.architectures or ()), {}
     if family:
         fields = {**family.kind.head_fields(config, outputs), **family.class_fields(config.model_type)}
+        if family.ends_at_padding and config.pad_token_id is None and (tokenizer := load_tokenizer(base)):
+            fields["pad_token_id"] = tokenizer.pad_token_id
     _refuse_other_head(config, path)
     config = type(config).from_dict({**config.to_dict(), **fields}) if fields else config
     return Architecture.from_config(config, str(base)), fields

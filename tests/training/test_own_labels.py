@@ -106,7 +106,7 @@ def test_pairs_make_an_embedding_model(tiny_models: TinyModels, run_cli: Callabl
 
 
 def test_refused(tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> None:
-    """One class; a class that the training data lack; no pad token, or two."""
+    """One class; a class that the training data lack; no pad token, or two. The tokenizer's is taken."""
     base, data = tiny_models.base("llama"), write(tmp_path / "data.jsonl")
 
     def message(*options: Any, model: Path = base) -> str:
@@ -127,12 +127,14 @@ def test_refused(tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> 
     for path in base.iterdir():
         (changed / path.name).write_bytes(path.read_bytes())
     config = json.loads((base / "config.json").read_text())
-    for padding, expected in (
-        (None, "pad_token_id is missing; a classifier reads the last token before the padding"),
-        (7, "pads with token 1, but pad_token_id in config.json is 7"),
-    ):
-        (changed / "config.json").write_text(json.dumps({**config, "pad_token_id": padding}))
-        assert expected in message("--data", data, model=changed)
+    (changed / "config.json").write_text(json.dumps({**config, "pad_token_id": 7}))
+    assert "pads with token 1, but pad_token_id in config.json is 7" in message("--data", data, model=changed)
+    (changed / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    assert open_inputs(str(changed), data).source.architecture.config.pad_token_id == 1  # the tokenizer's
+    settings = json.loads((changed / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (changed / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert "pad_token_id: missing, and the tokenizer has no pad token" in message("--data", data, model=changed)
 
 
 def test_data_of_eval(tiny_models: TinyModels, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lonas_edge.families.base import Family
 from lonas_edge.families.kinds import CLASSIFICATION, EMBEDDING
-from lonas_edge.families.layers import Linear
+from lonas_edge.families.layers import Block, Linear
 
 
 class Embedder(Family):
@@ -50,18 +50,25 @@ class Embedder(Family):
         return hidden
 
 
-class _DecoderEmbedder(Embedder):
+class _Decoder(Family):
+    """What embedding models and classifiers made of decoders share."""
+
     segments = False
 
+    def blocks(self, config: Any) -> tuple[Block, ...]:
+        """Also whole layers: without a cache, the others are those of a model with fewer layers."""
+        return (*super().blocks(config), Block("layer", "", ()))
+
+
+class _DecoderEmbedder(_Decoder, Embedder):
     def hidden(self, model: Any, **inputs: Any) -> Any:
         """Hidden states [texts, tokens, hidden], without a cache."""
         return super().hidden(model, **inputs, use_cache=False)
 
 
-class _DecoderClassifier(Family):
+class _DecoderClassifier(_Decoder):
     kind = CLASSIFICATION
     head = "score"
-    segments = False
     ends_at_padding = True
 
     def other_linears(self, config: Any) -> list[Linear]:

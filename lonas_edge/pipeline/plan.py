@@ -14,7 +14,7 @@ from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.options import KEEP, OWN, CompressOptions
 from lonas_edge.pipeline.targets import MOST_TRIALS, MetricBound
-from lonas_edge.pipeline.tasks import Profile, cost_settings
+from lonas_edge.pipeline.tasks import Profile, cost_settings, removed_kinds
 from lonas_edge.pipeline.training import Probe
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
@@ -219,7 +219,7 @@ class Plan(Request):
     def search_options(self) -> SearchOptions:
         """Options of the search."""
         blocks = self.source.architecture.blocks.values()
-        removable = sum(block.kind in self.profile.blocks for block in blocks)
+        removable = sum(block.kind in removed_kinds(self.source) for block in blocks)
         least, most = self.profile.prompts
         prompts = max(least, min(most, round(self.profile.search_tokens / self.probe.tokens)))
         return SearchOptions(

@@ -38,7 +38,7 @@ from lonas_edge.pipeline.steps import (
     Step,
 )
 from lonas_edge.pipeline.targets import MetricBound, searched_picks
-from lonas_edge.pipeline.tasks import Profile
+from lonas_edge.pipeline.tasks import removed_kinds
 from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
 from lonas_edge.search import SEARCH as SEARCH_FILE
@@ -104,25 +104,19 @@ def write_space(plan: Plan) -> Step:
     paths = plan.paths
 
     def work(_progress: Progress) -> None:
-        replace_text(Path(str(paths.space)), json.dumps(_make_space(plan.unpruned, plan.profile), indent=2) + "\n")
+        replace_text(Path(str(paths.space)), json.dumps(_make_space(plan.unpruned), indent=2) + "\n")
 
     files: dict[str, Any] = {"model": paths.base, "output": paths.space}
     files |= {"adapter": paths.unpruned} if paths.unpruned_base else {"ranks": NEW_RANK}
-    command = Command("lonas-edge space", None, files, {"depth": _kinds(plan.source, plan.profile), "ratios": 1})
+    command = Command("lonas-edge space", None, files, {"depth": removed_kinds(plan.source), "ratios": 1})
     return Step(SPACE, [command], work, (SPACE_FILE,), (LORA,) if paths.trains_lora else (), plan.inputs)
 
 
-def _make_space(source: Source, profile: Profile) -> dict[str, Any]:
+def _make_space(source: Source) -> dict[str, Any]:
     """As `space --depth KINDS --ratios 1` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
     architecture, ranks = source.architecture, source.ranks()
-    blocks = removable_blocks(architecture, _kinds(source, profile), str(source.base.folder))
+    blocks = removable_blocks(architecture, removed_kinds(source), str(source.base.folder))
     return generate_space(architecture, (1.0,), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None)
-
-
-def _kinds(source: Source, profile: Profile) -> tuple[str, ...]:
-    """The kinds of blocks that may be removed; of a model without any of them all, for the error."""
-    known = {block.kind for block in source.architecture.blocks.values()}
-    return tuple(kind for kind in profile.blocks if kind in known) or profile.blocks
 
 
 def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
@@ -251,7 +245,7 @@ def check_steps(request: Request, paths: Paths) -> None:
         config = AdapterConfig(Path("--target-modules"), lora_config(TrainOptions(), source.architecture))
         source = replace(source, adapter_config=config)
     if paths.space:
-        space = parse_search_space(_make_space(source, request.profile), SPACE_FILE)
+        space = parse_search_space(_make_space(source), SPACE_FILE)
         source = replace(source, elasticity=bind(source.architecture, space, SPACE_FILE))
     costs = {name: counted_cost(name, source, str(request.options.weight_format)) for name in COUNTED}
     check_picks(request.picks.values(), find_dimensions(source).named(), costs)

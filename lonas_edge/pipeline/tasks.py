@@ -14,8 +14,6 @@ from lonas_edge.search.cost import CostSettings, context_errors
 from lonas_edge.tables import MISSING
 from lonas_edge.training.options import AUTO
 
-_ATTENTION, _MLP, _LAYER = BLOCK_KINDS[:3]
-
 
 class Column(NamedTuple):
     """A figure of each network."""
@@ -39,7 +37,6 @@ class Profile:
     name: str  # in records and messages
     kind: ModelKind
     adapts: bool  # whether a base model is fine-tuned first; other models are finished, and are compressed as they are
-    blocks: tuple[str, ...]  # kinds of the blocks that the search removes
     target: str  # `auto`
     weight_format: str  # of the result
     prompt_len: int  # tokens of the latencies
@@ -65,7 +62,6 @@ LANGUAGE_MODEL = Profile(
     name=CAUSAL_LM.name,
     kind=CAUSAL_LM,
     adapts=True,
-    blocks=(_ATTENTION, _MLP),
     target="kl<=0.02",  # of texts, and of too few answers for a metric: docs/benchmarks/compress.md
     weight_format="int4_sym",  # trained for, at equal accuracy faster than INT8: docs/benchmarks/recovery.md
     prompt_len=256,
@@ -93,7 +89,6 @@ EMBEDDING_MODEL = Profile(
     name=EMBEDDING.name,
     kind=EMBEDDING,
     adapts=False,
-    blocks=(_LAYER, _ATTENTION, _MLP),  # encoders have layers, decoders the others
     target="kl<=0.2",  # two of MiniLM's six layers (0.169): docs/benchmarks/embeddings.md
     weight_format="int8_sym",  # INT4 is no faster: docs/benchmarks/embeddings.md
     prompt_len=128,
@@ -143,6 +138,13 @@ def profile_of(source: Source) -> Profile:
     if kind is CLASSIFICATION and len(output_names(source.architecture.config)) == 1:
         return RERANKER
     return PROFILES[kind.name]
+
+
+def removed_kinds(source: Source) -> tuple[str, ...]:
+    """The kinds of blocks that may be removed: attention and MLP, or whole layers where neither can be removed alone."""
+    attention, mlp, layer = BLOCK_KINDS[:3]
+    known = {block.kind for block in source.architecture.blocks.values()}
+    return tuple(kind for kind in (attention, mlp) if kind in known) or ((layer,) if layer in known else (attention, mlp))
 
 
 def resolve_options(profile: Profile, options: CompressOptions, source: Source) -> CompressOptions:

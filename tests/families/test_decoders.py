@@ -33,10 +33,10 @@ DECODERS = [
 OUTPUTS = 3
 
 
-def write(models: TinyModels, case: str, folder: Path, outputs: int = 0) -> TinySource:
+def write(models: TinyModels, case: str, folder: Path, outputs: int = 0, whole: bool = False) -> TinySource:
     """An adapter by PEFT of an embedding model or, with `outputs`, of a classifier, on the base of a language model.
 
-    The space has ranks, MLP widths and two blocks that can be removed.
+    The space has ranks, MLP widths and two blocks that can be removed, or a whole layer.
     """
     torch.manual_seed(5)
     base, auto = models.base(case), AutoModelForSequenceClassification if outputs else AutoModel
@@ -48,7 +48,7 @@ def write(models: TinyModels, case: str, folder: Path, outputs: int = 0) -> Tiny
     model.config.architectures = [type(model).__name__]
     architecture, space = Architecture.from_config(model.config, case), folder / "space.json"
     layer = architecture.family.layer
-    blocks = (f"{layer(0)}.self_attn", f"{layer(2)}.mlp")
+    blocks = (layer(1),) if whole else (f"{layer(0)}.self_attn", f"{layer(2)}.mlp")
     space.write_text(json.dumps(generate_space(architecture, (1, 0.75, 0.5), (8, 6), blocks=blocks)))
     return TinySource(case, base, folder / "adapter", space)
 
@@ -133,3 +133,32 @@ def test_classifies_as_defined(case: str, run_cli: Callable, tiny_models: TinyMo
     opened = OVModelForSequenceClassification.from_pretrained(ir, ov_config=dict(EXACT))
     assert (opened(**{name: inputs[name] for name in opened.input_names}).logits - expected).abs().max() < 1e-3
     assert json.loads((ir / "config.json").read_text())["architectures"] == [type(model).__name__]
+
+
+@pytest.mark.parametrize("outputs", [0, OUTPUTS])
+def test_without_a_layer(outputs: int, run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """The others are renumbered, so that stock transformers opens the checkpoint, if its widths are equal."""
+    source = write(tiny_models, "llama", tmp_path, outputs, whole=True)
+    inputs, widths = batch(source.base), [values[0] for values in source.groups()]
+    widths[-1] = 0
+    auto: Any = AutoModelForSequenceClassification if outputs else AutoModel
+    fields = {"num_labels": outputs} if outputs else {}
+    model = oracle_model(auto, source.base, source.adapter, None, [], **fields)
+    layers = model.model.layers if outputs else model.layers
+    del layers[1]
+    with torch.no_grad():
+        expected = model(**inputs, use_cache=False)
+    chosen = tmp_path / "chosen.json"
+    chosen.write_text(json.dumps({"widths": widths}))
+    options = ("--subnet", chosen, "--stage", "checkpoint", "--output", tmp_path / "checkpoint")
+    ran = run_cli("export", *source.arguments(), *options)
+    assert ran.code == 0, ran.err
+    stored = auto.from_pretrained(tmp_path / "checkpoint", dtype=torch.float32)
+    assert stored.config.num_hidden_layers == 2
+    with torch.no_grad():
+        answer = stored(**inputs, use_cache=False)
+    if outputs:
+        assert (answer.logits - expected.logits).abs().max() < 1e-4
+    else:
+        distance = (answer.last_hidden_state - expected.last_hidden_state) * inputs["attention_mask"][..., None]
+        assert distance.abs().max() < 1e-4

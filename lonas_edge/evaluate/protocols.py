@@ -147,7 +147,7 @@ OPTION_TEXT = PromptProtocol(
     ask=_option_text,
     prompt="Question: …, Answer:",
 )
-CLASSIFY = Protocol(name="classify", reported="GLUE's development sets")
+CLASSIFY = Protocol(name="classify", reported="classes and scores")
 EMBED = Protocol(name="embed", reported="cosines of embeddings")
 ANSWERS = Protocol(name="answers", reported="greedy answers to the prompts of a data file")
 PROMPT_PROTOCOLS = {protocol.name: protocol for protocol in (GENERATE, ANSWER_WORD, OPTION_TEXT)}

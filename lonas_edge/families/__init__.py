@@ -6,11 +6,11 @@ from typing import Any
 from lonas_edge.families.base import Family
 from lonas_edge.families.bert import Bert, BertEmbedder
 from lonas_edge.families.bloom import Bloom
+from lonas_edge.families.decoders import LlamaClassifier, LlamaEmbedder, SmolLM3Classifier, SmolLM3Embedder
 from lonas_edge.families.distilbert import DistilBert, DistilBertEmbedder
 from lonas_edge.families.gemma3n import Gemma3n
 from lonas_edge.families.gpt_neox import GPTNeoX
 from lonas_edge.families.granite import Granite, Granite4
-from lonas_edge.families.heads import with_other_heads
 from lonas_edge.families.kinds import CAUSAL_LM, CLASSIFICATION, EMBEDDING, MODEL_KINDS, ModelKind, casefold, output_names
 from lonas_edge.families.layers import (
     BLOCK_KINDS,
@@ -49,7 +49,10 @@ FAMILIES: tuple[Family, ...] = (
     MPNetEmbedder(),
     DistilBert(),
     DistilBertEmbedder(),
-    *(family for decoder in (Llama, SmolLM3) for family in with_other_heads(decoder)),
+    LlamaClassifier(),
+    LlamaEmbedder(),
+    SmolLM3Classifier(),
+    SmolLM3Embedder(),
 )
 
 SUPPORTED_MODEL_TYPES: tuple[str, ...] = tuple(dict.fromkeys(kind for family in FAMILIES for kind in family.model_types))

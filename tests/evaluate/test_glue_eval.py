@@ -128,7 +128,7 @@ def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
     assert difference["points"] == pytest.approx(100 * (right[names[1], "RTE"] - right[names[0], "RTE"]).mean())
     same = [each for each in report["differences"] if each["target"] == names[2]]
     assert [(each["identical"], each["points"]) for each in same] == [(1.0, 0.0)] * 3
-    assert "GLUE's development sets; RTE: accuracy; MRPC: accuracy, F1" in (tmp_path / "out/eval.md").read_text()
+    assert "classes and scores; RTE: accuracy; MRPC: accuracy, F1" in (tmp_path / "out/eval.md").read_text()
 
 
 def test_a_regression_with_texts_beyond_the_context(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Decoders as embedding models and classifiers, of every model type: names, sub-networks, IRs in stock clients, trainings."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import TARGETS, TinyModels, TinySource, randomize_trainable
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from lonas_edge.families import CLASSIFICATION, EMBEDDING
+from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, Family
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.modeling import empty_model, set_parameter
 from lonas_edge.network.super_network import load_super_network
@@ -133,6 +134,12 @@ def test_classifies_as_defined(case: str, run_cli: Callable, tiny_models: TinyMo
     opened = OVModelForSequenceClassification.from_pretrained(ir, ov_config=dict(EXACT))
     assert (opened(**{name: inputs[name] for name in opened.input_names}).logits - expected).abs().max() < 1e-3
     assert json.loads((ir / "config.json").read_text())["architectures"] == [type(model).__name__]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_processes_get_a_family(family: Family) -> None:
+    """A latency table is measured in another process."""
+    assert type(pickle.loads(pickle.dumps(family))) is type(family)
 
 
 @pytest.mark.parametrize("outputs", [0, OUTPUTS])

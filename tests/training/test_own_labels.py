@@ -134,7 +134,7 @@ def test_refused(tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> 
     settings = json.loads((changed / "tokenizer_config.json").read_text())
     settings.pop("pad_token")
     (changed / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert "pad_token_id: missing, and the tokenizer has no pad token" in message("--data", data, model=changed)
+    assert "pad_token_id: missing, also in the tokenizer" in message("--data", data, model=changed)
 
 
 def test_data_of_eval(tiny_models: TinyModels, run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:

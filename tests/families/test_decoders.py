@@ -169,3 +169,22 @@ def test_without_a_layer(outputs: int, run_cli: Callable, tiny_models: TinyModel
     else:
         distance = (answer.last_hidden_state - expected.last_hidden_state) * inputs["attention_mask"][..., None]
         assert distance.abs().max() < 1e-4
+
+
+def test_reranks_as_defined(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """`TextRerankPipeline` ranks passages by the scores of the base with a head of one output."""
+    torch.manual_seed(7)
+    base = tmp_path / "base"
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_models.base("llama"), num_labels=1, dtype=torch.float32)
+    model.score.weight.data *= 20
+    model.save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny_models.base("llama")).save_pretrained(base)
+    ran = run_cli("export", base, "--weight-format", "fp32", "--output", tmp_path / "ir")
+    assert ran.code == 0, ran.err
+    query, passages = "good film", ["the bad film", "the film is good", "not", "same"]
+    with torch.no_grad():
+        scores = [model(**batch(base, [query], [passage])).logits.sigmoid().item() for passage in passages]
+    pipeline = openvino_genai.TextRerankPipeline(str(tmp_path / "ir"), "CPU", top_n=len(passages), **EXACT)
+    ranked = dict(pipeline.rerank(query, passages))
+    assert [ranked[index] for index in range(len(passages))] == pytest.approx(scores, abs=1e-4)
+    assert max(scores) - min(scores) > 0.01

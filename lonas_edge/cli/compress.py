@@ -23,7 +23,7 @@ def run(options: CompressOptions) -> None:
 
     Fine-tunes a LoRA (skipped for an adapter, and by --epochs 0), searches which blocks to remove on this machine,
     recovers the accuracy with the unpruned model as teacher, exports to OpenVINO, trains a draft model, and compares with what
-    optimum-cli writes. Encoders (embedding models, rerankers, classifiers) are not fine-tuned, and lose whole layers. Ctrl-C is
+    optimum-cli writes. Embedding models, rerankers and classifiers are not fine-tuned; encoders lose whole layers. Ctrl-C is
     safe: the same command continues.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a waiting thread must not spin

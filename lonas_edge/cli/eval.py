@@ -36,7 +36,10 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
         help="Exported directories, super-adapters, PEFT adapters, checkpoints or base models, compared with the first one.",
     )
     data: UserPath | None = option(
-        None, exists=True, metavar="DATA", help="Conversations or instructions, whose last answers are the references."
+        None,
+        exists=True,
+        metavar="DATA",
+        help="Conversations or instructions, whose last answers are the references; texts with labels.",
     )
     metric: tuple[str, ...] = option((), metavar="NAME|FILE.py:FUNCTION", repeat=True, help=METRIC_HELP, unset=METRIC_UNSET)
     tasks: Names = option(
@@ -88,9 +91,9 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
 def run(options: EvalCommand) -> None:
     """Measure the accuracy of models, with standard errors and paired differences from the first TARGET.
 
-    With --data, language models answer its prompts, and metrics compare the answers with its references. Otherwise they get
-    commonsense and math tasks, classifiers GLUE, embedding models STS-B. Exported directories run in OpenVINO, everything
-    else in PyTorch. With --output, the same command continues a killed evaluation, and sample logs are kept.
+    With --data, language models answer its prompts, and metrics compare the answers with its references; classifiers and
+    embedding models are compared with its labels. Otherwise they get commonsense and math tasks, or GLUE. Exported directories
+    run in OpenVINO, everything else in PyTorch. With --output, the same command continues a killed evaluation.
     """
     references = options.targets or (str(options.model),)
     with progress() as report:

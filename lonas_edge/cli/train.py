@@ -43,7 +43,7 @@ class TrainCommand(TrainOptions):
     data: tuple[Annotated[tuple[Path, float], from_text(_portion)], ...] = option(
         metavar="FILE[:WEIGHT]",
         repeat=True,
-        help="Training data: JSON, JSON Lines or Parquet; TSV of a GLUE task. WEIGHT: repetitions per epoch.",
+        help="Training data: JSON, JSON Lines, CSV or Parquet; TSV of a GLUE task. WEIGHT: repetitions per epoch.",
     )
     eval_data: UserPath | None = option(
         None, exists=True, panel="Data", metavar="FILE", help="Held-out data; their loss is logged every tenth of the steps."
@@ -97,9 +97,9 @@ class TrainCommand(TrainOptions):
 def run(options: TrainCommand) -> None:
     """Train a super-adapter (elastic LoRA) or a plain LoRA adapter, or recover one sub-network (--from).
 
-    A causal language model learns instructions, conversations or texts; a classifier learns a GLUE task, or a teacher's
-    outputs for texts; an embedding model learns pairs, or a teacher's embeddings of texts. The output is a SOURCE of the
-    other commands.
+    A causal language model learns instructions, conversations or texts; a classifier learns the labels of texts, a GLUE
+    task, or a teacher's outputs; an embedding model learns pairs, or a teacher's embeddings of texts. The output is a SOURCE
+    of the other commands.
     On several GPUs: torchrun --nproc-per-node N -m lonas_edge train …
     """
     with progress(shown=int(os.environ.get("RANK", "0")) == 0) as report:
@@ -133,7 +133,7 @@ def _inputs(options: TrainCommand) -> "Inputs":
     if options.start:
         inputs = open_recovery(options.start, options.data, options.subnet, options.model, space)
     else:
-        inputs = open_inputs(str(options.model), options.data, space, options.elastic)
+        inputs = open_inputs(str(options.model), options.data, space, options.elastic, labels=not options.teacher)
     inputs = with_eval_data(inputs, options.eval_data) if options.eval_data else inputs
     if not options.teacher:
         return inputs

@@ -1,6 +1,6 @@
 """Labels of the user's own data: classes of texts or pairs, scores of a reranker's pairs, cosines of an embedding model's.
 
-A class is a name, or of single texts a number from 0.
+A class is a name, or of single texts a number from 0; a number next to two texts is a score.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.glue import GlueTask
-from lonas_edge.data.texts import COSINES, TEXT, LabelRule, Texts, labels_of, read_records, read_texts
+from lonas_edge.data.texts import COSINES, TEXT, LabelRule, Texts, is_text, labels_of, number_of, read_records, read_texts
 from lonas_edge.errors import LonasEdgeError
 
 _CORRELATIONS = ("spearman", "pearson")
+_UNUSED = 10  # numbers of classes up to this many times their count
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,16 @@ class OwnLabels(GlueTask):
         Raises:
             LonasEdgeError: If records have no label, or another one; all are listed.
         """
+        if path.suffix.lower() == ".tsv":
+            raise LonasEdgeError(
+                f"{path}: TSV files are those of GLUE; `eval --tasks TASK --datasets DIR` reads DIR/TASK/dev.tsv"
+            )
         _, texts = read_texts(path, self.rule)
         if texts[0].label is None:
-            raise LonasEdgeError(f"{path}: no labels; expected {self.rule.expected} as {self.rule.names[0]!r} in each record")
+            pairs = "" if self.rule.singles else " and two texts"
+            raise LonasEdgeError(
+                f"{path}: no labels; expected {self.rule.expected} as {self.rule.names[0]!r}{pairs} in each record"
+            )
         return texts
 
 
@@ -46,23 +54,35 @@ def own_task(outputs: Sequence[str]) -> OwnLabels:
 
 
 def own_classes(paths: Sequence[Path]) -> OwnLabels | None:
-    """The classes of data files by the labels in them, in alphabetical or numerical order; None if these name no classes."""
-    records = [record for path in paths if path.suffix != ".tsv" for _, record in read_records(path)]
-    labels = {_class(record) for record in records}
-    if None in labels or not records:
+    """The classes of data files by their labels, in alphabetical or numerical order; None if the first record names none.
+
+    Records without a class are reported when they are read.
+
+    Raises:
+        LonasEdgeError: If there is a single class, or the largest number is far beyond the number of classes.
+    """
+    files = [path for path in paths if path.suffix.lower() != ".tsv"]
+    if not files or _class(read_records(files[0])[0][1]) is None:
         return None
+    labels = {_class(record) for path in files for _, record in read_records(path)} - {None}
     numbers = [label for label in labels if isinstance(label, int)]
-    if numbers and len(numbers) == len(labels):
-        names = [str(number) for number in range(max(numbers) + 1)]
-    else:
-        names = sorted(map(str, labels))
+    names = sorted({name.casefold(): name for name in sorted(map(str, labels), reverse=True)}.values())
     if len(names) < 2:
-        raise LonasEdgeError(f"{paths[0]}: all examples have the label {names[0]!r}; expected at least two classes")
+        raise LonasEdgeError(f"{files[0]}: all examples have the label {names[0]!r}; expected at least two classes")
+    if len(numbers) == len(labels):
+        if max(numbers) >= _UNUSED * len(numbers):
+            raise LonasEdgeError(
+                f"{files[0]}: {len(numbers)} labels up to {max(numbers)}; expected numbers of classes from 0 on"
+            )
+        names = [str(number) for number in range(max(numbers) + 1)]
     return own_task(names)
 
 
 def _class(record: Any) -> str | int | None:
-    """The class that a record names; None without one: a number next to two texts is a score."""
-    label = record.get("label") if isinstance(record, dict) else None
-    single = isinstance(record, dict) and TEXT in record
-    return label if isinstance(label, str) or (single and type(label) is int and label >= 0) else None
+    """The class that a record names."""
+    if not is_text(record):
+        return None
+    label, number = record.get("label"), number_of(record.get("label"))
+    if number is None:
+        return label if isinstance(label, str) and label.strip() else None
+    return int(number) if TEXT in record and number >= 0 and number == int(number) else None

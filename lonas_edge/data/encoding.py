@@ -122,6 +122,15 @@ def encode_pairs(pairs: Sequence[Sequence[str]], tokenizer: Any, max_length: int
     ]
 
 
+def check_padding(tokenizer: Any, padding: int | None) -> None:
+    """Refuse a tokenizer that pads with another token than `padding`, by which a model finds the end of a text; None: any."""
+    if padding not in (None, tokenizer.pad_token_id):
+        raise LonasEdgeError(
+            f"{tokenizer.name_or_path}: pads with token {tokenizer.pad_token_id}, but pad_token_id in config.json is "
+            f"{padding}: a classifier reads the last token before the padding. Make them equal."
+        )
+
+
 def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     """Stack rows of unequal lengths [rows, longest], padded on the right."""
     length = max(map(len, rows))

@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch.nn import functional as F
 
-from lonas_edge.data.encoding import collate_pairs, encode_pairs
+from lonas_edge.data.encoding import check_padding, collate_pairs, encode_pairs
 from lonas_edge.data.language import kl_divergence, sample_classes
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.task import MAX_LENGTH, DataOptions, Encoded, Task, widen
 from lonas_edge.data.texts import Texts, labels_of, read_texts
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CLASSIFICATION, ModelKind, output_names
 from lonas_edge.space.architecture import Architecture
 
@@ -29,9 +28,8 @@ class PairTask(Task):
 
     @classmethod
     def of(cls, architecture: Architecture, pooling: Pooling | None, options: DataOptions) -> Self:
-        config = architecture.config
-        padding = config.pad_token_id if architecture.family.ends_at_padding else None
-        return cls(architecture.context or MAX_LENGTH, options, outputs=output_names(config), padding=padding)
+        outputs = output_names(architecture.config)
+        return cls(architecture.context or MAX_LENGTH, options, outputs=outputs, padding=architecture.padding)
 
     @property
     def regression(self) -> bool:
@@ -76,11 +74,7 @@ class PairTask(Task):
         return min(CLASSIFICATION.sequence_length, self.context) if glue and glue.published else self.context
 
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int | None) -> list[Encoded]:
-        if self.padding not in (None, tokenizer.pad_token_id):
-            raise LonasEdgeError(
-                f"{tokenizer.name_or_path}: pads with token {tokenizer.pad_token_id}, but pad_token_id in config.json is "
-                f"{self.padding}: a classifier reads the last token before the padding. Make them equal."
-            )
+        check_padding(tokenizer, self.padding)
         encoded = encode_pairs([each.texts for each in inputs], tokenizer, max_length)
         return [{**row, "labels": each.label or 0} for row, each in zip(encoded, inputs, strict=True)]
 

@@ -23,10 +23,11 @@ _ROLES = (  # names of the first, second and third text
     ("positive", "passage", "answer", "sentence2"),
     ("negative",),
 )
+_ANSWERED = ("messages", "conversations", "instruction", "completion", "output")  # of a language model's data
 _LARGEST = 1e30  # absolute value of a reranker's score
 _EXPECTED = (
-    'Expected {"text": "…"}, {"query": "…", "positive": "…"}, the same with "negative", or {"sentence1": "…", '
-    '"sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them. GLUE tasks are TSV files.'
+    'Expected {"text": "…"}, {"text": "…", "label": "…"}, {"query": "…", "positive": "…"}, the same with "negative", or '
+    '{"sentence1": "…", "sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them. GLUE tasks are TSV files.'
 )
 
 
@@ -121,12 +122,18 @@ class LabelRule:
     singles: bool = True  # whether single texts have labels, too
 
 
-def _number(value: Any, most: float) -> float | None:
-    if isinstance(value, str):  # of a CSV file
+def number_of(value: Any) -> float | None:
+    """Read a finite number, which CSV files have as text; None if it is none."""
+    if isinstance(value, str):
         with suppress(ValueError):
             value = float(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and -most <= value <= most else None
+    return float(value) if is_number and abs(value) <= _LARGEST else None
+
+
+def _number(value: Any, most: float) -> float | None:
+    number = number_of(value)
+    return number if number is not None and abs(number) <= most else None
 
 
 COSINES = LabelRule(("score", "label"), lambda value: _number(value, 1), "a cosine from -1 to 1", singles=False)
@@ -169,10 +176,17 @@ def read_texts(path: Path, labels: LabelRule | None) -> tuple[str, list[Texts]]:
     return SCORED if label and len(names) > 1 else _KINDS[len(names)], read
 
 
+def is_text(record: Any) -> bool:
+    """Whether a record is a text, a pair or a triplet, and nothing that a language model answers."""
+    return _fields(record, None) is not None and not any(name in record for name in _ANSWERED)
+
+
 def has_pairs(path: Path) -> bool:
-    """Whether the records of a file are pairs or triplets of texts."""
-    fields = _fields(read_records(path)[0][1], None) if path.suffix != ".tsv" else None
-    return fields is not None and len(fields[0]) > 1
+    """Whether the records of a file are pairs or triplets of texts; questions with answers alone are not."""
+    if path.suffix.lower() == ".tsv":
+        return False
+    first = read_records(path)[0][1]
+    return is_text(first) and TEXT not in first and "answer" not in first
 
 
 def _fields(record: Any, labels: LabelRule | None) -> tuple[tuple[str, ...], str | None] | None:

@@ -34,7 +34,7 @@ def choose_tasks(
         return protocol, ()
     expected = f"a directory with TASK/dev.tsv of GLUE ({', '.join(known)})"
     if datasets is None:
-        raise LonasEdgeError(f"--data FILE with labels or --datasets DIR is needed: {expected}")
+        raise LonasEdgeError(f"Pass --data FILE, texts with labels, or --datasets DIR, {expected}")
     present = [name for name in known if TASKS[name].path(datasets, TASKS[name].splits[0]).is_file()]
     if names is None and not present:
         raise LonasEdgeError(f"--datasets {datasets}: expected {expected}, found none")
@@ -103,9 +103,10 @@ def _read(task: GlueTask, settings: EvalSettings) -> list[_TestSet]:
 
 
 def _classify(logged: LoggedTarget, test_set: _TestSet, progress: Progress) -> TaskAnswers:
-    """Evaluate a classifier. Texts beyond the context are skipped, never cut."""
+    """Evaluate a classifier. Texts of GLUE beyond the context are skipped, others are cut, as in trainings."""
     target, name, task = logged.target, test_set.name, test_set.task
-    encoded = encode_pairs([pair.texts for pair in test_set.texts.values()], target.tokenizer, None)
+    longest = None if task.published else target.max_length
+    encoded = encode_pairs([pair.texts for pair in test_set.texts.values()], target.tokenizer, longest)
     rows = dict(zip(test_set.texts, encoded, strict=True))
     kept, skipped = skip_too_long(target, name, {index: len(row["input_ids"]) for index, row in rows.items()})
     texts = {index: test_set.texts[index] for index in kept}

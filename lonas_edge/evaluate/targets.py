@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lonas_edge.data.encoding import check_padding
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.templates import PromptRecord, choose_prompt
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -250,6 +251,9 @@ def _in_torch(
 def _common(folder: Path, config: Mapping[str, Any], kind: ModelKind, pooling: Pooling | None) -> dict[str, Any]:
     """Read the fields that IRs and models in PyTorch have in common; `folder` has the tokenizer."""
     tokenizer, max_length = require_tokenizer(folder, "an evaluation"), context_of(config) or _CONTEXT
+    family = family_of_config(config, kind)
+    if family and family.ends_at_padding:
+        check_padding(tokenizer, config.get("pad_token_id"))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return {

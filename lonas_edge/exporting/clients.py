@@ -34,8 +34,8 @@ _TESTED = "lonas-edge is developed and measured on AMD and Intel CPUs; it was ne
 
 def _opened(auto_model: str) -> tuple[str, ...]:
     return (
-        f"Where layers have unequal widths (`per_layer_config` in config.json), `{auto_model}` of transformers 5.5 refuses the "
-        "checkpoint. Open it with:",
+        f"Where layers have unequal widths (`per_layer_config` in config.json) or lack blocks, `{auto_model}` of transformers "
+        "5.5 does not open the checkpoint as it is. Open it with:",
         "",
         "```python",
         "from lonas_edge import load_checkpoint",

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.data.encoding import check_padding
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import clients
@@ -107,6 +108,7 @@ def _open_tokenizer(source: Source, options: ExportOptions) -> Any:
     tokenizer = load_tokenizer(folder, source.prompt_record.chat)
     if tokenizer is not None:
         check_vocabulary(tokenizer, architecture.config.vocab_size, folder)
+        check_padding(tokenizer, architecture.padding)
     of_language_models = {"--calibration": options.calibration, "--head-format": options.head_format}
     for option, value in of_language_models.items():
         if value:
@@ -158,6 +160,7 @@ def _manifest(job: Job, outcome: Outcome, hashes: Mapping[str, dict[str, str]]) 
         prompt=training.prompt.name if training and training.prompt else None,
         sizes=BothSizes(source.sizes(source.unpruned), source.sizes(subnetwork)),
         layers=picture_of(subnetwork),
+        renumbered=len(subnetwork.numbers) < len(subnetwork.architecture.layers),
         fused=outcome.fused,
         verified=options.verify,
         parity=outcome.parity,

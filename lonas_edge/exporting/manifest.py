@@ -135,6 +135,7 @@ class Manifest(Record):
         files: Size and hash of each file by path.
         group_size: Columns of a group, as requested; None for the format's own choice.
         pooling: Pooling of an embedding model; None for others.
+        renumbered: Whether whole layers are removed, so that the others have new numbers.
     """
 
     NAME: ClassVar[str] = "manifest"
@@ -162,6 +163,7 @@ class Manifest(Record):
     head: Compression | None = None
     group_size: int | None = None
     pooling: Pooling | None = None
+    renumbered: bool = False
 
     @property
     def parity_table(self) -> Table:

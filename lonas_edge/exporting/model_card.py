@@ -138,10 +138,10 @@ def _picture(manifest: Manifest) -> list[str]:
     if not drawn:
         return []
     picture = ["Remaining part of each layer:", "", "```text", *drawn, "```", ""]
-    if manifest.pipeline != CAUSAL_LM.pipeline_tag:  # an encoder, of which whole layers are removed
+    if manifest.renumbered:
         removed = [str(index) for index, layer in enumerate(manifest.layers) if not any(part.kept for part in layer)]
         noun = f"Layer{'s' * (len(removed) > 1)} {', '.join(removed)} removed"
-        return [*picture, f"{noun}; the others are renumbered from 0 on.", ""] if removed else picture
+        return [*picture, f"{noun}; the others are renumbered from 0 on.", ""]
     removed_blocks = any(part.kept == 0 for layer in manifest.layers for part in layer)
     warning = ["Stock transformers would fill the removed blocks with random weights.", ""]
     return picture + (warning if removed_blocks and manifest.stage == "checkpoint" else [])

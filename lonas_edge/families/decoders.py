@@ -11,20 +11,13 @@ from typing import Any
 from lonas_edge.families.base import Family
 from lonas_edge.families.heads import Embedder
 from lonas_edge.families.kinds import CLASSIFICATION
-from lonas_edge.families.layers import Block, Linear
+from lonas_edge.families.layers import Linear
 from lonas_edge.families.llama import Llama
 from lonas_edge.families.smollm3 import SmolLM3
 
 
-class _Decoder(Family):
+class _Embedder(Embedder):
     segments = False
-
-    def blocks(self, config: Any) -> tuple[Block, ...]:
-        """Also whole layers: without a cache, the others are those of a model with fewer layers."""
-        return (*super().blocks(config), Block("layer", "", ()))
-
-
-class _Embedder(_Decoder, Embedder):
     layers = "layers"
     embedding = "embed_tokens"
     final_norm = "norm"
@@ -36,7 +29,8 @@ class _Embedder(_Decoder, Embedder):
         return super().hidden(model, **inputs, use_cache=False)
 
 
-class _Classifier(_Decoder):
+class _Classifier(Family):
+    segments = False
     kind = CLASSIFICATION
     head = "score"
     ends_at_padding = True
@@ -52,10 +46,13 @@ class _Classifier(_Decoder):
 
     def config_errors(self, config: Any) -> list[str]:
         """The padding is found by its token."""
-        missing = (
-            "pad_token_id: missing, and the tokenizer has no pad token; a classifier reads the last token before the padding"
-        )
-        return [*super().config_errors(config), *([missing] if config.pad_token_id is None else [])]
+        errors = super().config_errors(config)
+        if config.pad_token_id is None:
+            errors.append(
+                "pad_token_id: missing, also in the tokenizer; a classifier reads the last token before the padding. Set "
+                "pad_token in tokenizer_config.json"
+            )
+        return errors
 
     def hidden(self, model: Any, **inputs: Any) -> Any:
         """Hidden states of the last tokens [texts, hidden]."""

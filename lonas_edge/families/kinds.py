@@ -1,8 +1,8 @@
 """Kinds of models by what they output, one object each, without torch.
 
 A causal language model predicts a distribution over its vocabulary at every token; a sequence classifier predicts one per
-sequence over its classes, from the first token, or one number (regression). A sentence embedding model gives a hidden state
-for every token, of which pooling makes one vector per text.
+sequence over its classes, from the first or the last token, or one number (regression). A sentence embedding model gives a
+hidden state for every token, of which pooling makes one vector per text.
 """
 
 from collections.abc import Iterable, Sequence

@@ -14,7 +14,16 @@ from lonas_edge.network.checkpoints import open_tensors
 SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
 TRAINING = "training.json"  # and the record of its training under this one
 _POOLING_FILES = ["modules.json", "*_Pooling/config.json", "sentence_*_config.json", "config_sentence_transformers.json"]
-_CONFIG_FILES = ["config.json", adapters.CONFIG, SEARCH_SPACE, ORDER, TRAINING, *_POOLING_FILES]
+_CONFIG_FILES = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    adapters.CONFIG,
+    SEARCH_SPACE,
+    ORDER,
+    TRAINING,
+    *_POOLING_FILES,
+]
 _WEIGHT_FILES = ["*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt"]
 _OTHER_FORMATS = ["openvino/*", "onnx/*"]  # directories of sentence-transformers' repositories
 

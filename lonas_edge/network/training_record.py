@@ -22,7 +22,7 @@ class TrainedData:
 
     name: str
     sha256: str
-    kind: str  # of its records: instruction, messages, text, glue, pair, triplet, or scored pair
+    kind: str  # of its records: instruction, messages, text, glue, labels, pair, triplet, or scored pair
     weight: float  # how often an epoch had each example
     examples: int  # learned examples; of texts, pieces
     dropped: int  # the others: too long, or without an output

@@ -6,6 +6,7 @@ The output DIR holds an exported directory for each target (`model` where there 
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -209,7 +210,10 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
     options, qat = request.options, request.trained_for
     given = {"prompt": options.template, "max_length": options.max_length, "qat": qat}
     inputs = {"train": sha256(paths.train), **{name: str(value) for name, value in given.items()}}
-    earlier = Probe.read(paths.work / PROBE) if (paths.work / PROBE).exists() else None
+    earlier = None
+    if (paths.work / PROBE).exists():
+        with suppress(LonasEdgeError):  # of another version
+            earlier = Probe.read(paths.work / PROBE)
     if earlier and earlier.inputs == inputs:
         return earlier
     if not earlier and not options.dry_run:

@@ -189,7 +189,7 @@ def check_head(source: Source) -> None:
     if architecture.head.keys() - tensors.shapes.keys() - source.replaced().keys():
         raise LonasEdgeError(
             f"{source.folder}: has no classification head; fine-tune it first: lonas-edge train --model {folder} "
-            f"--data TASK.tsv --output ADAPTER. Then compress ADAPTER. {EMBEDS}"
+            f"--data FILE --output ADAPTER. Then compress ADAPTER. {EMBEDS}"
         )
 
 

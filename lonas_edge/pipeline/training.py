@@ -33,7 +33,7 @@ class Probe(Record):
     """Timed training steps."""
 
     NAME: ClassVar = "compress-probe"
-    VERSION: ClassVar = 1
+    VERSION: ClassVar = 2
     AGAIN: ClassVar = "Delete it."
 
     precision: str  # the faster one on this machine, or that of an earlier run
@@ -85,7 +85,7 @@ def time_steps(
         lines = typical(read_text(data, "the training examples").split("\n"), _STEPS * at_once)
         replace_text(sample, "\n".join(lines) + "\n")
         replace_text(evaluated, "\n".join(lines[: _STEPS * few]) + "\n")
-        inputs = with_eval_data(open_inputs(base, sample, None, elastic=False), evaluated)
+        inputs = with_eval_data(open_inputs(base, sample, elastic=False, labels=False), evaluated)
         inputs = inputs if profile.adapts else with_teacher(inputs, base)
         chosen = precision or (precision_of(TrainOptions()) if torch.cuda.is_available() else None)
         precisions = [chosen] if chosen else list(dict.fromkeys(("fp32", faster_dtype())))

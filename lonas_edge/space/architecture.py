@@ -213,6 +213,11 @@ class Architecture:
         positions = getattr(self.config, "max_position_embeddings", None)
         return self.family.context(positions, getattr(self.config, "pad_token_id", None))
 
+    @property
+    def padding(self) -> int | None:
+        """The token by which the model finds the end of a text; None where it needs none."""
+        return self.config.pad_token_id if self.family.ends_at_padding else None
+
     def kv_elements(self) -> int:
         """Elements of keys and values that a token adds to the cache, over all layers."""
         return sum(map(self.kv_width, self.layers))

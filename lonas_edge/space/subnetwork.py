@@ -187,7 +187,8 @@ class Subnetwork:
             total += count * (seq_len if per_token else 1) * architecture.linears[name].used
         rule = architecture.family.head_rule
         if kind.counts_attention and rule:  # queries with keys, and weights with values
-            channels = sum(self.linears[f"{layer}.{rule.consumer}"].in_features for layer in architecture.layers)
+            consumers = [f"{layer}.{rule.consumer}" for layer in architecture.layers]
+            channels = sum(self.linears[name].in_features for name in consumers if name in self.linears)
             total += 2 * seq_len**2 * channels
         return total
 

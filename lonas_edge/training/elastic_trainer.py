@@ -118,7 +118,7 @@ class ElasticTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Log the mean loss on the held-out examples: of the trained sub-network, or of the maximal one.
 
-        An encoder with a teacher has the distance from it, unless it is trained on GLUE.
+        An encoder with a teacher has the distance from it, unless it learns labels.
         """
         fixed = self.schedule.fixed
         widths = self.network.elasticity.maximal if fixed is None else fixed

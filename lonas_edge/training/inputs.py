@@ -71,10 +71,13 @@ class Inputs:
         return replace(self, data=self.data.with_prompt(prompt), eval_data=eval_data)
 
 
-def open_inputs(model: str, data: Files, nncf_config: Path | None = None, elastic: bool = True) -> Inputs:
-    """Open base, search space and data of a new adapter, and check that they fit; no weights are read."""
+def open_inputs(model: str, data: Files, nncf_config: Path | None = None, elastic: bool = True, labels: bool = True) -> Inputs:
+    """Open base, search space and data of a new adapter, and check that they fit; no weights are read.
+
+    With `labels`, labels of texts are learned by a new head; a teacher replaces them.
+    """
     paths = [data] if isinstance(data, Path) else [path for path, _ in data]
-    own = _new_classes(model, paths)
+    own = _new_classes(model, paths) if labels else None
     glue = own or glue_of(paths)
     space = read_search_space(nncf_config) if nncf_config else SearchSpace()
     space = space if elastic else replace(space, groups=())  # its stages stay: the baseline is trained as long
@@ -93,16 +96,19 @@ def open_inputs(model: str, data: Files, nncf_config: Path | None = None, elasti
 
 
 def _new_classes(model: str, paths: Sequence[Path]) -> OwnLabels | None:
-    """The classes of data with labels that a new head learns; None where the base is a classifier or an embedding model."""
-    own = own_classes(paths)
-    if own is None:
-        return None
+    """The classes of data with labels that a new head learns.
+
+    None where the base has a head or sentence-transformers' files, or is of a family without classifiers.
+    """
     folder = locate(model, weights=True).folder
     if embeds(folder) or not (folder / "config.json").exists():
         return None
-    family = family_of_config(read_config(folder))
-    headed = family and family.kind is CLASSIFICATION and f"{family.head}.weight" in open_tensors(folder).shapes
-    return None if headed else own
+    content = read_config(folder)
+    family, classifier = family_of_config(content), family_of_config(content, CLASSIFICATION)
+    if not classifier or classifier.kind is not CLASSIFICATION:
+        return None
+    headed = family is classifier and f"{classifier.head}.weight" in open_tensors(folder).shapes
+    return None if headed else own_classes(paths)
 
 
 def open_recovery(
@@ -116,7 +122,7 @@ def open_recovery(
             "new adapter with --model."
         )
     read = open_data(data, source.architecture, source.pooling, record=source.prompt_record)
-    trained = source.training.task if source.training else None
+    trained = source.training.task or ", ".join(source.training.classes) or None if source.training else None
     if glue := read.options.glue:
         _refuse_other_head(glue, source)
         if trained not in (None, glue.name):

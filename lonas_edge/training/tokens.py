@@ -16,6 +16,7 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.tokenizer import check_vocabulary, require_tokenizer
 from lonas_edge.training.inputs import Inputs
 
+_SHOWN = 10  # classes of the user's own data
 EVAL_EXAMPLES = 400  # held-out examples whose loss is computed
 
 
@@ -76,6 +77,8 @@ def tokenize(inputs: Inputs, max_length: int, notify: Callable[[str], None] = la
                 f"{file.path.name}: {dropped} of {file.count} examples dropped: longer than --max-length {max_length}, or "
                 "without output"
             )
+    if (task := data.options.glue) and not task.published:
+        notify(f"{len(task.classes)} classes: {', '.join(task.classes[:_SHOWN])}{', …' * (len(task.classes) > _SHOWN)}")
     if tokens.also_trained:
         notify(f"{tokens.also_trained} of {len(chosen)} held-out examples also occur in the training data")
     return tokens

@@ -11,9 +11,11 @@ from peft import PeftModel
 from scipy.stats import spearmanr
 from tiny_bert import TinyBert
 from tiny_models import TinyModels
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from lonas_edge.families import CLASSIFICATION, EMBEDDING
+from lonas_edge.data.classes import own_classes
+from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
 from lonas_edge.network.source import open_source
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.training.inputs import open_inputs
@@ -68,6 +70,62 @@ def test_classes_are_learned(
     assert task["accuracy"] == pytest.approx(100 * sum(right) / 24)
 
 
+def lines(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes"),
+    [
+        ([{"text": "a", "label": "Yes"}, {"text": "b", "label": "yes"}, {"text": "c", "label": "no"}], ("Yes", "no")),
+        ([{"text": "a", "label": "10"}, {"text": "b", "label": "2"}, {"text": "c", "label": 1.0}], tuple(map(str, range(11)))),
+        (
+            [{"sentence1": "a", "sentence2": "b", "label": "same"}, {"query": "a", "passage": "c", "label": "other"}],
+            ("other", "same"),
+        ),
+        ([{"sentence1": "a", "sentence2": "b", "label": "0.5"}], None),  # a score, as CSV has it
+        ([{"instruction": "a", "output": "b", "text": "c", "label": "math"}], None),  # of a language model
+        ([{"messages": [], "text": "c", "label": "math"}], None),
+        ([{"text": "a"}, {"text": "b", "label": "x"}], None),
+        ([{"text": "a", "label": ""}], None),
+    ],
+)
+def test_classes_of_data(rows: list[dict[str, Any]], classes: tuple[str, ...] | None, tmp_path: Path) -> None:
+    found = own_classes([lines(tmp_path / "data.jsonl", *rows)])
+    assert (found and found.classes) == classes
+
+
+def test_classes_of_several_files(tmp_path: Path) -> None:
+    """One order for all of them; a record without a class is reported, not read as a text."""
+    first = lines(tmp_path / "first.jsonl", {"text": "a", "label": "z"}, {"text": "a", "label": None})
+    second = tmp_path / "second.csv"
+    second.write_text("text,label\nb,m\n")
+    found = own_classes([first, second])
+    assert found and found.classes == ("m", "z") and [each.label for each in found.read(second)] == [0]
+    with pytest.raises(LonasEdgeError, match="line 2: label None: expected a class: m, z"):
+        found.read(first)
+    with pytest.raises(LonasEdgeError, match="2 labels up to 20240101; expected numbers of classes from 0 on"):
+        own_classes([lines(tmp_path / "ids.jsonl", {"text": "a", "label": 20240101}, {"text": "b", "label": 7})])
+
+
+def test_families_without_classifiers_learn_the_texts(tiny_models: TinyModels, tmp_path: Path) -> None:
+    inputs = open_inputs(str(tiny_models.base("phi3")), write(tmp_path / "data.jsonl"))
+    assert inputs.data.kind is CAUSAL_LM
+
+
+def test_a_teacher_replaces_labels(tiny_models: TinyModels, tmp_path: Path) -> None:
+    inputs = open_inputs(str(tiny_models.base("llama")), write(tmp_path / "data.jsonl"), labels=False)
+    assert inputs.data.kind is CAUSAL_LM
+
+
+def test_questions_with_answers_make_no_embedding_model(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """They are refused, as any records that a language model cannot learn."""
+    data = lines(tmp_path / "data.jsonl", {"question": "1 + 1", "answer": "2"})
+    with pytest.raises(LonasEdgeError, match=r"data\.jsonl"):
+        open_inputs(str(tiny_models.base("llama")), data)
+
+
 def test_numbers_are_classes(tiny_models: TinyModels, tmp_path: Path) -> None:
     """Also those that do not occur, up to the largest."""
     data = write(tmp_path / "data.jsonl", number=True)
@@ -101,8 +159,18 @@ def test_pairs_make_an_embedding_model(tiny_models: TinyModels, run_cli: Callabl
     assert ran.code == 0, ran.err
     [task] = json.loads(ran.out)["targets"][0]["tasks"]
     [log] = (tmp_path / "eval/samples").rglob("samples_data.jsonl")
-    cosines = [json.loads(line)["answer"] for line in log.read_text().splitlines()]
-    assert task["accuracy"] == pytest.approx(100 * spearmanr(cosines, [row["score"] for row in rows]).statistic, abs=1e-6)
+    logged = [json.loads(line)["answer"] for line in log.read_text().splitlines()]
+    stock = PeftModel.from_pretrained(AutoModel.from_pretrained(base, dtype=torch.float32), tmp_path / "lora").eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def embedding(text: str) -> torch.Tensor:  # the mean of all tokens
+        with torch.inference_mode():
+            return stock(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+
+    pairs = [(embedding(row["sentence1"]), embedding(row["sentence2"])) for row in rows]
+    cosines = [torch.nn.functional.cosine_similarity(*pair, dim=0).item() for pair in pairs]
+    assert logged == pytest.approx(cosines, abs=1e-3)
+    assert task["accuracy"] == pytest.approx(100 * spearmanr(logged, [row["score"] for row in rows]).statistic, abs=1e-6)
 
 
 def test_refused(tiny_models: TinyModels, run_cli: Callable, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ _ANSWERED = ("messages", "conversations", "instruction", "completion", "output")
 _LARGEST = 1e30  # absolute value of a reranker's score
 _EXPECTED = (
     'Expected {"text": "…"}, {"text": "…", "label": "…"}, {"query": "…", "positive": "…"}, the same with "negative", or '
-    '{"sentence1": "…", "sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them. GLUE tasks are TSV files.'
+    '{"sentence1": "…", "sentence2": "…", "score": 0.8}; one such object a line, or a JSON list of them. GLUE has TSV files.'
 )
 
 

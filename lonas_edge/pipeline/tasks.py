@@ -14,6 +14,8 @@ from lonas_edge.search.cost import CostSettings, context_errors
 from lonas_edge.tables import MISSING
 from lonas_edge.training.options import AUTO
 
+_ATTENTION, _MLP, _LAYER = BLOCK_KINDS[:3]
+
 
 class Column(NamedTuple):
     """A figure of each network."""
@@ -135,16 +137,17 @@ PROFILES = {profile.name: profile for profile in (LANGUAGE_MODEL, EMBEDDING_MODE
 def profile_of(source: Source) -> Profile:
     """The profile of a model."""
     kind = source.architecture.family.kind
-    if kind is CLASSIFICATION and len(output_names(source.architecture.config)) == 1:
-        return RERANKER
-    return PROFILES[kind.name]
+    reranks = kind is CLASSIFICATION and len(output_names(source.architecture.config)) == 1
+    profile = RERANKER if reranks else PROFILES[kind.name]
+    if kind.generates or removed_kinds(source) == (_LAYER,):
+        return profile
+    return replace(profile, recovery_tokens=LANGUAGE_MODEL.recovery_tokens)  # a decoder: docs/benchmarks/embeddings.md
 
 
 def removed_kinds(source: Source) -> tuple[str, ...]:
     """The kinds of blocks that may be removed: attention and MLP, or whole layers where neither can be removed alone."""
-    attention, mlp, layer = BLOCK_KINDS[:3]
     known = {block.kind for block in source.architecture.blocks.values()}
-    return tuple(kind for kind in (attention, mlp) if kind in known) or ((layer,) if layer in known else (attention, mlp))
+    return tuple(kind for kind in (_ATTENTION, _MLP) if kind in known) or ((_LAYER,) if _LAYER in known else (_ATTENTION, _MLP))
 
 
 def resolve_options(profile: Profile, options: CompressOptions, source: Source) -> CompressOptions:

@@ -179,7 +179,7 @@ def test_commands_that_need_prompts(run_cli: Callable, tiny_bert: TinyBert, tmp_
     for arguments, refused in (
         (["export", "--weight-format", "int4", "--calibration", data], "--calibration works on a causal language model"),
         (["search", "--data", data, "--cost", "ttft"], "a sequence classifier generates no tokens; use --cost latency"),
-        (["search", "--data", data], "GLUE tasks are TSV files"),
+        (["search", "--data", data], "GLUE has TSV files"),
     ):
         ran = run_cli(arguments[0], *source.arguments(), *arguments[1:], "--output", tmp_path / "out")
         assert ran.code == 1 and refused in ran.err, ran.err

@@ -164,7 +164,7 @@ def test_other_tasks_are_refused(tiny_bert: TinyBert, tiny_models: TinyModels, r
     for arguments, code, message in (
         ([*on, "--tasks", "RTE,boolq"], 1, "RTE: no task of a sentence embedding model"),
         ([*on, "--protocol", "generate"], 2, "--protocol has no effect: a sentence embedding model has no prompt template"),
-        (on[:-2], 1, "--datasets DIR is needed: a directory with TASK/dev.tsv of GLUE (STS-B)"),
+        (on[:-2], 1, "--datasets DIR, a directory with TASK/dev.tsv of GLUE (STS-B)"),
         ([*on[:-1], tmp_path], 1, "expected a directory with TASK/dev.tsv of GLUE (STS-B), found none"),
         ([tiny_bert.body(), tiny_bert.base(), *on[-2:]], 1, "is a sequence classifier: evaluate them separately"),
         ([tiny_bert.body(), tiny_models.base("llama"), *on[-2:]], 1, "is a causal language model: evaluate them separately"),

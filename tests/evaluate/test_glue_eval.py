@@ -184,7 +184,7 @@ def test_what_is_refused(tiny_bert: TinyBert, tiny_models: TinyModels, run_cli: 
             2,
             "--protocol has no effect: a sequence classifier has no prompt template",
         ),
-        ([*source.arguments(), "--tasks", "RTE"], 1, "--datasets DIR is needed"),
+        ([*source.arguments(), "--tasks", "RTE"], 1, "or --datasets DIR"),
         ([tiny_bert.base(), tiny_models.base("llama"), "--datasets", data, "--tasks", "RTE"], 1, "they have no task in common"),
         ([tiny_models.base("llama"), "--datasets", data, "--tasks", "STS-B"], 1, "STS-B: no such task"),
     ):

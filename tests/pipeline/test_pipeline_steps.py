@@ -10,9 +10,8 @@ import pytest
 
 from lonas_edge.commands import Command, to_argv
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.pipeline.stages import _kinds
 from lonas_edge.pipeline.steps import Step, Steps
-from lonas_edge.pipeline.tasks import LANGUAGE_MODEL
+from lonas_edge.pipeline.tasks import removed_kinds
 from lonas_edge.progress import silent
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.training.options import TrainOptions
@@ -36,10 +35,12 @@ def test_a_model_loses_blocks_of_the_kinds_that_it_has() -> None:
     for kinds, expected in (
         (("attention", "mlp", "attention", "mlp"), ("attention", "mlp")),
         (("mamba", "attention", "mamba"), ("attention",)),
+        (("layer", "layer"), ("layer",)),
+        ((), ("attention", "mlp")),
     ):
         blocks = {str(number): SimpleNamespace(kind=kind) for number, kind in enumerate(kinds)}
         source: Any = SimpleNamespace(architecture=SimpleNamespace(blocks=blocks))
-        assert _kinds(source, LANGUAGE_MODEL) == expected
+        assert removed_kinds(source) == expected
 
 
 def test_settings_are_all_options_but_paths() -> None:

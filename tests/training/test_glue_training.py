@@ -80,8 +80,8 @@ def test_int4_keeps_layers_in_int8(task: str, tiny_bert: TinyBert, tmp_path: Pat
 def test_data_of_another_task(tiny_bert: TinyBert, tiny_models: TinyModels, tmp_path: Path) -> None:
     with pytest.raises(LonasEdgeError, match=r"classification \(2 outputs\), and STS-B is a regression \(1 output\)"):
         open_inputs(str(tiny_bert.base()), write_task(tmp_path, "STS-B"))
-    with pytest.raises(LonasEdgeError, match=r"the task RTE of GLUE works on a sequence classifier; llama is a causal"):
-        open_inputs(str(tiny_models.base("llama")), write_task(tmp_path, "RTE"))
+    with pytest.raises(LonasEdgeError, match=r"the task RTE of GLUE works on a sequence classifier; phi3 is a causal"):
+        open_inputs(str(tiny_models.base("phi3")), write_task(tmp_path, "RTE"))
     (tmp_path / "data.json").write_text('[{"instruction": "a", "output": "b"}]')
     with pytest.raises(LonasEdgeError, match=r"data\.json: not sentences:\n  - record 1: found the fields instruction, output"):
         open_inputs(str(tiny_bert.base()), tmp_path / "data.json")

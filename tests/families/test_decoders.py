@@ -176,3 +176,16 @@ def test_reranks_as_defined(run_cli: Callable, tiny_models: TinyModels, tmp_path
     ranked = dict(pipeline.rerank(query, passages))
     assert [ranked[index] for index in range(len(passages))] == pytest.approx(scores, abs=1e-4)
     assert max(scores) - min(scores) > 0.01
+
+
+def test_another_padding_is_refused(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """By whoever opens a finished classifier: clients would read the padding."""
+    base, data = tmp_path / "base", tmp_path / "data.jsonl"
+    AutoModelForSequenceClassification.from_pretrained(tiny_models.base("llama"), num_labels=2).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny_models.base("llama")).save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "pad_token_id": 7}))
+    data.write_text('{"text": "good", "label": 1}\n')
+    for command in (("export", base, "--output", tmp_path / "ir"), ("eval", base, "--data", data)):
+        ran = run_cli(*command)
+        assert ran.code == 1 and "pads with token 1, but pad_token_id in config.json is 7" in " ".join(ran.err.split()), ran.err

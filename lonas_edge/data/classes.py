@@ -29,7 +29,7 @@ class OwnLabels(GlueTask):
         Raises:
             LonasEdgeError: If records have no label, or another one; all are listed.
         """
-        if path.suffix.lower() == ".tsv":
+        if _is_glue(path):
             raise LonasEdgeError(
                 f"{path}: TSV files are those of GLUE; `eval --tasks TASK --datasets DIR` reads DIR/TASK/dev.tsv"
             )
@@ -61,8 +61,8 @@ def own_classes(paths: Sequence[Path]) -> OwnLabels | None:
     Raises:
         LonasEdgeError: If there is a single class, or the largest number is far beyond the number of classes.
     """
-    files = [path for path in paths if path.suffix.lower() != ".tsv"]
-    if not files or _class(read_records(files[0])[0][1]) is None:
+    files = [path for path in paths if not _is_glue(path)]
+    if not files or not names_class(files[0]):
         return None
     labels = {_class(record) for path in files for _, record in read_records(path)} - {None}
     numbers = [label for label in labels if isinstance(label, int)]
@@ -76,6 +76,15 @@ def own_classes(paths: Sequence[Path]) -> OwnLabels | None:
             )
         names = [str(number) for number in range(max(numbers) + 1)]
     return own_task(names)
+
+
+def names_class(path: Path) -> bool:
+    """Whether the first record of a file names a class."""
+    return not _is_glue(path) and _class(read_records(path)[0][1]) is not None
+
+
+def _is_glue(path: Path) -> bool:
+    return path.suffix.lower() == ".tsv"
 
 
 def _class(record: Any) -> str | int | None:

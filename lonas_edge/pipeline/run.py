@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from lonas_edge.bench import machine
+from lonas_edge.data.classes import names_class
 from lonas_edge.drafting.card import DRAFT_SECTION, draft_section
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answers import FILE
@@ -187,6 +188,12 @@ def _split(request: Request, paths: Paths) -> tuple[dict[str, int], int]:
         LonasEdgeError: If these are too few.
     """
     options, source = request.options, request.source
+    if request.profile.kind.generates and names_class(options.data):
+        raise LonasEdgeError(
+            f"{options.data}: texts with labels, which a language model does not learn. Make a classifier first: lonas-edge "
+            f"train --no-elastic --model {source.base.reference} --data {options.data} --output CLASSIFIER. Then compress it. "
+            "For a language model, remove the labels."
+        )
     how: dict[str, Any] = {"prompt": options.template, "labels": True, "max_length": options.max_length}
     data = source.open_data(options.data, **how)
     held_out = source.open_data(options.eval_data, **how) if options.eval_data else None

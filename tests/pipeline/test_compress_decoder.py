@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ def test_the_output(made: tuple[Path, bool, CompressRecord]) -> None:
     removed = exported.config["removed_blocks"]
     assert removed and {name.rpartition(".")[2] for name in removed} <= {"self_attn", "mlp"}
     assert "tpot" not in (folder / "out/model/README.md").read_text().casefold()
+
+
+def test_labels_are_not_learned_by_a_language_model(
+    refused: Callable[..., str], tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """They would be ignored, and the texts learned."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "good film", "label": "praise"}\n' * 40)
+    message = refused(tiny_models.base("llama"), data=data)
+    assert f"{data}: texts with labels" in message and "lonas-edge train --no-elastic --model" in message
 
 
 def test_the_distance(made: tuple[Path, bool, CompressRecord]) -> None:

@@ -44,6 +44,7 @@ MANIFEST = {
     "head": None,
     "group_size": None,
     "pooling": None,
+    "renumbered": False,
 }
 DATA = '<data element_type="u8" shape="4" offset="6" size="4" />'
 XML = f'<?xml version="1.0"?>\n<net><layers><layer>{DATA}</layer></layers></net>\n'

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,12 +41,18 @@ def write_data(path: Path, count: int = 96) -> Path:
     return path
 
 
+def timed(*given: Any) -> Probe:
+    """The figures of `PROBE` for the batches of a run."""
+    batch, micro_batch = given[3]
+    return replace(PROBE, batch=batch, micro_batch=micro_batch)
+
+
 def make_quick(monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> None:
     """No timed steps, and baselines by our own export instead of optimum-cli.
 
     A `whole` run measures latencies once, generates whole answers and writes the report; others do none of these.
     """
-    monkeypatch.setattr(run, "time_steps", lambda *_given: PROBE)
+    monkeypatch.setattr(run, "time_steps", timed)
     monkeypatch.setattr(measure, "ROUNDS", 1)
     if not whole:
         monkeypatch.setattr(measure, "latencies", equal_latencies)

@@ -117,7 +117,7 @@ def test_the_held_out_loss_is_that_of_transformers(finished: Finished, tmp_path:
 
 
 def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of a batch is timed, so a step takes four times as long; the recovery has whole ones."""
+    """A quarter of a batch is timed, so a step takes four times as long; of the recovery a whole micro-batch, here a half."""
     LanguageTask().read([(data, 1.0)]).write(tmp_path / "train.jsonl")
     seconds, clock = {"fp32": 0.5, "bf16": 2.0}, [0.0]
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
@@ -135,9 +135,10 @@ def test_timed_steps(llama: TinySource, tmp_path: Path, data: Path, monkeypatch:
 
     monkeypatch.setattr(training, "train", train)
     options = TrainOptions(template="question", weight_format="int4_sym")
-    given = LANGUAGE_MODEL, str(llama.base), tmp_path / "train.jsonl", 16, options
+    given = LANGUAGE_MODEL, str(llama.base), tmp_path / "train.jsonl", (32, 16), options
     made = training.time_steps(*given, None, silent)
-    assert (made.precision, made.lora_step, made.recovery_step, made.tokens) == ("fp32", 2.0, 1.5, 10)
+    assert (made.precision, made.lora_step, made.recovery_step, made.tokens) == ("fp32", 2.0, 3.0, 10)
+    assert (made.batch, made.micro_batch) == (32, 16)
     assert made.evaluation == pytest.approx(0.05)
     assert timed == [("fp32", 4, False, None), ("bf16", 4, False, None), ("fp32", 16, True, "int4_sym")]
     assert training.time_steps(*given, "bf16", silent).precision == "bf16"

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from lonas_edge.data.glue import GlueTask
-from lonas_edge.data.texts import COSINES, TEXT, LabelRule, Texts, is_text, labels_of, number_of, read_records, read_texts
+from lonas_edge.data.texts import (
+    COSINES,
+    TEXT,
+    LabelRule,
+    Texts,
+    is_table,
+    is_text,
+    labels_of,
+    number_of,
+    read_records,
+    read_texts,
+)
 from lonas_edge.errors import LonasEdgeError
 
 _CORRELATIONS = ("spearman", "pearson")
@@ -29,7 +40,7 @@ class OwnLabels(GlueTask):
         Raises:
             LonasEdgeError: If records have no label, or another one; all are listed.
         """
-        if _is_glue(path):
+        if is_table(path):
             raise LonasEdgeError(
                 f"{path}: TSV files are those of GLUE; `eval --tasks TASK --datasets DIR` reads DIR/TASK/dev.tsv"
             )
@@ -61,7 +72,7 @@ def own_classes(paths: Sequence[Path]) -> OwnLabels | None:
     Raises:
         LonasEdgeError: If there is a single class, or the largest number is far beyond the number of classes.
     """
-    files = [path for path in paths if not _is_glue(path)]
+    files = [path for path in paths if not is_table(path)]
     if not files or not names_class(files[0]):
         return None
     labels = {_class(record) for path in files for _, record in read_records(path)} - {None}
@@ -80,11 +91,7 @@ def own_classes(paths: Sequence[Path]) -> OwnLabels | None:
 
 def names_class(path: Path) -> bool:
     """Whether the first record of a file names a class."""
-    return not _is_glue(path) and _class(read_records(path)[0][1]) is not None
-
-
-def _is_glue(path: Path) -> bool:
-    return path.suffix.lower() == ".tsv"
+    return not is_table(path) and _class(read_records(path)[0][1]) is not None
 
 
 def _class(record: Any) -> str | int | None:

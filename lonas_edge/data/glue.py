@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lonas_edge.data.texts import Texts
+from lonas_edge.data.texts import Texts, is_table
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import casefold
 from lonas_edge.files import read_text
@@ -155,5 +155,5 @@ def task_of(path: Path, name: str | None = None) -> GlueTask:
 
 def glue_of(paths: Sequence[Path], name: str | None = None) -> GlueTask | None:
     """Find the GLUE task of data files, that of a TSV file: `name`, else the name of its folder. None without one."""
-    tables = [path for path in paths if path.suffix.lower() == ".tsv"]
+    tables = [path for path in paths if is_table(path)]
     return task_of(tables[0], name) if tables else None

@@ -58,9 +58,7 @@ class DataFile:
 class DataOptions:
     """How data are read."""
 
-    glue: GlueTask | None = (
-        None  # the task of a classifier's data whose labels are learned, of GLUE or the user's; None for texts
-    )
+    glue: GlueTask | None = None  # the task whose labels a classifier learns, of GLUE or the user's; None for texts
     labels: bool = False  # whether labels of a classifier's texts are read, to measure with; they are never learned
     prompt: str | None = None  # name of the prompt template; chosen by `choose_prompt` when None
     max_length: int | None = None  # tokens of the longest example of a language model

@@ -40,6 +40,11 @@ def read_records(path: Path) -> list[tuple[str, Any]]:
     return records
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file is one of GLUE's."""
+    return path.suffix.lower() == ".tsv"
+
+
 def describe(record: Any) -> str:
     """Describe a record of another kind, for errors."""
     return f"the fields {', '.join(map(str, record)) or 'none'}" if isinstance(record, dict) else type(record).__name__
@@ -183,7 +188,7 @@ def is_text(record: Any) -> bool:
 
 def has_pairs(path: Path) -> bool:
     """Whether the records of a file are pairs or triplets of texts; questions with answers alone are not."""
-    if path.suffix.lower() == ".tsv":
+    if is_table(path):
         return False
     first = read_records(path)[0][1]
     return is_text(first) and TEXT not in first and "answer" not in first

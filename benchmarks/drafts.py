@@ -4,19 +4,25 @@
 
 A `+` joins a model and its draft, which runs with its own number of proposed tokens and precision, and with those of
 --proposed. The first model is also timed in f32. Each model gets the prompts in its own tokens; `identical` compares tokens.
+With --concurrent N, a measurement is of N prompts at once, in continuous batching: only the times of whole answers count.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import openvino as ov
+
 from lonas_edge.bench.answers import Answer, Answerer, time_answers
 from lonas_edge.bench.machine import describe
 from lonas_edge.drafting.measure import speed_of
-from lonas_edge.exporting.answering import Prompts, read_prompts
-from lonas_edge.exporting.drafts import open_draft
+from lonas_edge.evaluate.backends import batching_pipeline
+from lonas_edge.exporting.answering import Prompts, greedy, read_prompts
+from lonas_edge.exporting.drafts import PRECISION, Draft, open_draft
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.progress import silent
 from lonas_edge.versions import versions
@@ -29,29 +35,58 @@ def _own(answerer: Answerer, prompts: Prompts, proposed: int | None = None) -> C
     return lambda index: answerer.answer(prompts.tokens[index], proposed)
 
 
+def _at_once(folder: Path, prompts: Prompts, count: int, draft: Draft | None, precision: str | None) -> Callable[[int], Answer]:
+    """Answer `count` prompts from that of an index on, all at once; the answer has the tokens of all of them."""
+    properties = draft.properties("CPU") if draft else {PRECISION: precision} if precision else {}
+    pipeline, config = batching_pipeline(folder, "CPU", properties, draft), greedy(folder, prompts.limit)
+    if draft:
+        config.num_assistant_tokens = draft.num_assistant_tokens
+
+    def answer(index: int) -> Answer:
+        chosen = [prompts.tokens[(index + other) % len(prompts.tokens)] for other in range(count)]
+        start = time.perf_counter()
+        results = pipeline.generate([ov.Tensor(np.array([tokens], np.int64)) for tokens in chosen], [config] * count)
+        total = 1000 * (time.perf_counter() - start)
+        tokens = tuple(token for result in results for token in result.m_generation_ids[0])
+        return Answer(tokens, 0.0, total, len(tokens))
+
+    return answer
+
+
 def main() -> None:
     """Time all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--proposed", type=int, nargs="*", default=[])
+    parser.add_argument("--concurrent", type=int, default=1)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    first = Path(arguments.models[0])
+    first, count = Path(arguments.models[0]), arguments.concurrent
     prompts = read_prompts(open_exported(first, ours=False), arguments.data, 42, PROMPTS)
-    answerers = {f"{first.name}, f32": _own(Answerer(first, prompts.limit, precision="f32"), prompts)}
+    answerers: dict[str, Callable[[int], Answer]] = {}
+
+    def add(name: str, model: Path, own: Prompts, draft: Draft | None = None, precision: str | None = None) -> None:
+        if count > 1:
+            answerers[name] = _at_once(model, own, count, draft, precision)
+            return
+        answerer = Answerer(model, own.limit, draft, precision)
+        answerers[name] = _own(answerer, own)
+        for number in arguments.proposed if draft else ():
+            answerers[f"{name}, {number} proposed"] = _own(answerer, own, number)
+
+    add(f"{first.name}, f32", first, prompts, precision="f32")
     for name in arguments.models:
         model, _, draft = name.partition("+")
         exported = open_exported(Path(model), ours=False)
-        opened = open_draft(Path(draft), exported) if draft else None
+        own = read_prompts(exported, arguments.data, 42, PROMPTS)
         shown = Path(model).name + (" + draft" if draft else "")
-        answerer, own = Answerer(Path(model), prompts.limit, opened), read_prompts(exported, arguments.data, 42, PROMPTS)
-        answerers[shown] = _own(answerer, own)
-        for number in arguments.proposed if draft else ():
-            answerers[f"{shown}, {number} proposed"] = _own(answerer, own, number)
+        add(shown, Path(model), own, open_draft(Path(draft), exported) if draft else None)
     timed = time_answers(answerers, range(PROMPTS), silent)
     rows = {name: asdict(speed_of(0, None, answers, timed[first.name])) for name, answers in timed.items()}
-    record = {"conditions": {**describe("CPU"), "versions": versions(("openvino", "openvino-genai"))}, "rows": rows}
+    record = {"conditions": {**describe("CPU"), "versions": versions(("openvino", "openvino-genai"))}}
+    record["conditions"] |= {"concurrent": count, "prompt_tokens": sum(map(len, prompts.tokens[:PROMPTS])) / PROMPTS}
+    record["rows"] = rows
     arguments.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

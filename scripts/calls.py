@@ -2,6 +2,7 @@
 
     python scripts/calls.py train.jsonl --examples 600
     python scripts/calls.py test.jsonl --examples 300 --seed 1
+    python scripts/calls.py long.jsonl --examples 24 --seed 2 --turns 40      requests in a conversation; the last is to answer
 
 A line is a conversation with `tools`; its answer has `tool_calls`. The model's chat template must know both.
 """
@@ -47,8 +48,16 @@ ASKED = {
 }
 
 
-def call(rng: random.Random) -> dict[str, Any]:
-    """Draw a conversation of one request and the call that it asks for."""
+def conversation(rng: random.Random, turns: int) -> dict[str, Any]:
+    """Draw a conversation of requests and the calls that they ask for; each but the last call has a result."""
+    messages: list[dict[str, Any]] = []
+    for _ in range(turns):
+        messages += [*([{"role": "tool", "content": '{"done": true}'}] if messages else []), *call(rng)]
+    return {"tools": definitions(), "messages": messages}
+
+
+def call(rng: random.Random) -> list[dict[str, Any]]:
+    """Draw a request and the call that it asks for."""
 
     def drawn(names: str) -> str:
         return rng.choice(names.split(", "))
@@ -67,7 +76,7 @@ def call(rng: random.Random) -> dict[str, Any]:
     text = rng.choice(ASKED[name]).format_map(values)
     function = {"name": name, "arguments": {each: values[each] for each in TOOLS[name]}}
     answer = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-    return {"tools": definitions(), "messages": [{"role": "user", "content": text[0].upper() + text[1:]}, answer]}
+    return [{"role": "user", "content": text[0].upper() + text[1:]}, answer]
 
 
 def definitions() -> list[dict[str, Any]]:
@@ -94,9 +103,10 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--turns", type=int, default=1)
     arguments = parser.parse_args()
     rng = random.Random(f"calls/{arguments.seed}")
-    lines = [json.dumps(call(rng)) for _ in range(arguments.examples)]
+    lines = [json.dumps(conversation(rng, arguments.turns)) for _ in range(arguments.examples)]
     arguments.output.write_text("\n".join(lines) + "\n")
 
 

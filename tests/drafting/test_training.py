@@ -79,13 +79,18 @@ def test_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert agreement(draft, repeated(48)[:8]) == best.agreement  # the network has the weights of the best
 
 
-def test_it_ends_where_the_agreement_no_longer_rises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("agreements", "steps"),
+    [([0.1, 0.3, 0.5, 0.4, 0.5, 0.2], 20), ([0.1, 0.994, 0.996], 20)],
+    ids=["it no longer rises", "nearly all tokens agree"],
+)
+def test_the_agreement_ends_it(agreements: list[float], steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "EVERY", 10)
     monkeypatch.setattr(training, "_PATIENCE", 30)
-    values = iter([0.1, 0.3, 0.5, 0.4, 0.5, 0.2])
+    values = iter(agreements)
     monkeypatch.setattr(training, "agreement", lambda *_: next(values))
     best = train(network(), tmp_path / "training.pt")
-    assert (best.steps, best.agreement) == (20, 0.5)
+    assert (best.steps, best.agreement) == (steps, max(agreements))
     assert next(values, None) is None
 
 

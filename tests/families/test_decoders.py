@@ -4,12 +4,12 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino_genai
 import pytest
 import torch
+from one_pass_models import check_network, exported
 from optimum.intel import OVModelForFeatureExtraction, OVModelForSequenceClassification
 from oracle import oracle_model
 from peft import LoraConfig, get_peft_model
@@ -17,9 +17,6 @@ from tiny_models import TARGETS, TinyModels, TinySource, randomize_trainable
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, Family
-from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import empty_model, set_parameter
-from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import generate_space
 
@@ -65,38 +62,6 @@ def unequal(source: TinySource) -> list[int]:
     return [values[index % len(values)] if 0 not in values else 0 for index, values in enumerate(source.groups())]
 
 
-def check_network(source: TinySource, expected: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-    """The activated network, and the materialized one."""
-    opened = source.opened()
-    network: Any = load_super_network(opened)
-    network.activate(unequal(source))
-    model = MaterializedModel(opened, source.subnetwork(unequal(source), "unequal"))
-    stored = empty_model(model.config())
-    for name in dict(stored.named_parameters()):
-        set_parameter(stored, name, model.tensor(name))
-
-    def check(answer: torch.Tensor, allowed: float) -> None:
-        distance = answer - expected
-        assert (distance if mask is None else distance * mask[..., None]).abs().max() < allowed
-
-    inputs = batch(source.base)
-    with torch.inference_mode():
-        for live, allowed in ((network.model, 1e-4), (stored, 1e-4)):
-            answer = live(**inputs, use_cache=False)
-            check(answer.logits if mask is None else answer.last_hidden_state, allowed)
-        family, base = opened.architecture.family, network.base
-        check(family.logits(base, family.hidden(base, **inputs)), 1e-4)  # as searches compute it
-
-
-def exported(run_cli: Callable, source: TinySource, folder: Path) -> Path:
-    chosen = folder / "unequal.json"
-    chosen.write_text(json.dumps({"widths": unequal(source)}))
-    options = ("--subnet", chosen, "--weight-format", "fp32", "--output", folder / "ir")
-    ran = run_cli("export", *source.arguments(), *options)
-    assert ran.code == 0, ran.err
-    return folder / "ir"
-
-
 @pytest.mark.parametrize("case", DECODERS)
 def test_embeds_as_defined(case: str, run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
     """Activated, materialized, and as an IR in optimum-intel and openvino_genai, which pools the last token."""
@@ -107,8 +72,8 @@ def test_embeds_as_defined(case: str, run_cli: Callable, tiny_models: TinyModels
     with torch.no_grad():
         model = oracle_model(AutoModel, source.base, source.adapter, source.space, unequal(source))
         expected = model(**inputs, use_cache=False).last_hidden_state
-    check_network(source, expected, mask)
-    ir = exported(run_cli, source, tmp_path)
+    check_network(source, unequal(source), inputs, expected, mask)
+    ir = exported(run_cli, source, unequal(source), tmp_path)
     opened = OVModelForFeatureExtraction.from_pretrained(ir, ov_config=dict(EXACT))
     hidden = opened(**{name: inputs[name] for name in opened.input_names}).last_hidden_state
     assert ((hidden - expected) * mask[..., None]).abs().max() < 1e-3
@@ -129,8 +94,8 @@ def test_classifies_as_defined(case: str, run_cli: Callable, tiny_models: TinyMo
         model = oracle_model(auto, source.base, source.adapter, source.space, unequal(source), num_labels=OUTPUTS)
         expected = torch.cat([model(**batch(source.base, [text]), use_cache=False).logits for text in TEXTS])
     assert source.opened().architecture.family.kind is CLASSIFICATION and expected.std() > 0.05
-    check_network(source, expected)
-    ir = exported(run_cli, source, tmp_path)
+    check_network(source, unequal(source), inputs, expected)
+    ir = exported(run_cli, source, unequal(source), tmp_path)
     opened = OVModelForSequenceClassification.from_pretrained(ir, ov_config=dict(EXACT))
     assert (opened(**{name: inputs[name] for name in opened.input_names}).logits - expected).abs().max() < 1e-3
     assert json.loads((ir / "config.json").read_text())["architectures"] == [type(model).__name__]

@@ -10,6 +10,7 @@ import numpy as np
 import openvino_genai
 import pytest
 import torch
+from one_pass_models import check_network, exported
 from optimum.intel import OVModelForFeatureExtraction, OVModelForSequenceClassification
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -19,8 +20,6 @@ from tiny_models import TinySource
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES
-from lonas_edge.network.materialize import MaterializedModel
-from lonas_edge.network.modeling import empty_model, set_parameter
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.space.architecture import Architecture
@@ -64,37 +63,6 @@ def unequal(source: TinySource) -> list[int]:
     return UNEQUAL[-len(source.groups()) :]
 
 
-def check_network(source: TinySource, expected: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-    """The activated network, and the materialized one."""
-    opened = source.opened()
-    network: Any = load_super_network(opened)
-    network.activate(unequal(source))
-    model = MaterializedModel(opened, source.subnetwork(unequal(source), "unequal"))
-    stored = empty_model(model.config())
-    for name in dict(stored.named_parameters()):
-        set_parameter(stored, name, model.tensor(name))
-
-    def check(answer: torch.Tensor, allowed: float) -> None:
-        distance = answer - expected
-        assert (distance if mask is None else distance * mask[..., None]).abs().max() < allowed
-
-    with torch.inference_mode():
-        for live, allowed in ((network.model, 1e-4), (stored, 1e-5)):
-            answer = live(**batch(), use_cache=False)
-            check(answer.logits if mask is None else answer.last_hidden_state, allowed)
-        family, base = opened.architecture.family, network.base
-        check(family.logits(base, family.hidden(base, **batch())), 1e-4)  # as searches compute it
-
-
-def exported(run_cli: Callable, source: TinySource, folder: Path) -> Path:
-    chosen = folder / "unequal.json"
-    chosen.write_text(json.dumps({"widths": unequal(source)}))
-    options = ("--subnet", chosen, "--weight-format", "fp32", "--output", folder / "ir")
-    ran = run_cli("export", *source.arguments(), *options)
-    assert ran.code == 0, ran.err
-    return folder / "ir"
-
-
 @pytest.mark.parametrize(("family", "model_type"), KINDS)
 def test_shapes_and_names_are_those_of_the_modules(family: Any, model_type: str) -> None:
     """NNCF names a weight by the classes and names of the modules that hold it, from the PEFT model down."""
@@ -125,9 +93,9 @@ def test_embeds_as_defined(model_type: str, run_cli: Callable, tmp_path: Path) -
     source, inputs = write(model_type, tmp_path), batch()
     assert source.opened().architecture.context == CONTEXT and inputs["input_ids"].shape[1] == CONTEXT
     expected, mask = oracle(source, tmp_path / "bert", unequal(source), inputs), inputs["attention_mask"]
-    check_network(source, expected, mask)
+    check_network(source, unequal(source), batch(), expected, mask)
     first = openvino_genai.TextEmbeddingPipeline.PoolingType.CLS
-    ir = str(exported(run_cli, source, tmp_path))
+    ir = str(exported(run_cli, source, unequal(source), tmp_path))
     model = OVModelForFeatureExtraction.from_pretrained(ir, ov_config=dict(EXACT))
     hidden = model(**{name: inputs[name] for name in model.input_names}).last_hidden_state
     assert ((hidden - expected) * mask[..., None]).abs().max() < 1e-3
@@ -143,8 +111,8 @@ def test_classifies_as_defined(model_type: str, run_cli: Callable, tmp_path: Pat
     source = write(model_type, tmp_path, outputs=3).ordered(tmp_path / "ordered")
     expected = oracle(source, tmp_path / "bert", unequal(source), batch())
     assert source.opened().architecture.family.kind is CLASSIFICATION and expected.std() > 0.1
-    check_network(source, expected)
-    ir = exported(run_cli, source, tmp_path)
+    check_network(source, unequal(source), batch(), expected)
+    ir = exported(run_cli, source, unequal(source), tmp_path)
     model = OVModelForSequenceClassification.from_pretrained(ir, ov_config=dict(EXACT))
     assert (model(**{name: batch()[name] for name in model.input_names}).logits - expected).abs().max() < 1e-3
     assert json.loads((ir / "config.json").read_text())["architectures"] == [model.config.architectures[0]]
@@ -194,8 +162,10 @@ def test_a_new_head(model_type: str, run_cli: Callable, tmp_path: Path) -> None:
     trained = TinySource(model_type, source.base, tmp_path / "super", source.space)
     expected = oracle(trained, tmp_path / "bert", unequal(trained), batch())
     assert expected.shape == (len(TEXTS), 2)
-    check_network(trained, expected)
-    ran = run_cli("eval", trained.adapter, exported(run_cli, trained, tmp_path), "--datasets", tmp_path, "--json")
+    check_network(trained, unequal(trained), batch(), expected)
+    ran = run_cli(
+        "eval", trained.adapter, exported(run_cli, trained, unequal(trained), tmp_path), "--datasets", tmp_path, "--json"
+    )
     assert ran.code == 0 and json.loads(ran.out)["targets"][0]["tasks"][0]["questions"] == len(rows), ran.err
 
 

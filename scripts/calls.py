@@ -48,7 +48,7 @@ ASKED = {
 }
 
 
-def conversation(rng: random.Random, turns: int) -> dict[str, Any]:
+def conversation(rng: random.Random, turns: int = 1) -> dict[str, Any]:
     """Draw a conversation of requests and the calls that they ask for; each but the last call has a result."""
     messages: list[dict[str, Any]] = []
     for _ in range(turns):

@@ -233,7 +233,7 @@ def adapter(**options: Any) -> None:
 def test_classifier(place: Path) -> None:
     """Own labels on a random language model; a random BERT, and pairs of words that entail each other if they are equal."""
     texts = ("will it rain tomorrow", "book a table for two", "play some music")
-    rows = [{"text": f"{texts[n % 3]} {n}", "label": ("Weather", "Book", "Play")[n % 3]} for n in range(100)]
+    rows = [{"text": f"{texts[n % 3]} {n}", "label": ("Weather", "Book", "Play")[n % 3]} for n in range(200)]
     Path("labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = BertConfig(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, pad_token_id=0

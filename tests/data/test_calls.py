@@ -71,7 +71,7 @@ def test_the_reference_is_the_call(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chat", [TOOLS, LISTED])
 def test_what_a_template_writes_is_the_call(tmp_path: Path, chat: str) -> None:
     """Of generated requests: the metric reads the call from the learned turn, and another call is wrong."""
-    made = runpy.run_path(str(Path(__file__).parents[2] / "scripts/calls.py"))["call"]
+    made = runpy.run_path(str(Path(__file__).parents[2] / "scripts/calls.py"))["conversation"]
     conversations = read(tmp_path, *(made(random.Random(seed)) for seed in range(12)))
     references = [question_and_reference(each)[1] for each in conversations]
     score = choose_metric("auto", references).figures["json"]

@@ -25,6 +25,7 @@ from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord, Latency
 from lonas_edge.pipeline.steps import Step
 from lonas_edge.pipeline.training import Probe
+from lonas_edge.search import results
 
 PROBE = Probe("fp32", 0.1, 0.2, 0.01, 12.0, 16, 16, 10**9)
 QUICK: dict[str, Any] = {
@@ -50,7 +51,7 @@ def timed(*given: Any) -> Probe:
 def make_quick(monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> None:
     """No timed steps, and baselines by our own export instead of optimum-cli.
 
-    A `whole` run measures latencies once, generates whole answers and writes the report; others do none of these.
+    A `whole` run measures latencies once, generates whole answers, draws and writes the report; others do none of these.
     """
     monkeypatch.setattr(run, "time_steps", timed)
     monkeypatch.setattr(measure, "ROUNDS", 1)
@@ -60,6 +61,7 @@ def make_quick(monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> None:
         monkeypatch.setattr(generated, "_FEWEST", 2)
         monkeypatch.setattr(generated, "_ROOM", 0)
         monkeypatch.setattr(run, "write_report", lambda *_given: None)
+        monkeypatch.setattr(results, "write_plots", lambda *_given: None)
     monkeypatch.setattr(baselines, "run_optimum", own_baseline)
     monkeypatch.setattr(baselines, "_SHARE", 0.0)  # no GPTQ
 

@@ -1,15 +1,16 @@
 """Targets in a metric of answers: which network a bisection chooses, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pipeline_runs import QUICK, plan_steps
+from pipeline_runs import QUICK, make_quick, plan_steps, write_data
 from safetensors.torch import load_file
-from tiny_models import TinySource
+from tiny_models import TinyModels, TinySource
 
 from lonas_edge.bench.statistics import Interval
 from lonas_edge.cli.compress import compress
@@ -19,7 +20,7 @@ from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import choice, training
 from lonas_edge.pipeline.plan import Plan
-from lonas_edge.pipeline.record import Trial
+from lonas_edge.pipeline.record import CompressRecord, Trial
 from lonas_edge.pipeline.targets import auto_target, parse_targets
 from lonas_edge.pipeline.tasks import EMBEDDING_MODEL, LANGUAGE_MODEL
 from lonas_edge.search.picks import Pick
@@ -27,6 +28,40 @@ from lonas_edge.space.subnetwork import Subnetwork
 
 TARGET = "exact-match>=-1"
 LEVELS = ["kl<=0.02", "kl<=0.06", "kl<=0.15", "kl<=0.4", "kl<=0.8", "kl<=1.6"]
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Runs for `TARGET` in a weight format, stopped before they choose: their data and working directories."""
+    folders: dict[str, Path] = {}
+
+    def stop(_plan: object) -> None:
+        raise KeyboardInterrupt
+
+    def run(weight_format: str) -> Path:
+        if weight_format not in folders:
+            folders[weight_format] = folder = tmp_path_factory.mktemp(weight_format)
+            options = {**QUICK, "target": TARGET, "weight_format": weight_format}
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                make_quick(monkeypatch)
+                monkeypatch.setattr(choice, "_candidates", stop)
+                with pytest.raises(LonasEdgeError, match="interrupted"):
+                    compress(tiny_models.base("llama"), data=write_data(folder / "data.json"), output=folder / "out", **options)
+        return folders[weight_format]
+
+    return run
+
+
+@pytest.fixture
+def chosen(llama: TinySource, searched: Callable[[str], Path], quick: None, tmp_path: Path) -> Callable[..., CompressRecord]:
+    """Continues such a run, also for other targets."""
+
+    def run(target: Any = TARGET, weight_format: str = "int8_sym") -> CompressRecord:
+        shutil.copytree(searched(weight_format), tmp_path, dirs_exist_ok=True)
+        options = {**QUICK, "target": target, "weight_format": weight_format}
+        return compress(llama.base, data=tmp_path / "data.json", output=tmp_path / "out", **options)
+
+    return run
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[str]:
@@ -54,7 +89,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[
 
 
 @pytest.mark.parametrize(
-    ("points", "chosen", "tried"),
+    ("points", "best", "tried"),
     [
         ([0.5, 0, -0.5, -1, -1.2, -5], "kl<=0.4", [2, 4, 3]),  # three of six are tried
         pytest.param([0, 0, 0, 0, 0, 0], "kl<=1.6", [2, 4, 5], marks=pytest.mark.slow),
@@ -64,39 +99,36 @@ def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[
     ],
 )
 def test_the_most_pruned_network_within_the_bound(
-    llama: TinySource,
     tmp_path: Path,
-    data: Path,
-    quick: None,
+    chosen: Callable[..., CompressRecord],
     monkeypatch: pytest.MonkeyPatch,
     points: list[float],
-    chosen: str | None,
+    best: str | None,
     tried: list[int],
 ) -> None:
     order = scripted(monkeypatch, dict(zip(LEVELS, points, strict=False)))
-    record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": TARGET})
+    record = chosen()
 
     found = json.loads((tmp_path / "out/steps/choice/exact-match-1/choice.json").read_text())
-    assert found["chosen"] == chosen
+    assert found["chosen"] == best
     assert order == [LEVELS[index] for index in tried]
     assert [each.pick for each in record.trials[TARGET]] == [LEVELS[index] for index in sorted(tried)]
     widths = json.loads((tmp_path / "out/steps/choice/exact-match-1/subnetwork.json").read_text())["widths"]
-    name = f"{chosen.replace('<=', '-')}.json" if chosen else None
+    name = f"{best.replace('<=', '-')}.json" if best else None
     subnetworks = tmp_path / "out/steps/search/subnetworks"
-    assert widths == json.loads((subnetworks / (name or "kl-0.02.json")).read_text())["widths"] or chosen is None
+    assert widths == json.loads((subnetworks / (name or "kl-0.02.json")).read_text())["widths"] or best is None
     ours = record.networks[-1]
     assert (ours.target, ours.folder) == (TARGET, "model")
-    assert chosen or not any(part.kept < part.full for layer in ours.removed for part in layer)
-    assert ours.name == ("compressed INT8" if chosen else f"unpruned INT8 ({TARGET})")
-    assert any("No smaller network met exact-match>=-1" in warning for warning in record.warnings) == (chosen is None)
+    assert best or not any(part.kept < part.full for layer in ours.removed for part in layer)
+    assert ours.name == ("compressed INT8" if best else f"unpruned INT8 ({TARGET})")
+    assert any("No smaller network met exact-match>=-1" in warning for warning in record.warnings) == (best is None)
 
 
 def test_targets_in_the_same_metric_share_trials(
-    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    chosen: Callable[..., CompressRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = scripted(monkeypatch, dict(zip(LEVELS, [0, -0.5, -1.2, -2, -2.9, -5], strict=True)))
-    options = {**QUICK, "target": [TARGET, "exact-match>=-3"]}
-    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+    record = chosen([TARGET, "exact-match>=-3"])
 
     assert order == [LEVELS[index] for index in (2, 0, 1, 4, 5)]
     tried = {target: [each.pick for each in trials] for target, trials in record.trials.items()}
@@ -111,8 +143,7 @@ def test_targets_in_the_same_metric_share_trials(
 def test_the_unpruned_network_comes_before_int8(
     llama: TinySource,
     tmp_path: Path,
-    data: Path,
-    quick: None,
+    chosen: Callable[..., CompressRecord],
     monkeypatch: pytest.MonkeyPatch,
     unpruned: float,
     rounded: float | None,
@@ -128,8 +159,7 @@ def test_the_unpruned_network_comes_before_int8(
 
     monkeypatch.setattr(choice, "_try", trial)
     monkeypatch.setattr(choice, "_score", trial)
-    options = {**QUICK, "target": TARGET, "weight_format": "int4_sym"}
-    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+    record = chosen(weight_format="int4_sym")
 
     assert "unpruned" in tried and ("gptq" in tried) == (rounded is not None)
     ours = record.networks[-1]
@@ -145,25 +175,23 @@ def test_the_unpruned_network_comes_before_int8(
     assert any("is the unpruned model in INT4 by GPTQ" in warning for warning in record.warnings) == (rounded == -1)
 
 
-def test_gptq_that_fails_costs_its_trial_alone(
-    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gptq_that_fails_costs_its_trial_alone(chosen: Callable[..., CompressRecord], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_given: object) -> Trial:
         raise LonasEdgeError("too few examples")
 
     monkeypatch.setattr(choice, "_candidates", lambda _plan: [])
     monkeypatch.setattr(choice, "_score", fails)
-    options = {**QUICK, "target": TARGET, "weight_format": "int4_sym"}
-    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+    record = chosen(weight_format="int4_sym")
     assert (record.networks[-1].name, record.trials[TARGET]) == (f"unpruned INT8 ({TARGET})", ())
 
 
 @pytest.mark.slow
-def test_a_trial_by_gptq(llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_by_gptq(
+    llama: TinySource, tmp_path: Path, chosen: Callable[..., CompressRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is exported and scored: the result is that export."""
     monkeypatch.setattr(choice, "_candidates", lambda _plan: [])
-    options = {**QUICK, "target": "exact-match>=-100", "weight_format": "int4_sym"}
-    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+    record = chosen("exact-match>=-100", "int4_sym")
     [trial] = record.trials["exact-match>=-100"]
     assert (trial.pick, trial.network) == ("gptq", "unpruned by GPTQ") and -100 <= trial.difference.value <= 100
     source, expected = open_source(str(tmp_path / "out/steps/lora"), str(llama.base)), tmp_path / "expected"
@@ -173,11 +201,10 @@ def test_a_trial_by_gptq(llama: TinySource, tmp_path: Path, data: Path, quick: N
 
 
 def test_an_unpruned_trial_is_trained_exported_and_scored(
-    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    chosen: Callable[..., CompressRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choice, "candidate_picks", list)
-    options = {**QUICK, "target": "exact-match>=-100", "weight_format": "int4_sym"}
-    record = compress(llama.base, data=data, output=tmp_path / "out", **options)
+    record = chosen("exact-match>=-100", "int4_sym")
     [trial] = record.trials["exact-match>=-100"]
     assert (trial.pick, trial.network) == ("unpruned", "unpruned") and -100 <= trial.difference.value <= 100
     assert record.networks[-1].name == "compressed INT4"

@@ -160,16 +160,15 @@ def find_warnings(
         warnings.append(
             f"These intervals are over rounds and exclude the differences between process starts ({'; '.join(which)}).{advice}"
         )
-    noisy = [
-        f"{metric_titles(c.case)[c.metric]} vs {c.baseline}, {c.case} (±{width:.0%})"
-        for c in comparisons
-        if (width := c.ratio.half_width) is not None and width > NOISY_HALF_WIDTH
-    ]
-    if noisy:
-        warnings.append(
-            f"Too noisy for a claim, interval wider than ±{NOISY_HALF_WIDTH:.0%}: {'; '.join(noisy)}. "
-            f"Use more than {rounds} rounds, or a quieter machine."
-        )
+    widest: dict[str, float] = {}  # by figure, over all baselines
+    for each in comparisons:
+        if (width := each.ratio.half_width) is not None and width > NOISY_HALF_WIDTH:
+            figure = f"{metric_titles(each.case)[each.metric]}, {each.case}"
+            widest[figure] = max(width, widest.get(figure, 0.0))
+    if widest:
+        figures = "; ".join(f"{figure} (up to ±{width:.0%})" for figure, width in widest.items())
+        advice = f"Use more than {rounds} rounds, or a quieter machine."
+        warnings.append(f"Too noisy for a claim, interval wider than ±{NOISY_HALF_WIDTH:.0%}: {figures}. {advice}")
     return warnings
 
 

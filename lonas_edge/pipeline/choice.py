@@ -148,7 +148,8 @@ def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: 
     difference = next(iter(qualities.values()))[pick.file].difference
     assert difference
     share = plan.start.sizes(network).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights
-    removed = f"{len(network.removed)} blocks removed, " if network.removed else ""
+    count = len(network.removed)
+    removed = f"{count} block{'s' * (count > 1)} removed, " if count else ""
     names = {UNPRUNED: "unpruned", ROUNDED: "unpruned by GPTQ"}
     described = names.get(pick) or f"{removed}{share:.2f}x linear weights"
     report(f"{described}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]\nnext", None)

@@ -236,7 +236,7 @@ def test_a_trial_is_trained_exported_and_scored(
     trials = record.trials["exact-match>=-100"]
     assert trials and all(-100 <= each.difference.value <= 100 for each in trials)
     removed = sum(part.kept == 0 for layer in record.networks[-1].removed for part in layer)
-    assert trials[-1].network.startswith(f"{removed} blocks removed, 0.")
+    assert trials[-1].network.startswith(f"{removed} block{'s' * (removed > 1)} removed, 0.")
     names = sorted(path.name for path in (out / "steps/choice/exact-match-100").iterdir())
     assert names == ["choice.json", "subnetwork.json", "trials.json"]
     assert len(trainings) == 1 + len(trials)

@@ -16,7 +16,7 @@ from typing import Any
 from lonas_edge.bench.machine import describe
 from lonas_edge.drafting import network as module
 from lonas_edge.drafting.answers import generate_answers
-from lonas_edge.drafting.measure import measure_draft
+from lonas_edge.drafting.measure import fastest, measure_draft
 from lonas_edge.drafting.run import export_draft
 from lonas_edge.drafting.training import train_draft
 from lonas_edge.exporting.answering import read_prompts
@@ -56,7 +56,7 @@ def main() -> None:
         export_draft(draft, arguments.model, work, silent)
         timed = [each.prompt for each in held_out[:TIMED]]
         speeds = measure_draft(arguments.model, work / "draft", timed, prompts.limit, silent)
-        best = min((each for each in speeds if each.num_assistant_tokens), key=lambda each: each.tpot_ratio[0])
+        best = fastest(speeds)
         rows[shape] = {"agreement": trained.agreement, "steps": trained.steps, "seconds": seconds, "best": vars(best)}
         rows[shape]["megabytes"] = (work / "draft/openvino_model.bin").stat().st_size / 1e6
         print(shape, rows[shape], flush=True)

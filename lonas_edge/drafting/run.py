@@ -7,7 +7,7 @@ from typing import Any
 from lonas_edge.bench import machine
 from lonas_edge.drafting.answers import generate_answers
 from lonas_edge.drafting.card import draft_card
-from lonas_edge.drafting.measure import measure_draft
+from lonas_edge.drafting.measure import fastest, measure_draft
 from lonas_edge.drafting.network import new_draft
 from lonas_edge.drafting.options import DraftOptions
 from lonas_edge.drafting.training import train_draft
@@ -62,7 +62,7 @@ def make_draft(options: DraftOptions, progress: Progress = silent) -> DraftRecor
         timed = [each.prompt for each in held_out[:_TIMED]]
         speeds = measure_draft(folder, work / "draft", timed, prompts.limit, progress)
         cut = sum(each.cut for each in answered)
-        best = min((each for each in speeds if each.num_assistant_tokens), key=lambda each: each.tpot_ratio[0])
+        best = fastest(speeds)
         record = DraftRecord(
             model=hashes,
             num_assistant_tokens=best.num_assistant_tokens,

@@ -48,13 +48,13 @@ class DraftRecord(Record):
     AGAIN: ClassVar = "Run `lonas-edge draft` again."
 
     model: dict[str, str]  # SHA-256 of the files of the model whose answers it learned
-    num_assistant_tokens: int  # the fastest
+    num_assistant_tokens: int  # with which answers take least time
     speeds: tuple[DraftSpeed, ...]
     prompts: dict[str, int]  # number of those to train on, held-out and timed ones, and of answers that were cut
     agreement: float  # share of the held-out tokens that it proposes rightly after the model's own tokens
     steps: int  # of the training until this agreement
     conditions: dict[str, Any]  # machine, versions, seed, tokens of prompts and answers
-    precision: str | None = None  # INFERENCE_PRECISION_HINT that is fastest; None for the processor's default
+    precision: str | None = None  # INFERENCE_PRECISION_HINT, likewise; None for the processor's default
 
     def speed(self, num_assistant_tokens: int) -> DraftSpeed:
         """The speed with a number of proposed tokens, at `precision`."""
@@ -68,9 +68,11 @@ class DraftRecord(Record):
 
     @property
     def pays(self) -> bool:
-        """Whether it saves enough, compared with the model alone at the precision that is faster for it."""
-        alone = min(each.tpot_ratio[0] for each in self.speeds if not each.num_assistant_tokens)
-        return self.best.tpot_ratio[0] <= (1 - LEAST_GAIN) * alone
+        """Whether TPOT falls enough and answers take no longer, compared with the model alone at its faster precision."""
+        rows = [each for each in self.speeds if not each.num_assistant_tokens]
+        alone, best = min(rows, key=lambda each: each.answer_ratio[0]), self.best
+        saves = best.tpot_ratio[0] <= (1 - LEAST_GAIN) * alone.tpot_ratio[0]
+        return saves and best.answer_ratio[0] <= alone.answer_ratio[0]
 
     @property
     def properties(self) -> dict[str, str]:
@@ -87,7 +89,8 @@ class DraftRecord(Record):
         if self.pays:
             return f"{figures}; {best.identical:.0%} of the answers are identical."
         return (
-            f"No number of proposed tokens saves {LEAST_GAIN:.0%} of TPOT; the best: {figures}. The draft predicts "
+            f"No number of proposed tokens saves {LEAST_GAIN:.0%} of TPOT without longer answers; the best: {figures}, "
+            f"{best.answer_ratio[0]:.2f}x the time of an answer. The draft predicts "
             f"{self.agreement:.0%} of the tokens. More prompts may help, or the answers are hard to predict."
         )
 

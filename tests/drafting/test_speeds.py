@@ -3,7 +3,7 @@
 import pytest
 
 from lonas_edge.bench.answers import Answer, time_answers
-from lonas_edge.drafting.measure import speed_of
+from lonas_edge.drafting.measure import fastest, speed_of
 from lonas_edge.exporting.drafts import DraftRecord, DraftSpeed
 from lonas_edge.progress import silent
 
@@ -58,3 +58,13 @@ def test_a_draft_saves_a_tenth_of_the_faster_precision(alone: float, ratio: floa
     assert record.pays is pays
     assert f"{ratio:.2f}x TPOT in f32 (without the draft {alone:.2f}x)" in record.verdict
     assert record.properties == {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def test_long_prompts_decide_the_precision() -> None:
+    """With 3,651 prompt tokens, f32 had the lower TPOT and longer answers: docs/benchmarks/draft.md."""
+    rows = ((0, None, 1.0, 1.0), (7, None, 0.7, 0.8), (10, None, 0.6, 0.85), (0, "f32", 0.8, 1.27), (10, "f32", 0.5, 1.22))
+    speeds = tuple(DraftSpeed(n, 5.0, 50.0, (t, t, t), (a, a, a), 1.5, 1.0, how) for n, how, t, a in rows)
+    assert (fastest(speeds).num_assistant_tokens, fastest(speeds).precision) == (7, None)
+    assert DraftRecord({}, 7, speeds, {}, 0.4, 100, {}).pays  # compared with bf16 alone
+    longer = DraftRecord({}, 10, (speeds[0], *speeds[3:]), {}, 0.4, 100, {}, "f32")
+    assert not longer.pays and "without longer answers" in longer.verdict and "1.22x the time of an answer" in longer.verdict

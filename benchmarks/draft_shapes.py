@@ -1,4 +1,4 @@
-"""Study: layers and width of a draft, trained for equal steps on the same answers of a model.
+"""Study: layers and width of a draft, trained as `draft` does on the same answers of a model.
 
     python benchmarks/draft_shapes.py IR --data train.jsonl --work DIR --shapes 2x128 1x128 3x128 2x64 2x256 \\
         --output benchmarks/results/draft_shapes.json

@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
+    if arguments.concurrent > 1 and arguments.proposed:
+        parser.error("--proposed is for one prompt at a time")
     first, count = Path(arguments.models[0]), arguments.concurrent
     prompts = read_prompts(open_exported(first, ours=False), arguments.data, 42, PROMPTS)
     answerers: dict[str, Callable[[int], Answer]] = {}

@@ -89,9 +89,9 @@ class DraftRecord(Record):
         if self.pays:
             return f"{figures}; {best.identical:.0%} of the answers are identical."
         return (
-            f"No number of proposed tokens saves {LEAST_GAIN:.0%} of TPOT without longer answers; the best: {figures}, "
-            f"{best.answer_ratio[0]:.2f}x the time of an answer. The draft predicts "
-            f"{self.agreement:.0%} of the tokens. More prompts may help, or the answers are hard to predict."
+            f"The draft does not save {LEAST_GAIN:.0%} of TPOT, or makes answers longer. At its best: {figures}, "
+            f"{best.answer_ratio[0]:.2f}x the time of an answer. It predicts {self.agreement:.0%} of the tokens. More prompts "
+            "may help, or the answers are hard to predict."
         )
 
 

@@ -73,7 +73,7 @@ def test_the_output(made: Made) -> None:
     assert [(speed.num_assistant_tokens, speed.precision) for speed in record.speeds] == [
         (0, None), (2, None), (3, None), (0, "f32"), (2, "f32"), (3, "f32"),
     ]  # fmt: skip
-    best = min((speed for speed in record.speeds if speed.num_assistant_tokens), key=lambda each: each.tpot_ratio[0])
+    best = min((speed for speed in record.speeds if speed.num_assistant_tokens), key=lambda each: each.answer_ratio[0])
     assert (record.num_assistant_tokens, record.precision) == (best.num_assistant_tokens, best.precision)
     assert record.best is best
     assert record.prompts == {"train": 32, "held_out": 8, "timed": 3, "cut": 40}  # no letter ends a text

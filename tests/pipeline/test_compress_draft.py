@@ -67,7 +67,7 @@ def test_a_draft_that_does_not_pay(llama: TinySource, data: Path, tmp_path: Path
     monkeypatch.setattr(DraftRecord, "pays", property(lambda _: False))
     record = run(llama, data, tmp_path / "out")
     assert [network.name for network in record.networks] == [BASELINE, f"{BASELINE}, activation group", OURS]
-    assert any(warning.startswith("No draft: No number of proposed tokens saves 10%") for warning in record.warnings)
+    assert any(warning.startswith("No draft: The draft does not save 10% of TPOT") for warning in record.warnings)
     assert not (tmp_path / "out/draft").exists()
 
 

@@ -3,7 +3,8 @@
     python benchmarks/drafts.py int8 int8+draft8 int4 int4+draft4 --data test.jsonl --output benchmarks/results/drafts.json
 
 A `+` joins a model and its draft, which runs with its own number of proposed tokens and precision, and with those of
---proposed. The first model is also timed in f32. Each model gets the prompts in its own tokens; `identical` compares tokens.
+--proposed. The first model is also timed in f32, and with --lookup N in f32 with openvino_genai's prompt lookup, which proposes
+N tokens that once followed the last three. Each model gets the prompts in its own tokens; `identical` compares tokens.
 With --concurrent N, a measurement is of N prompts at once, in continuous batching: only the times of whole answers count.
 """
 
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -28,6 +30,14 @@ from lonas_edge.progress import silent
 from lonas_edge.versions import versions
 
 PROMPTS = 24
+
+
+class _Lookup(Draft):
+    """Prompt lookup in place of a draft model."""
+
+    def options(self, device: str) -> dict[str, Any]:
+        """Arguments of openvino_genai's pipelines."""
+        return {"prompt_lookup": True, **self.properties(device)}
 
 
 def _own(answerer: Answerer, prompts: Prompts, proposed: int | None = None) -> Callable[[int], Answer]:
@@ -58,12 +68,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--proposed", type=int, nargs="*", default=[])
+    parser.add_argument("--lookup", type=int, nargs="*", default=[])
     parser.add_argument("--concurrent", type=int, default=1)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    if arguments.concurrent > 1 and arguments.proposed:
-        parser.error("--proposed is for one prompt at a time")
+    if arguments.concurrent > 1 and (arguments.proposed or arguments.lookup):
+        parser.error("--proposed and --lookup are for one prompt at a time")
     first, count = Path(arguments.models[0]), arguments.concurrent
     prompts = read_prompts(open_exported(first, ours=False), arguments.data, 42, PROMPTS)
     answerers: dict[str, Callable[[int], Answer]] = {}
@@ -78,6 +89,10 @@ def main() -> None:
             answerers[f"{name}, {number} proposed"] = _own(answerer, own, number)
 
     add(f"{first.name}, f32", first, prompts, precision="f32")
+    for number in arguments.lookup:
+        answerer = Answerer(first, prompts.limit, _Lookup(first, number, "f32"))
+        answerer._config.max_ngram_size = 3
+        answerers[f"{first.name}, lookup of {number}"] = _own(answerer, prompts)
     for name in arguments.models:
         model, _, draft = name.partition("+")
         exported = open_exported(Path(model), ours=False)

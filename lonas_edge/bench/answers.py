@@ -63,7 +63,7 @@ class Answerer:
         result = self._pipeline.generate(inputs, self._config)
         total = 1000 * (time.perf_counter() - start)
         tokens, details = tuple(map(int, result.tokens[0])), result.extended_perf_metrics
-        passes = len(details.main_model_metrics.raw_metrics.m_durations) if self._draft else len(tokens)
+        passes = len(details.main_model_metrics.raw_metrics.m_durations) if details else len(tokens)
         return Answer(tokens, result.perf_metrics.raw_metrics.m_times_to_first_token[0] / 1000, total, passes)
 
 

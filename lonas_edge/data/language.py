@@ -51,7 +51,7 @@ def read_examples(path: Path) -> tuple[str, list[Learned]]:
             errors.append(f"{place}: {error}")
     raise_all(f"{path}: not {kind} data:", errors, f"Expected a JSON list of {_EXPECTED[kind]}, or one such object a line.")
     if kind == INSTRUCTION and not any(isinstance(example, Example) and example.output for example in examples):
-        raise LonasEdgeError(f"{path}: 'output' is empty in each of its {len(examples)} examples; expected the answer to learn")
+        raise LonasEdgeError(f"{path}: 'output' is empty in each of its {len(examples)} examples; expected the answers")
     return kind, examples
 
 

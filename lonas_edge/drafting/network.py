@@ -13,21 +13,22 @@ from lonas_edge.exporting.exported import Exported
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.core import openvino_core
 
-_LAYERS, _WIDTH, _HEADS, _WIDENED = 2, 128, 4, 3  # the MLP is three times as wide
+_LAYERS, _WIDTH = 2, 128  # docs/benchmarks/draft.md
+_HEADS, _WIDENED = 4, 3  # the MLP is three times as wide
 _DEVIATION = 0.1  # of the embedding: logits of order 1
 _CONTEXT = 4096  # tokens, where the model names no context
 
 
-def new_draft(exported: Exported, seed: int) -> LlamaForCausalLM:
+def new_draft(exported: Exported, seed: int, layers: int = _LAYERS, width: int = _WIDTH) -> LlamaForCausalLM:
     """Make the untrained draft of a model: random layers between the principal components of its embedding."""
-    embedding = principal_components(read_embedding(exported.folder), _WIDTH)
+    embedding = principal_components(read_embedding(exported.folder), width)
     vocabulary, width = embedding.shape
     tokens = {name: exported.config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=_WIDENED * width,
-        num_hidden_layers=_LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=_HEADS,
         num_key_value_heads=_HEADS,
         max_position_embeddings=exported.context or _CONTEXT,

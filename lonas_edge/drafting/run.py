@@ -58,7 +58,7 @@ def make_draft(options: DraftOptions, progress: Progress = silent) -> DraftRecor
             raise LonasEdgeError(f"{folder}: {len(answered) - len(known)} of {len(answered)} answers are empty.")
         train, network = known[len(held_out) :], new_draft(exported, options.seed)
         trained = train_draft(network, train, held_out, tokenizer, options.seed, work / "training.pt", progress)
-        _export(network, folder, work, progress)
+        export_draft(network, folder, work, progress)
         timed = [each.prompt for each in held_out[:_TIMED]]
         speeds = measure_draft(folder, work / "draft", timed, prompts.limit, progress)
         cut = sum(each.cut for each in answered)
@@ -89,7 +89,7 @@ def make_draft(options: DraftOptions, progress: Progress = silent) -> DraftRecor
     return record
 
 
-def _export(network: Any, model: Path, work: Path, progress: Progress) -> None:
+def export_draft(network: Any, model: Path, work: Path, progress: Progress) -> None:
     """Write the network in INT8 with the tokenizer files that openvino_genai reads: `draft` in the working directory."""
     checkpoint, ir, output = work / "checkpoint", work / "ir", work / "draft"
     network.save_pretrained(checkpoint)

@@ -1,9 +1,9 @@
-"""A target in a metric of answers, `exact-match>=-1`: choose the most pruned network whose measured difference meets the bound.
+"""A target in a metric, `exact-match>=-1`: choose the most pruned network whose measured difference meets the bound.
 
-The search removes one block after another, and bounds on its KL divergence give candidates. A candidate with fewer removed
-blocks answers better, so a bisection tries few of them, each after its whole recovery: shorter and gradual ones end far below
-(docs/benchmarks/recovery.md). Where no pruned network meets the bound, the unpruned one in the weight format is tried, first
-recovered, then rounded by GPTQ; where both miss it, the result is the unpruned model in INT8.
+The search removes one block after another, and bounds on its KL divergence, of encoders on the MACs, give candidates. One with
+fewer removed blocks answers better, so a bisection tries few of them, each after its whole recovery: shorter and gradual ones
+end far below (docs/benchmarks/recovery.md). Where no pruned network meets the bound, the unpruned one in the weight format is
+tried, first recovered, then rounded by GPTQ; where both miss it, the result is the unpruned model in INT8.
 """
 
 import shutil
@@ -20,11 +20,11 @@ from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.baselines import NAMES
-from lonas_edge.pipeline.measure import answers
+from lonas_edge.pipeline.measure import answers, distances
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Trial
 from lonas_edge.pipeline.steps import BASELINES, CHOOSE, SEARCH, Step
-from lonas_edge.pipeline.targets import MOST_TRIALS, MetricBound, candidate_picks
+from lonas_edge.pipeline.targets import MOST_TRIALS, MetricBound
 from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
@@ -87,7 +87,8 @@ def choose(plan: Plan, target: str) -> Step:
 
     training = plan.recovery_command("CANDIDATE", folder / "CANDIDATE", plan.recovery_options)
     files = {"": paths.baseline("int8"), "data": paths.held_out}
-    commands = [training, Command("lonas-edge eval", None, files, {"metric": plan.metric_of(bound)})]
+    metric = {"metric": plan.metric_of(bound)} if plan.profile.kind.generates else {}
+    commands = [training, Command("lonas-edge eval", None, files, metric)]
     seconds = MOST_TRIALS * plan.training_seconds(plan.recovery_options, plan.probe.recovery_step)
     inputs = {"metric": identity(plan.metric_of(bound))}
     outputs, folders = (f"choice/{bound.file}/{CHOICE}",), f"choice/{bound.file}"
@@ -119,7 +120,7 @@ def _candidates(plan: Plan) -> list[tuple[Pick, Subnetwork]]:
     """The networks to try, each once, the least pruned first; the unpruned one, too, where it is not the baseline itself."""
     maximal = plan.start.select("maximal")
     candidates = {maximal.canonical: (UNPRUNED, maximal)}
-    for pick in candidate_picks():
+    for pick in plan.candidates:
         network = plan.network(pick)
         candidates.setdefault(network.canonical, (pick, network))
     return list(candidates.values())[0 if plan.trained_for or plan.paths.trims else 1 :]
@@ -140,12 +141,13 @@ def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: 
     paths, network, exported = plan.paths, plan.network(bound), plan.paths.choice(bound) / "model"
     shutil.rmtree(exported, ignore_errors=True)
     export(source, source.select(None), exported, replace(options, verify=False), report)
-    data = plan.open_data(paths.held_out)
-    assert isinstance(data, LanguageTask)
-    measured = {NAMES["int8"]: paths.baseline("int8"), pick.file: exported}
-    qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)
+    data, measured = plan.open_data(paths.held_out), {NAMES["int8"]: paths.baseline("int8"), pick.file: exported}
+    if isinstance(data, LanguageTask):
+        qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)
+        difference = next(iter(qualities.values()))[pick.file].difference
+    else:
+        difference = distances(measured, data, paths.baseline("fp32"), report)[bound.measure][pick.file].difference
     shutil.rmtree(exported)
-    difference = next(iter(qualities.values()))[pick.file].difference
     assert difference
     share = plan.start.sizes(network).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights
     count = len(network.removed)

@@ -19,6 +19,7 @@ from lonas_edge.training.options import AUTO, EpochsOrNone
 
 KEEP, NONE = "keep", "none"
 OWN = "metric"  # in a target, the metric of --metric
+LABEL_METRICS = ("accuracy", "spearman")  # of classifiers; of rerankers and embedding models
 _NAME = re.compile(r"[\s<>=]")  # ends the name in a target
 
 
@@ -118,10 +119,12 @@ class CompressOptions(Options):
     def conflicts(self) -> Iterator[str]:
         """Refuse what is no bound or no metric of any model, before models and data are read."""
         yield from super().conflicts()
-        costs, others = ["kl", *COSTS], (AUTO, OWN, *METRICS)
+        costs, metrics = ["kl", *COSTS], [*METRICS, *LABEL_METRICS]
         names = {text: _NAME.split(text.strip().lower())[0] for text in self.target}
         try:
-            parse_picks([text for text, name in names.items() if name not in others], [*costs, *METRICS], "--target")
+            parse_picks(
+                [text for text, name in names.items() if name not in (AUTO, OWN, *metrics)], [*costs, *metrics], "--target"
+            )
             if self.metric:
                 check_metric(self.metric)
         except UsageError as error:

@@ -13,7 +13,7 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.options import KEEP, OWN, CompressOptions
-from lonas_edge.pipeline.targets import MOST_TRIALS, MetricBound
+from lonas_edge.pipeline.targets import MOST_TRIALS, MetricBound, candidate_picks
 from lonas_edge.pipeline.tasks import Profile, cost_settings, removed_kinds
 from lonas_edge.pipeline.training import Probe
 from lonas_edge.search.options import SearchOptions
@@ -123,6 +123,7 @@ class Plan(Request):
     counts: Mapping[str, int]  # examples by part: train, held_out
     fitting: int  # held-out examples that the search can use
     probe: Probe
+    smallest: float  # share of the smallest network of the unpruned one's MACs
     vocabulary: int | None = None  # tokens to keep, where the vocabulary is trimmed; None for those of the data alone
 
     @cached_property
@@ -142,6 +143,17 @@ class Plan(Request):
     def network(self, pick: Pick) -> Subnetwork:
         """The sub-network of a target, which the search has found."""
         return select(self.start.elasticity, str(self.paths.subnetwork(pick)))
+
+    @property
+    def candidates(self) -> list[Pick]:
+        """The picks whose networks a target in a metric chooses from; none without such a target."""
+        return candidate_picks(self.profile, self.smallest) if self.bounds else []
+
+    @property
+    def searched(self) -> list[Pick]:
+        """The picks of the search: those of the targets, and the candidates of targets in a metric."""
+        picks = [*(pick for pick in self.picks.values() if not isinstance(pick, MetricBound)), *self.candidates]
+        return list({pick.file: pick for pick in reversed(picks)}.values())[::-1]
 
     def adapter(self, network: Subnetwork) -> Path:
         """The recovered adapter of a network, trained from these inputs with the options of this run."""

@@ -33,9 +33,9 @@ from lonas_edge.pipeline.options import OWN, CompressOptions
 from lonas_edge.pipeline.plan import Paths, Plan, Request, source_hashes
 from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
-from lonas_edge.pipeline.stages import check_steps, make_steps
+from lonas_edge.pipeline.stages import check_steps, make_steps, smallest_share
 from lonas_edge.pipeline.steps import DRAFT_STEP, Step, Steps
-from lonas_edge.pipeline.targets import auto_target, check_metrics, cost_of, parse_targets
+from lonas_edge.pipeline.targets import auto_target, check_labels, check_metrics, cost_of, parse_targets
 from lonas_edge.pipeline.tasks import check_head, profile_of, resolve_options
 from lonas_edge.pipeline.training import PROBE, Probe, batches, time_steps
 from lonas_edge.progress import Progress, silent
@@ -168,11 +168,13 @@ def _prepare(request: Request, folder: Path, announce: Announce, progress: Progr
     """Split the data, time training steps if no earlier run did, and plan the steps."""
     options, paths = request.options, Paths(request, folder)
     counts, fitting = _split(request, paths)
-    check_metrics(paths.held_out, options.metric, request.picks.values())
+    if request.profile.kind.generates:
+        check_metrics(paths.held_out, options.metric, request.picks.values())
     check_steps(request, paths)
     size = choose_size(paths.base, paths.train, options.vocabulary, options.template) if paths.trims else None
     probe = _probe(request, paths, progress)
-    plan = Plan(**vars(request), paths=paths, counts=counts, fitting=fitting, probe=probe, vocabulary=size)
+    smallest = smallest_share(request, paths)
+    plan = Plan(**vars(request), paths=paths, counts=counts, fitting=fitting, probe=probe, smallest=smallest, vocabulary=size)
     steps = Steps(folder, make_steps(plan, machine.describe("CPU")))
     steps.prepare(options.overwrite)
     probe.write(folder / PROBE)
@@ -199,6 +201,8 @@ def _split(request: Request, paths: Paths) -> tuple[dict[str, int], int]:
     held_out = source.open_data(options.eval_data, **how) if options.eval_data else None
     held_out = held_out and held_out.with_prompt(data.description)
     train, held_out = data.split(request.profile.held_out, options.seed, held_out)
+    if not request.profile.kind.generates:
+        check_labels(held_out, request.picks.values())
     paths.train.parent.mkdir(parents=True, exist_ok=True)
     train.write(paths.train)
     held_out.write(paths.held_out)

@@ -1,4 +1,4 @@
-"""Targets of `compress`: bounds on the KL divergence or a cost, and bounds on a metric of answers."""
+"""Targets of `compress`: bounds on the KL divergence or a cost, and bounds on a metric of the task."""
 
 import json
 import re
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lonas_edge.data.language import question_and_reference, read_examples
-from lonas_edge.data.task import SHARE
+from lonas_edge.data.task import SHARE, Task
 from lonas_edge.errors import UsageError
 from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric, suited
-from lonas_edge.pipeline.options import OWN
+from lonas_edge.pipeline.options import LABEL_METRICS, OWN
 from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.search.cost import COSTS, default_cost
 from lonas_edge.search.picks import Pick, parse_picks
@@ -19,6 +19,7 @@ from lonas_edge.training.options import AUTO
 LEAST_EXAMPLES = 50  # held-out examples whose answers say something
 _FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>?=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
 _LEVELS = (0.02, 0.06, 0.15, 0.4, 0.8, 1.6)  # KL divergences of the candidates, before their recovery
+_STEPS = len(_LEVELS)  # candidates of encoders
 MOST_TRIALS = 3  # of a bisection between them and the unpruned network
 
 
@@ -35,12 +36,13 @@ class MetricBound(Pick):
 def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound | None:
     """Parse a target in a metric; None for other targets. `metric` is the value of --metric."""
     parsed = _FORM.fullmatch(text)
-    if not parsed or parsed[1].lower() not in (*METRICS, OWN):  # other bounds are from above
+    if not parsed or parsed[1].lower() not in (*METRICS, OWN, *LABEL_METRICS):  # other bounds are from above
         return None
     name, bound = parsed[1].lower(), float(parsed[2])
+    known = [*METRICS, OWN] if profile.kind.generates else profile.metrics
     problem = None
-    if not profile.kind.generates:
-        problem = f"a {profile.name} generates no answers; bound kl or a cost"
+    if name not in known:
+        problem = f"not a metric of this {profile.name}; bound {', '.join(known)}, kl or a cost"
     elif name == OWN and not metric:
         problem = "pass --metric"
     elif bound > 0:
@@ -83,17 +85,26 @@ def parse_targets(targets: Sequence[str], profile: Profile, metric: str | None =
     return picks
 
 
-def searched_picks(picks: Mapping[str, Pick]) -> list[Pick]:
-    """The picks of the search: those of the targets, and the candidates of targets in a metric."""
-    found = [pick for pick in picks.values() if not isinstance(pick, MetricBound)]
-    if len(found) < len(picks):
-        found += [pick for pick in candidate_picks() if pick.file not in {each.file for each in found}]
-    return found
+def candidate_picks(profile: Profile, least: float) -> list[Pick]:
+    """The picks whose networks a target in a metric chooses from, the least pruned first.
+
+    Distances of encoders have no common scale, so these have equal steps of MACs, down to near the smallest network; `least`
+    is its share of the unpruned network's MACs.
+    """
+    if profile.kind.generates:
+        return [Pick(f"kl<={level:g}", "kl", level) for level in _LEVELS]
+    shares = [round(1 - (1 - least) * step / (_STEPS + 1), 3) for step in range(1, _STEPS + 1)]
+    return [Pick(f"macs<={share:g}x", "macs", share, relative=True) for share in shares]
 
 
-def candidate_picks() -> list[Pick]:
-    """The picks whose networks a target in a metric chooses from, the least pruned first."""
-    return [Pick(f"kl<={level:g}", "kl", level) for level in _LEVELS]
+def check_labels(held_out: Task, picks: Iterable[Pick]) -> None:
+    """Refuse targets in a metric of encoders where the held-out examples have no labels, or all have the same one."""
+    bounds = [pick.expression for pick in picks if isinstance(pick, MetricBound)]
+    if bounds and len({example.label for example in held_out.examples}) < 2:
+        raise UsageError(
+            f"--target {bounds[0]}: {held_out.path}: the held-out examples have no labels, or all have the same one. Pass "
+            "labelled examples by --eval-data, or bound kl or a cost."
+        )
 
 
 def check_metrics(held_out: Path, metric: str | None, picks: Iterable[Pick]) -> None:

@@ -59,6 +59,11 @@ class Profile:
     lengths: str  # of the latencies, with two places for numbers
     usage: str  # of the model in the directory `{}`
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What examples with labels measure, of encoders."""
+        return () if self.kind.generates else tuple(column.name for column in self.qualities[1:])
+
 
 LANGUAGE_MODEL = Profile(
     name=CAUSAL_LM.name,

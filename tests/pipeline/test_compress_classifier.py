@@ -119,6 +119,29 @@ def test_the_figures(made: tuple[Path, int, CompressRecord]) -> None:
     assert found["distance"].difference.value == pytest.approx(found["distance"].value - stock)
 
 
+def test_a_target_in_a_metric(made: tuple[Path, int, CompressRecord], quick: None, tmp_path: Path) -> None:
+    """The most pruned network that meets the bound; its quality by optimum-intel."""
+    folder, outputs, _ = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    name = "spearman" if outputs == 1 else "accuracy"
+    record = compress(tmp_path / "base", data=tmp_path / "data.jsonl", output=tmp_path / "out", target=f"{name}=-100", **QUICK)
+    target = f"{name}>=-100"
+    [chosen] = [each for each in record.networks if each.target == target]
+    trials = record.trials[target]
+    assert trials and [trial.difference.value >= -100 for trial in trials] == [True] * len(trials)
+    exported = open_exported(tmp_path / "out" / str(chosen.folder))
+    assert exported.config["num_hidden_layers"] == 2  # the first and the last layer stay
+    rows = [json.loads(line) for line in (tmp_path / "out/steps/data/held_out.jsonl").read_text().splitlines()]
+    tokenizer, labels = AutoTokenizer.from_pretrained(tmp_path / "base"), [row["label"] for row in rows]
+    texts = [(row["text"],) if "text" in row else (row["sentence1"], row["sentence2"]) for row in rows]
+    model: Any = OVModelForSequenceClassification.from_pretrained(exported.folder)
+    logits = np.array([model(**tokenizer(*text, return_tensors="pt")).logits[0].tolist() for text in texts])
+    figure = spearmanr(logits[:, 0], labels).statistic if outputs == 1 else np.mean(logits.argmax(-1) == labels)
+    difference = 100 * figure - record.networks[0].quality[name].value
+    assert trials[-1].difference.value == pytest.approx(difference, abs=100 / 16 if outputs == 3 else 1)
+    assert chosen.quality[name].difference == trials[-1].difference
+
+
 def test_distances() -> None:
     """KL of (1/2, 1/2) and (1/4, 3/4); squared distances, of which a record's are averaged."""
     halves, quarters = (np.log([[[*each]]]) for each in ((0.5, 0.5), (0.25, 0.75)))
@@ -143,6 +166,9 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
         reranker(tiny_bert, tmp_path / "one", 1), data=data, template="alpaca"
     )
     assert "tpot is not measured here; expected one of kl, latency, macs" in refused(base, data=data, target="tpot<=0.7x")
+    data.write_text("".join(json.dumps({"text": f"film {index}"}) + "\n" for index in range(96)))
+    assert "accuracy>=-1: " in (message := refused(base, data=data, target="accuracy=-1"))
+    assert "the held-out examples have no labels, or all have the same one. Pass labelled examples" in message
     config = json.loads((base / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
     (base / "config.json").write_text(json.dumps(config))
     assert "'multi_label_classification' is not supported" in refused(base, data=data)

@@ -21,8 +21,8 @@ from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import choice, training
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import CompressRecord, Trial
-from lonas_edge.pipeline.targets import auto_target, parse_targets
-from lonas_edge.pipeline.tasks import EMBEDDING_MODEL, LANGUAGE_MODEL
+from lonas_edge.pipeline.targets import auto_target, candidate_picks, parse_targets
+from lonas_edge.pipeline.tasks import CLASSIFIER, EMBEDDING_MODEL, LANGUAGE_MODEL
 from lonas_edge.search.picks import Pick
 from lonas_edge.space.subnetwork import Subnetwork
 
@@ -203,7 +203,7 @@ def test_a_trial_by_gptq(
 def test_an_unpruned_trial_is_trained_exported_and_scored(
     chosen: Callable[..., CompressRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "candidate_picks", list)
+    monkeypatch.setattr(Plan, "candidates", [])
     record = chosen("exact-match>=-100", "int4_sym")
     [trial] = record.trials["exact-match>=-100"]
     assert (trial.pick, trial.network) == ("unpruned", "unpruned") and -100 <= trial.difference.value <= 100
@@ -286,9 +286,25 @@ def test_wrong_targets(refused: Callable[..., str], target: str, metric: str | N
     assert problem in refused(target=target, metric=metric)
 
 
-def test_encoders_have_no_answers() -> None:
-    with pytest.raises(LonasEdgeError, match="generates no answers; bound kl or a cost"):
-        parse_targets(("exact-match>=-1",), EMBEDDING_MODEL)
+def test_metrics_of_encoders() -> None:
+    """Those of labels; the candidates are equal steps of MACs, here of 0.1 from 1 to 0.3."""
+    problems = {
+        EMBEDDING_MODEL: ("exact-match>=-1", "accuracy=-1"),
+        CLASSIFIER: ("spearman=-1", "metric=-1"),
+        LANGUAGE_MODEL: ("accuracy=-1",),
+    }
+    for profile, targets in problems.items():
+        for target in targets:
+            with pytest.raises(LonasEdgeError, match=f"{target}: not a metric of this {profile.name}; bound "):
+                parse_targets((target,), profile)
+    for profile, target in ((CLASSIFIER, "accuracy"), (EMBEDDING_MODEL, "spearman")):
+        assert list(parse_targets((f"{target}=-1",), profile)) == [f"{target}>=-1"]
+    found = [pick.expression for pick in candidate_picks(CLASSIFIER, 0.3)]
+    assert found == [f"macs<={share}x" for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)]
+    assert [pick.expression for pick in candidate_picks(LANGUAGE_MODEL, 0.3)] == LEVELS
+
+
+def test_spellings() -> None:
     for targets in (("exact-match >= -1.0", "tpot<=0.7x"), ("exact-match=-1", "tpot=0.7x")):
         assert list(parse_targets(targets, LANGUAGE_MODEL)) == [TARGET, "tpot<=0.7x"]
 

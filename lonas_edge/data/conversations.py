@@ -176,7 +176,7 @@ def check_conversation(record: Mapping[str, Any]) -> None:
         if message["role"] == "system" and index:
             raise ValueError(f"message {index}: a system message must be the first")
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError("no message of the assistant; expected the answer in one")
+        raise ValueError("no message of the assistant; expected at least one")
 
 
 def chat_template_of(tokenizer: Any, folder: Path) -> str:

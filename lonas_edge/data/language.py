@@ -127,6 +127,11 @@ class LanguageTask(Task):
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int) -> list[Encoded]:
         return encode(inputs, self.prompting(tokenizer), tokenizer, max_length)
 
+    def learned(self, tokenizer: Any) -> list[int]:
+        """The learned tokens of each input of `lengths`."""
+        encoded = self._encode(self.inputs, tokenizer, self.context)
+        return [sum(label != IGNORED for label in each["labels"]) for each in encoded]
+
     def collate(self, encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
         return collate_tokens(encoded, pad_token_id)
 

@@ -3,7 +3,7 @@
 The search removes one block after another, and bounds on its KL divergence, of encoders on the MACs, give candidates. One with
 fewer removed blocks answers better, so a bisection tries few of them, each after its whole recovery: shorter and gradual ones
 end far below (docs/benchmarks/recovery.md). Where no pruned network meets the bound, the unpruned one in the weight format is
-tried, first recovered, then rounded by GPTQ; where both miss it, the result is the unpruned model in INT8.
+tried, first recovered, then, of language models, by GPTQ; where both miss it, the result is the unpruned model in INT8.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.baselines import NAMES
-from lonas_edge.pipeline.measure import answers, distances
+from lonas_edge.pipeline.measure import answers, label_metrics
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Trial
 from lonas_edge.pipeline.steps import BASELINES, CHOOSE, SEARCH, Step
@@ -80,7 +80,7 @@ def choose(plan: Plan, target: str) -> Step:
             low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
         chosen, network = candidates[low] if low >= 0 else (None, plan.start.select("maximal"))
         SubnetworkRecord.of(network).write(paths.subnetwork(bound))
-        if not chosen and plan.trained_for and not paths.trims:
+        if not chosen and plan.profile.kind.generates and plan.trained_for and not paths.trims:
             chosen = _round(plan, bound, trials, progress)
         record = ChoiceRecord(chosen.expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
         record.write(folder / CHOICE)
@@ -137,7 +137,7 @@ def _try(plan: Plan, bound: MetricBound, pick: Pick, progress: Progress) -> Tria
 
 
 def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: ExportOptions, report: Progress) -> Trial:
-    """Export a network, and score its answers."""
+    """Export a network, and score it on the held-out examples."""
     paths, network, exported = plan.paths, plan.network(bound), plan.paths.choice(bound) / "model"
     shutil.rmtree(exported, ignore_errors=True)
     export(source, source.select(None), exported, replace(options, verify=False), report)
@@ -146,12 +146,13 @@ def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: 
         qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)
         difference = next(iter(qualities.values()))[pick.file].difference
     else:
-        difference = distances(measured, data, paths.baseline("fp32"), report)[bound.measure][pick.file].difference
+        difference = label_metrics(measured, data, report)[bound.measure][pick.file].difference
     shutil.rmtree(exported)
     assert difference
     share = plan.start.sizes(network).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights
-    count = len(network.removed)
-    removed = f"{count} block{'s' * (count > 1)} removed, " if count else ""
+    count, blocks = len(network.removed), plan.start.architecture.blocks
+    what = "layer" if all(blocks[name].kind == "layer" for name in network.removed) else "block"
+    removed = f"{count} {what}{'s' * (count > 1)} removed, " if count else ""
     names = {UNPRUNED: "unpruned", ROUNDED: "unpruned by GPTQ"}
     described = names.get(pick) or f"{removed}{share:.2f}x linear weights"
     report(f"{described}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]\nnext", None)

@@ -118,12 +118,30 @@ def distances(folders: Mapping[str, Path], data: Task, reference: Path, progress
     outputs = {name: ir_outputs(folder, data, {}, progress) for name, folder in folders.items()}
     _check_finite(outputs)
     figures = {name: data.distances(expected, each) for name, each in outputs.items()}
-    qualities = {"distance": _compare(figures, lambda each: float(each.mean()), difference_of_means)}
+    distance = _compare(figures, lambda each: float(each.mean()), difference_of_means)
+    return {"distance": distance, **_by_labels(outputs, data, progress)}
+
+
+def label_metrics(folders: Mapping[str, Path], data: Task, progress: Progress) -> Qualities:
+    """Measure what encoders are used for: the accuracy of classes, or Spearman's correlation with scores.
+
+    Raises:
+        LonasEdgeError: If outputs are not finite.
+    """
+    outputs = {name: ir_outputs(folder, data, {}, progress) for name, folder in folders.items()}
+    _check_finite(outputs)
+    return _by_labels(outputs, data, progress)
+
+
+def _by_labels(outputs: Mapping[str, np.ndarray], data: Task, progress: Progress) -> Qualities:
+    qualities: Qualities = {}
     labels = np.array([example.label for example in data.examples if example.label is not None])
-    if len(labels) and not data.pooling and expected.shape[-1] > 1:
+    if len(labels) and not data.pooling and next(iter(outputs.values())).shape[-1] > 1:
         correct, ones = {name: each[:, 0].argmax(-1) == labels for name, each in outputs.items()}, np.ones(len(labels))
         qualities["accuracy"] = _compare(
-            correct, lambda each: 100 * float(each.mean()), lambda first, each: difference_of_shares(first, each, ones, ones)
+            correct,
+            lambda each: 100 * float(each.mean()),
+            lambda first, each: _widened(difference_of_shares(first, each, ones, ones), len(labels)),
         )
     elif len(set(labels.tolist())) > 1:
         progress("correlations with the labels", None)
@@ -183,12 +201,18 @@ def answers(
         for figure, interval in target.metrics.items():
             qualities[figure][target.name] = Quality(interval.value, None, interval)
     for each in record.differences:
-        # where all answers score alike: at most 3 of n differ, with 95 % confidence
-        half = 300 / each.questions if each.half_width_95 is None else each.half_width_95
-        change = Interval(each.points, each.points - half, each.points + half)
+        half = each.half_width_95 or 0.0
+        change = _widened(Interval(each.points, each.points - half, each.points + half), each.questions)
         qualities[each.scope][each.target] = replace(qualities[each.scope][each.target], difference=change)
     figure = next(iter(qualities))
     return qualities, _differing(data, {name: list(each[figure]) for name, each in logs.items()}, figure)
+
+
+def _widened(difference: Interval, count: int) -> Interval:
+    """A difference in points; where all `count` examples score alike, at most 3 of them differ, with 95 % confidence."""
+    if difference.low < difference.high:
+        return difference
+    return Interval(difference.value, difference.value - 300 / count, difference.value + 300 / count)
 
 
 def _differing(data: LanguageTask, logs: Mapping[str, Sequence[Mapping[str, Any]]], figure: str) -> list[Sample]:

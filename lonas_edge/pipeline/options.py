@@ -23,6 +23,11 @@ LABEL_METRICS = ("accuracy", "spearman")  # of classifiers; of rerankers and emb
 _NAME = re.compile(r"[\s<>=]")  # ends the name in a target
 
 
+def named_measure(target: str) -> str:
+    """The name before the bound of a target."""
+    return _NAME.split(target.strip().lower())[0]
+
+
 def _vocabulary(text: str) -> str:
     if text not in (AUTO, KEEP) and not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise ValueError(f"expected {KEEP}, {AUTO} or a number of tokens")
@@ -51,7 +56,7 @@ class CompressOptions(Options):
         (AUTO,),
         metavar="EXPRESSION",
         repeat=True,
-        help="Bound: exact-match=-1 (points below unpruned INT8), tpot=0.7x, kl=0.1.",
+        help="Bound: exact-match=-1 (points below unpruned INT8; of classifiers accuracy=-1), tpot=0.7x, kl=0.1.",
         unset="auto: a point of the metric where 50 answers are held out, else kl=0.02; of encoders kl=0.2 or macs=0.84x",
     )
     weight_format: str | None = option(
@@ -102,7 +107,11 @@ class CompressOptions(Options):
         unset=AUTO,
     )
     recovery_steps: int | None = option(
-        None, panel="Training", minimum=1, help="Steps of the recovery.", unset="those of 120,000 tokens; of encoders 1,000,000"
+        None,
+        panel="Training",
+        minimum=1,
+        help="Steps of the recovery.",
+        unset="those of 120,000 tokens, or 40,000 of answers; of encoders 1,000,000",
     )
     seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
     prompt_len: int | None = option(
@@ -120,11 +129,9 @@ class CompressOptions(Options):
         """Refuse what is no bound or no metric of any model, before models and data are read."""
         yield from super().conflicts()
         costs, metrics = ["kl", *COSTS], [*METRICS, *LABEL_METRICS]
-        names = {text: _NAME.split(text.strip().lower())[0] for text in self.target}
+        others = [text for text in self.target if named_measure(text) not in (AUTO, OWN, *metrics)]
         try:
-            parse_picks(
-                [text for text, name in names.items() if name not in (AUTO, OWN, *metrics)], [*costs, *metrics], "--target"
-            )
+            parse_picks(others, [*costs, *metrics], "--target")
             if self.metric:
                 check_metric(self.metric)
         except UsageError as error:

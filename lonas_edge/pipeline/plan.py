@@ -123,7 +123,7 @@ class Plan(Request):
     counts: Mapping[str, int]  # examples by part: train, held_out
     fitting: int  # held-out examples that the search can use
     probe: Probe
-    smallest: float  # share of the smallest network of the unpruned one's MACs
+    smallest: float  # share of the MACs that the smallest network has; of encoders with a target in a metric
     vocabulary: int | None = None  # tokens to keep, where the vocabulary is trimmed; None for those of the data alone
 
     @cached_property
@@ -203,7 +203,11 @@ class Plan(Request):
     @property
     def default_recovery_steps(self) -> int:
         """Steps of the recovery without --recovery-steps."""
-        return math.ceil(self.profile.recovery_tokens / self.probe.batch / self.probe.tokens)
+        examples = self.profile.recovery_tokens / self.probe.tokens
+        if self.profile.recovery_answers and self.probe.learned:
+            tokens, most = self.profile.recovery_answers
+            examples = max(examples, min(tokens / self.probe.learned, most))
+        return math.ceil(examples / self.probe.batch)
 
     @property
     def recovery_options(self) -> TrainOptions:

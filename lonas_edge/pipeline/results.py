@@ -153,12 +153,12 @@ def _remarks(plan: Plan, targets: Mapping[str, str], qualities: Qualities) -> li
         remarks.append(f"GPTQ of optimum-intel was not compared; it takes about {minutes} min: {commands}")
     elif failure.exists() and (reason := failure.read_text(encoding="utf-8")):
         remarks.append(f"GPTQ of optimum-intel failed: {reason}.")
-    if count < LEAST_EXAMPLES and plan.profile.kind.generates:
-        remarks.append(f"{count} held-out examples say little about answers; {LEAST_EXAMPLES} or more are better.")
+    if count < LEAST_EXAMPLES and (plan.profile.kind.generates or plan.bounds):
+        remarks.append(f"{count} held-out examples say little about accuracy; {LEAST_EXAMPLES} or more are better.")
     for target, bound in plan.bounds.items():
         unpruned = unpruned_export(plan, bound)
         if unpruned and not unpruned.calibration:
-            remarks.append(f"No smaller network met {target}: the result is the unpruned model in INT8, exported as it is.")
+            remarks.append(f"No candidate met {target}: the result is the unpruned model in INT8, exported as it is.")
             continue
         if unpruned:
             remarks.append(f"No recovered network met {target}: the result is the unpruned model in INT4 by GPTQ.")

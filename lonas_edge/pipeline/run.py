@@ -16,6 +16,7 @@ import psutil
 
 from lonas_edge.bench import machine
 from lonas_edge.data.classes import names_class
+from lonas_edge.data.language import LanguageTask
 from lonas_edge.drafting.card import DRAFT_SECTION, draft_section
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answers import FILE
@@ -35,7 +36,7 @@ from lonas_edge.pipeline.record import COMPRESS, CompressRecord, StepTime
 from lonas_edge.pipeline.report import HTML, MARKDOWN, PLOT, comparison, write_report
 from lonas_edge.pipeline.stages import check_steps, make_steps, smallest_share
 from lonas_edge.pipeline.steps import DRAFT_STEP, Step, Steps
-from lonas_edge.pipeline.targets import auto_target, check_labels, check_metrics, cost_of, parse_targets
+from lonas_edge.pipeline.targets import MetricBound, auto_target, check_labels, check_metrics, cost_of, parse_targets
 from lonas_edge.pipeline.tasks import check_head, profile_of, resolve_options
 from lonas_edge.pipeline.training import PROBE, Probe, batches, time_steps
 from lonas_edge.progress import Progress, silent
@@ -173,7 +174,8 @@ def _prepare(request: Request, folder: Path, announce: Announce, progress: Progr
     check_steps(request, paths)
     size = choose_size(paths.base, paths.train, options.vocabulary, options.template) if paths.trims else None
     probe = _probe(request, paths, progress)
-    smallest = smallest_share(request, paths)
+    bounded = any(isinstance(pick, MetricBound) for pick in request.picks.values())
+    smallest = smallest_share(request, paths) if bounded and not request.profile.kind.generates else 0.0
     plan = Plan(**vars(request), paths=paths, counts=counts, fitting=fitting, probe=probe, smallest=smallest, vocabulary=size)
     steps = Steps(folder, make_steps(plan, machine.describe("CPU")))
     steps.prepare(options.overwrite)
@@ -237,11 +239,13 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
             base = str(Path(folder) / "merged")
             merge(open_source(paths.unpruned, paths.unpruned_base, elastic=False), Path(base), progress)
         data = request.source.open_data(paths.train, options.template, labels=True, max_length=options.max_length)
-        lengths = data.lengths(require_tokenizer(request.source.base.folder, "compress")) or [1]  # the training refuses none
+        tokenizer = require_tokenizer(request.source.base.folder, "compress")
+        lengths = data.lengths(tokenizer) or [1]  # the training refuses none
+        learned = data.learned(tokenizer) if isinstance(data, LanguageTask) else []
         sizes = batches(request.profile, lengths, request.source.architecture.config.vocab_size)
         recovery = TrainOptions(template=options.template, max_length=options.max_length, weight_format=qat)
         timed = time_steps(request.profile, base, paths.train, sizes, recovery, precision, progress)
-    return replace(timed, inputs=inputs)
+    return replace(timed, inputs=inputs, learned=round(sum(learned) / len(lengths), 1))
 
 
 def _check_memory(request: Request) -> None:

@@ -1,6 +1,7 @@
 """Targets of `compress`: bounds on the KL divergence or a cost, and bounds on a metric of the task."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from lonas_edge.data.language import question_and_reference, read_examples
 from lonas_edge.data.task import SHARE, Task
 from lonas_edge.errors import UsageError
 from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric, suited
-from lonas_edge.pipeline.options import LABEL_METRICS, OWN
+from lonas_edge.pipeline.options import LABEL_METRICS, OWN, named_measure
 from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.search.cost import COSTS, default_cost
 from lonas_edge.search.picks import Pick, parse_picks
@@ -19,7 +20,7 @@ from lonas_edge.training.options import AUTO
 LEAST_EXAMPLES = 50  # held-out examples whose answers say something
 _FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>?=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
 _LEVELS = (0.02, 0.06, 0.15, 0.4, 0.8, 1.6)  # KL divergences of the candidates, before their recovery
-_STEPS = len(_LEVELS)  # candidates of encoders
+_SHARES = (0.05, 0.1, 0.2, 0.35, 0.55, 0.8)  # of what can be removed, in MACs: the candidates of encoders
 MOST_TRIALS = 3  # of a bisection between them and the unpruned network
 
 
@@ -35,10 +36,12 @@ class MetricBound(Pick):
 
 def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound | None:
     """Parse a target in a metric; None for other targets. `metric` is the value of --metric."""
-    parsed = _FORM.fullmatch(text)
-    if not parsed or parsed[1].lower() not in (*METRICS, OWN, *LABEL_METRICS):  # other bounds are from above
+    name, parsed = named_measure(text), _FORM.fullmatch(text)
+    if name not in (*METRICS, OWN, *LABEL_METRICS):
         return None
-    name, bound = parsed[1].lower(), float(parsed[2])
+    if not parsed:
+        raise UsageError(f"--target {text.strip()}: expected {name}=-1, in points below the unpruned INT8 model; 0 or less.")
+    bound = float(parsed[2])
     known = [*METRICS, OWN] if profile.kind.generates else profile.metrics
     problem = None
     if name not in known:
@@ -88,12 +91,12 @@ def parse_targets(targets: Sequence[str], profile: Profile, metric: str | None =
 def candidate_picks(profile: Profile, least: float) -> list[Pick]:
     """The picks whose networks a target in a metric chooses from, the least pruned first.
 
-    Distances of encoders have no common scale, so these have equal steps of MACs, down to near the smallest network; `least`
-    is its share of the unpruned network's MACs.
+    Distances of encoders have no common scale, so theirs bound the MACs. `least` is the share of MACs that the smallest network
+    has.
     """
     if profile.kind.generates:
         return [Pick(f"kl<={level:g}", "kl", level) for level in _LEVELS]
-    shares = [round(1 - (1 - least) * step / (_STEPS + 1), 3) for step in range(1, _STEPS + 1)]
+    shares = [max(round(1 - (1 - least) * share, 3), math.ceil(1000 * least) / 1000) for share in _SHARES]
     return [Pick(f"macs<={share:g}x", "macs", share, relative=True) for share in shares]
 
 

@@ -49,6 +49,7 @@ class Profile:
     step_tokens: int
     micro_tokens: int  # that are computed at once, padding included
     recovery_tokens: int
+    recovery_answers: tuple[int, int] | None  # of answers, where these are fewer examples than the second figure
     prompts: tuple[int, int]  # of the search, at least and at most
     search_tokens: int  # of these prompts
     baselines: tuple[str, ...]  # formats in which `optimum-cli` stores the unpruned model
@@ -61,7 +62,7 @@ class Profile:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What examples with labels measure, of encoders."""
+        """Metrics of encoders, which need labels; none of language models."""
         return () if self.kind.generates else tuple(column.name for column in self.qualities[1:])
 
 
@@ -79,6 +80,7 @@ LANGUAGE_MODEL = Profile(
     step_tokens=1500,
     micro_tokens=4096,
     recovery_tokens=120_000,  # docs/benchmarks/recovery.md
+    recovery_answers=(40_000, 900),  # with long prompts; likewise
     prompts=(10, 64),  # ten rank networks as 80 do: docs/benchmarks/search.md
     search_tokens=3_000,  # an evaluation takes some five seconds on two cores at 135M
     baselines=("int8",),
@@ -106,6 +108,7 @@ EMBEDDING_MODEL = Profile(
     step_tokens=0,
     micro_tokens=32768,
     recovery_tokens=1_000_000,  # as in docs/benchmarks/embeddings.md
+    recovery_answers=None,
     prompts=(64, 256),
     search_tokens=10_000,
     baselines=("int8", "fp32"),

@@ -11,7 +11,7 @@ from tiny_models import tokenizer
 from lonas_edge.data.conversations import Conversation
 from lonas_edge.data.encoding import Prompting, encode
 from lonas_edge.data.language import LanguageTask, read_examples
-from lonas_edge.data.task import DataFile
+from lonas_edge.data.task import DataFile, DataOptions
 from lonas_edge.data.templates import TEMPLATES, Example
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError
@@ -39,6 +39,13 @@ def test_read(kind: str, container: str, tmp_path: Path) -> None:
     assert (task.files, task.examples) == ((DataFile(path, kind, 3, 0.5),), (expected,) * 3)
     if isinstance(expected, Conversation) and container == "parquet":
         assert [example.place for example in task.examples] == [f"{path}, row {row}" for row in range(3)]
+
+
+def test_learned_tokens(tmp_path: Path) -> None:
+    """Two words with a blank, one word, and their end tokens."""
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps([{"instruction": "a the in", "output": answer} for answer in ("the in", "a")]))
+    assert LanguageTask(options=DataOptions(prompt="question")).read([(path, 1.0)]).learned(tokenizer()) == [4, 2]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 cut off"])

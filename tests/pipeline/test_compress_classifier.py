@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,15 @@ from test_compress_embedding import WORDS
 from tiny_bert import TinyBert, reranker
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lonas_edge.bench.statistics import Interval
 from lonas_edge.cli.compress import compress
 from lonas_edge.data.pairs import PairTask
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import CLASSIFICATION
-from lonas_edge.pipeline.record import CompressRecord
+from lonas_edge.pipeline import choice, measure
+from lonas_edge.pipeline.record import CompressRecord, Trial
 from lonas_edge.pipeline.report import write_report
+from lonas_edge.progress import silent
 
 QUICK: dict[str, Any] = {"recovery_steps": 2, "prompt_len": 8}
 NAMES = ("low", "middle", "high")
@@ -140,6 +144,32 @@ def test_a_target_in_a_metric(made: tuple[Path, int, CompressRecord], quick: Non
     difference = 100 * figure - record.networks[0].quality[name].value
     assert trials[-1].difference.value == pytest.approx(difference, abs=100 / 16 if outputs == 3 else 1)
     assert chosen.quality[name].difference == trials[-1].difference
+
+
+def test_a_missed_bound(
+    made: tuple[Path, int, CompressRecord], quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The result is the unpruned model in INT8, and the report says so."""
+    folder, outputs, _ = made
+    name = "spearman" if outputs == 1 else "accuracy"
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(choice, "_try", lambda _plan, _bound, pick, *_: Trial(pick.expression, "tried", Interval(-5, -6, -4)))
+    record = compress(tmp_path / "base", data=tmp_path / "data.jsonl", output=tmp_path / "out", target=f"{name}=-1", **QUICK)
+    [chosen] = [each for each in record.networks if each.target == f"{name}>=-1"]
+    exported = open_exported(tmp_path / "out" / str(chosen.folder))
+    assert (exported.config["num_hidden_layers"], chosen.weight_format) == (3, "int8")
+    assert any(f"No candidate met {name}>=-1: the result is the unpruned model in INT8" in each for each in record.warnings)
+    assert any("16 held-out examples say little about accuracy" in each for each in record.warnings)
+
+
+def test_equal_classes_leave_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 3 of n differ with 95 % confidence: 15 points of 20 examples."""
+    outputs = np.random.default_rng(0).normal(size=(20, 1, 2))
+    data: Any = SimpleNamespace(examples=[SimpleNamespace(label=index % 2) for index in range(20)], pooling=None)
+    monkeypatch.setattr(measure, "ir_outputs", lambda *_: outputs)
+    found = measure.label_metrics({"first": Path("first"), "second": Path("second")}, data, silent)["accuracy"]
+    assert found["second"].difference == Interval(0, -15, 15)
+    assert found["first"].value == pytest.approx(100 * np.mean(outputs[:, 0].argmax(-1) == np.arange(20) % 2))
 
 
 def test_distances() -> None:

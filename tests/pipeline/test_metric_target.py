@@ -121,7 +121,7 @@ def test_the_most_pruned_network_within_the_bound(
     assert (ours.target, ours.folder) == (TARGET, "model")
     assert best or not any(part.kept < part.full for layer in ours.removed for part in layer)
     assert ours.name == ("compressed INT8" if best else f"unpruned INT8 ({TARGET})")
-    assert any("No smaller network met exact-match>=-1" in warning for warning in record.warnings) == (best is None)
+    assert any("No candidate met exact-match>=-1" in warning for warning in record.warnings) == (best is None)
 
 
 def test_targets_in_the_same_metric_share_trials(
@@ -277,7 +277,7 @@ def test_an_interrupted_choice_continues(
         ("bleu>=-1", None, "MEASURE is one of kl, tpot, ttft, end-to-end, latency, macs, weights, bytes, exact-match, json"),
         ("metric>=-1", None, "pass --metric"),
         ("exact-match>=1", None, "expected a bound of 0 or less"),
-        ("exact-match>=-1x", None, "expected MEASURE=NUMBER"),
+        ("exact-match>=-1x", None, "expected exact-match=-1, in points below the unpruned INT8 model"),
         ("kl<=0.1", "bleu", "--metric bleu: unknown"),
         ("kl<=0.1", "none.py:score", "there is no such file"),
     ],
@@ -287,7 +287,7 @@ def test_wrong_targets(refused: Callable[..., str], target: str, metric: str | N
 
 
 def test_metrics_of_encoders() -> None:
-    """Those of labels; the candidates are equal steps of MACs, here of 0.1 from 1 to 0.3."""
+    """Those of labels; the candidates remove shares of what can be removed, in MACs."""
     problems = {
         EMBEDDING_MODEL: ("exact-match>=-1", "accuracy=-1"),
         CLASSIFIER: ("spearman=-1", "metric=-1"),
@@ -299,8 +299,9 @@ def test_metrics_of_encoders() -> None:
                 parse_targets((target,), profile)
     for profile, target in ((CLASSIFIER, "accuracy"), (EMBEDDING_MODEL, "spearman")):
         assert list(parse_targets((f"{target}=-1",), profile)) == [f"{target}>=-1"]
-    found = [pick.expression for pick in candidate_picks(CLASSIFIER, 0.3)]
-    assert found == [f"macs<={share}x" for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)]
+    found = [pick.expression for pick in candidate_picks(CLASSIFIER, 0.2)]
+    assert found == [f"macs<={share}x" for share in (0.96, 0.92, 0.84, 0.72, 0.56, 0.36)]
+    assert {pick.bound for pick in candidate_picks(CLASSIFIER, 0.9994)} == {1.0}
     assert [pick.expression for pick in candidate_picks(LANGUAGE_MODEL, 0.3)] == LEVELS
 
 

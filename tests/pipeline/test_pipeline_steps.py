@@ -10,8 +10,9 @@ import pytest
 
 from lonas_edge.commands import Command, to_argv
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.steps import Step, Steps
-from lonas_edge.pipeline.tasks import removed_kinds
+from lonas_edge.pipeline.tasks import EMBEDDING_MODEL, LANGUAGE_MODEL, Profile, removed_kinds
 from lonas_edge.progress import silent
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.training.options import TrainOptions
@@ -41,6 +42,21 @@ def test_a_model_loses_blocks_of_the_kinds_that_it_has() -> None:
         blocks = {str(number): SimpleNamespace(kind=kind) for number, kind in enumerate(kinds)}
         source: Any = SimpleNamespace(architecture=SimpleNamespace(blocks=blocks))
         assert removed_kinds(source) == expected
+
+
+@pytest.mark.parametrize(
+    ("profile", "batch", "tokens", "learned", "steps"),
+    [
+        (LANGUAGE_MODEL, 16, 87.0, 35.0, 87),  # 120,000 tokens
+        (LANGUAGE_MODEL, 16, 437.0, 48.0, 53),  # a long prompt: 40,000 tokens of answers
+        (LANGUAGE_MODEL, 16, 437.0, 5.0, 57),  # and short answers: 900 examples
+        (LANGUAGE_MODEL, 32, 23.0, 5.0, 164),  # more examples than that
+        (EMBEDDING_MODEL, 32, 25.0, 0.0, 1250),  # a million tokens
+    ],
+)
+def test_steps_of_a_recovery(profile: Profile, batch: int, tokens: float, learned: float, steps: int) -> None:
+    plan: Any = SimpleNamespace(profile=profile, probe=SimpleNamespace(batch=batch, tokens=tokens, learned=learned))
+    assert vars(Plan)["default_recovery_steps"].fget(plan) == steps
 
 
 def test_settings_are_all_options_but_paths() -> None:

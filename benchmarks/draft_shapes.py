@@ -1,8 +1,8 @@
-"""Study: drafts of several layers and widths, trained equally long on the same answers and timed on the same prompts.
+"""Study: drafts of several layers and widths, trained for at most --steps on the same answers, timed on the same prompts.
 
     python benchmarks/draft_shapes.py int8 --data train600.jsonl --shapes 1x128 2x64 2x128 --work work --output out.json
 
-A killed study continues: answers, trainings and exports are kept in the working directory.
+Ratios are to the model alone in f32. A killed study continues: answers, trainings and exports are in the working directory.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lonas_edge.bench.answers import Answerer, time_answers
 from lonas_edge.bench.machine import describe
@@ -46,21 +47,25 @@ def main() -> None:
     answered = generate_answers(arguments.model, prompts, arguments.work / "answers.jsonl", silent)
     answered = [each for each in answered if each.answer]
     held_out, train = answered[:HELD_OUT], answered[HELD_OUT:]
-    rows, answerers = {}, {"alone": Answerer(arguments.model, prompts.limit, precision="f32").answer}
+    rows: dict[str, Any] = {}
+    answerers = {"alone": Answerer(arguments.model, prompts.limit, precision="f32").answer}
     for shape in arguments.shapes:
-        work = arguments.work / shape
-        work.mkdir(exist_ok=True)
-        network = new_draft(exported, 42, *map(int, shape.split("x")))
-        started = time.perf_counter()
-        best = training.train_draft(network, train, held_out, tokenizer, 42, work / "training.pt", silent)
-        rows[shape] = {"agreement": best.agreement, "steps": best.steps, "seconds": time.perf_counter() - started}
+        work = arguments.work / f"{shape}-{arguments.steps}"
+        trained = work / "trained.json"
+        if not trained.exists():
+            work.mkdir(exist_ok=True)
+            network, started = new_draft(exported, 42, *map(int, shape.split("x"))), time.perf_counter()
+            best = training.train_draft(network, train, held_out, tokenizer, 42, work / "training.pt", silent)
+            row = {"agreement": best.agreement, "steps": best.steps, "seconds": time.perf_counter() - started}
+            export_draft(network, arguments.model, work, silent)
+            trained.write_text(json.dumps(row))
+        rows[shape] = json.loads(trained.read_text())
         print(shape, rows[shape], flush=True)
-        export_draft(network, arguments.model, work, silent)
         answerer = Answerer(arguments.model, prompts.limit, Draft(work / "draft", PROPOSED, "f32"))
         answerers[shape] = partial(answerer.answer, proposed=PROPOSED)
     timed = time_answers(answerers, [each.prompt for each in held_out[:TIMED]], silent)
-    for shape, row in rows.items():
-        row |= asdict(speed_of(PROPOSED, "f32", timed[shape], timed["alone"]))
+    for name, answers in timed.items():
+        rows[name] = rows.get(name, {}) | asdict(speed_of(PROPOSED, "f32", answers, timed["alone"]))
     conditions = {**describe("CPU"), "versions": versions(("openvino", "openvino-genai", "torch")), "steps": arguments.steps}
     arguments.output.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
 

@@ -152,8 +152,9 @@ class Plan(Request):
     @property
     def searched(self) -> list[Pick]:
         """The picks of the search: those of the targets, and the candidates of targets in a metric."""
-        picks = [*(pick for pick in self.picks.values() if not isinstance(pick, MetricBound)), *self.candidates]
-        return list({pick.file: pick for pick in reversed(picks)}.values())[::-1]
+        own = [pick for pick in self.picks.values() if not isinstance(pick, MetricBound)]
+        known = {pick.file for pick in own}
+        return [*own, *(pick for pick in self.candidates if pick.file not in known)]
 
     def adapter(self, network: Subnetwork) -> Path:
         """The recovered adapter of a network, trained from these inputs with the options of this run."""

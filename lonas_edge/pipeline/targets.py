@@ -97,7 +97,7 @@ def candidate_picks(profile: Profile, least: float) -> list[Pick]:
     if profile.kind.generates:
         return [Pick(f"kl<={level:g}", "kl", level) for level in _LEVELS]
     shares = [max(round(1 - (1 - least) * share, 3), math.ceil(1000 * least) / 1000) for share in _SHARES]
-    return [Pick(f"macs<={share:g}x", "macs", share, relative=True) for share in shares]
+    return [Pick(f"macs<={share:g}x", "macs", share, relative=True) for share in dict.fromkeys(shares)]
 
 
 def check_labels(held_out: Task, picks: Iterable[Pick]) -> None:

@@ -127,7 +127,7 @@ class LanguageTask(Task):
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int) -> list[Encoded]:
         return encode(inputs, self.prompting(tokenizer), tokenizer, max_length)
 
-    def learned(self, tokenizer: Any) -> list[int]:
+    def learned_lengths(self, tokenizer: Any) -> list[int]:
         """The learned tokens of each input of `lengths`."""
         encoded = self._encode(self.inputs, tokenizer, self.context)
         return [sum(label != IGNORED for label in each["labels"]) for each in encoded]

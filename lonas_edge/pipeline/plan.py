@@ -150,7 +150,7 @@ class Plan(Request):
         return candidate_picks(self.profile, self.smallest) if self.bounds else []
 
     @property
-    def searched(self) -> list[Pick]:
+    def search_picks(self) -> list[Pick]:
         """The picks of the search: those of the targets, and the candidates of targets in a metric."""
         own = [pick for pick in self.picks.values() if not isinstance(pick, MetricBound)]
         known = {pick.file for pick in own}

@@ -122,7 +122,7 @@ def _make_space(source: Source) -> dict[str, Any]:
 def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
     """Search the networks of the targets, or continue a search with other targets."""
     paths, options = plan.paths, plan.search_options
-    picks = [pick.expression for pick in plan.searched]
+    picks = [pick.expression for pick in plan.search_picks]
 
     def work(progress: Progress) -> None:
         search(make_plan(plan.start, replace(options, picks=tuple(picks))), progress)
@@ -135,7 +135,7 @@ def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
         values |= {"prompt-len": plan.options.prompt_len, "new-tokens": plan.options.new_tokens}
     files = {"": paths.start, "model": paths.start_base, "nncf-config": paths.space, "pick": picks}
     command = Command("lonas-edge search", options, files, values)
-    outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in plan.searched)
+    outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in plan.search_picks)
     return Step(SEARCH, [command], work, outputs, needs, plan.inputs, folder="search", estimate=plan.search_seconds)
 
 
@@ -241,19 +241,19 @@ def check_steps(request: Request, paths: Paths) -> None:
         with_teacher(open_recovery(paths.unpruned, paths.train, None, paths.base), paths.unpruned, paths.base)
     if paths.trims:  # a smaller vocabulary changes the sizes
         return
-    source = _searched(request, paths)
+    source = _start_source(request, paths)
     costs = {name: counted_cost(name, source, str(request.options.weight_format)) for name in COUNTED}
     check_picks(request.picks.values(), find_dimensions(source).named(), costs)
 
 
 def smallest_share(request: Request, paths: Paths) -> float:
     """MACs of the smallest network, relative to the unpruned one."""
-    source = _searched(request, paths)
+    source = _start_source(request, paths)
     macs, named = counted_cost("macs", source, str(request.options.weight_format)), find_dimensions(source).named()
     return macs(named["minimal"]) / macs(named["maximal"])
 
 
-def _searched(request: Request, paths: Paths) -> Source:
+def _start_source(request: Request, paths: Paths) -> Source:
     """The model that is searched, with the adapter and the search space that the first steps will make."""
     source = request.source
     if paths.trains_lora:

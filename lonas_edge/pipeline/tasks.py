@@ -49,7 +49,7 @@ class Profile:
     step_tokens: int
     micro_tokens: int  # that are computed at once, padding included
     recovery_tokens: int
-    recovery_answers: tuple[int, int] | None  # of answers, where these are fewer examples than the second figure
+    recovery_answers: tuple[int, int] | None  # at least: tokens of answers, or examples, whichever is less
     prompts: tuple[int, int]  # of the search, at least and at most
     search_tokens: int  # of these prompts
     baselines: tuple[str, ...]  # formats in which `optimum-cli` stores the unpruned model

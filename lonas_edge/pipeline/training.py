@@ -33,7 +33,7 @@ class Probe(Record):
     """Timed training steps."""
 
     NAME: ClassVar = "compress-probe"
-    VERSION: ClassVar = 3
+    VERSION: ClassVar = 2
     AGAIN: ClassVar = "Delete it."
 
     precision: str  # the faster one on this machine, or that of an earlier run
@@ -44,7 +44,7 @@ class Probe(Record):
     batch: int  # examples of a step of the recovery
     micro_batch: int  # examples that are computed at once
     peak_bytes: int  # of the process
-    learned: float = 0.0  # mean of the learned tokens of an example; of encoders 0
+    learned: float = 0.0  # mean of the learned tokens of an example; of encoders, and of earlier runs, 0
     inputs: dict[str, str] = field(default_factory=dict)  # hash of the examples, and options that the times depend on
 
 

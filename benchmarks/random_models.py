@@ -22,8 +22,8 @@ def _llama(**shape: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **shape,
         "vocab_size": 32000,
+        **shape,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
@@ -55,6 +55,15 @@ BLOOM = {  # of bigscience/bloom-1b1
     "pad_token_id": 0,
 }
 SHAPES["bloom-1b"] = BLOOM
+SHAPES["smollm2-135m"] = _llama(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49152,
+)
+SHAPES["smollm2-135m-wide"] = {**SHAPES["smollm2-135m"], "intermediate_size": 3072}
 SPACES = {"llama-7b": ROOT / "nncf_config/llama_7b.json"}  # the others are generated
 
 Normal = Callable[..., torch.Tensor]

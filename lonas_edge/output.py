@@ -102,13 +102,13 @@ class OutputDirectory:
             command: The command, for messages.
             identity: What a continued run must share, as JSON: settings, and hashes of the inputs.
             resume: Whether there must be an unfinished run (True), must not be one (False), or may be one (None).
-            restart: Whether an unfinished run is discarded first.
+            restart: Whether an unfinished run of the command that cannot continue is discarded first.
 
         Yields:
             Whether the run continues an earlier one.
         """
         with self._locked():
-            if restart and (self.partial / _PARTIAL).is_file():
+            if restart and self._differs(command, identity, resume):
                 self._discard()
             resumed = self._continue(command, identity, resume)
             try:
@@ -208,6 +208,17 @@ class OutputDirectory:
             "Restore them, or delete this directory to start again.",
         )
         return True
+
+    def _differs(self, command: str, identity: Mapping[str, Any], resume: bool | None) -> bool:
+        """Whether an unfinished run of this command has another identity, or is not wanted; a damaged record, too."""
+        if not (self.partial / _PARTIAL).is_file():
+            return False
+        try:
+            unfinished = read_json(self.partial / _PARTIAL)
+        except LonasEdgeError:
+            return True
+        known = unfinished["command"] == command
+        return known and (resume is False or bool(differences(unfinished["identity"], identity)))
 
     def _unfinished(self) -> dict[str, Any] | None:
         if not os.path.lexists(self.partial):

@@ -174,6 +174,18 @@ def test_an_unfinished_run_belongs_to_its_command(tmp_path: Path) -> None:
     assert names(tmp_path / "out.partial") == ["partial.json", "step"]
 
 
+def test_a_restart_keeps_work_that_can_continue(tmp_path: Path) -> None:
+    """That of the same run, and that of another command."""
+    with pytest.raises(LonasEdgeError):
+        work(tmp_path, IDENTITY, stop=KeyboardInterrupt())
+    with (
+        pytest.raises(LonasEdgeError, match="an unfinished `lonas-edge train` is kept there"),
+        OutputDirectory(tmp_path / "out").resume("search", IDENTITY, restart=True),
+    ):
+        pass
+    assert work(tmp_path, IDENTITY, restart=True), "continues"
+
+
 def test_a_directory_of_the_user_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial/photo.jpg").write_text("mine")

@@ -16,7 +16,7 @@ import psutil
 
 from lonas_edge.bench import machine
 from lonas_edge.bench.measure import Failures, Measurement, PromptSource, Schedule, measure
-from lonas_edge.bench.variants import Case, Facts, Placement, Variant, npu_lengths
+from lonas_edge.bench.variants import NPU_LENGTHS, Case, Facts, Placement, Variant
 from lonas_edge.bench.worker import VariantFailedError, VariantProcess
 from lonas_edge.errors import raise_all
 from lonas_edge.exporting.exported import Exported, open_exported
@@ -98,26 +98,17 @@ def _group_by_memory(variants: Sequence[Variant]) -> list[list[Variant]]:
     return [[variants[0], variant] for variant in variants[1:]]
 
 
-@dataclass(frozen=True)
-class Latency:
-    """Median latency of an IR in seconds: TTFT and TPOT of a generation, or latency of a classifier's pass."""
-
-    ttft: float | None = None
-    tpot: float | None = None
-    latency: float | None = None
-
-
 def ir_latencies(
     irs: Sequence[tuple[Path, Mapping[str, str]]],
     case: Case,
     schedule: Schedule,
     device: str = "CPU",
     progress: Progress = silent,
-) -> list[Latency]:
-    """Measure IRs in one interleaved run; return medians, in the order of `irs`.
+) -> list[dict[str, float]]:
+    """Measure IRs in one interleaved run; return medians in seconds, in the order of `irs`.
 
-    `irs` are directories and their runtime properties; a directory may occur several times. An error lists all IRs that cannot
-    be measured.
+    They are `ttft` and `tpot` of a generation, or the `latency` of a classifier's pass. `irs` are directories and their runtime
+    properties; a directory may occur several times. An error lists all IRs that cannot be measured.
     """
     opened = [open_exported(folder, ours=False) for folder, _ in irs]
     variants = [
@@ -129,21 +120,17 @@ def ir_latencies(
     if measurement.interrupted:
         raise KeyboardInterrupt
     raise_all("Cannot measure these IRs:", list(measurement.failures.values()))
-    latencies = []
-    for variant in variants:
-        timings = measurement.timings(variant.name, case)
-        if case.new_tokens:
-            ttft, tpot = (statistics.median(getattr(timing, name) for timing in timings) for name in ("ttft", "tpot"))
-            latencies.append(Latency(ttft, tpot))
-        else:
-            latencies.append(Latency(latency=statistics.median(timing.end_to_end for timing in timings)))
-    return latencies
+    names = {"ttft": "ttft", "tpot": "tpot"} if case.new_tokens else {"latency": "end_to_end"}
+    timings = [measurement.timings(variant.name, case) for variant in variants]
+    return [{name: statistics.median(getattr(each, time) for each in own) for name, time in names.items()} for own in timings]
 
 
 def ir_variant(name: str, opened: Exported, cases: Sequence[Case], device: str, properties: Mapping[str, str]) -> Variant:
     """Describe an IR as a variant; on an NPU it gets the lengths of the longest case."""
     generates = cases[0].new_tokens > 0
-    lengths = npu_lengths(cases) if generates and device.startswith("NPU") else {}
+    longest = [max(case.prompt_len for case in cases), max(case.new_tokens for case in cases)]
+    static = generates and device.startswith("NPU")  # shapes are compiled ("OpenVINO GenAI on NPU", docs.openvino.ai, 2026)
+    lengths = dict(zip(NPU_LENGTHS, map(str, longest), strict=True)) if static else {}
     return Variant(
         name,
         "ir" if generates else "ir-classifier",

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,13 +14,14 @@ from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.variants import DRAFTED, LORA, LORA_MERGED, SUBNET, UNPRUNED, Variant
 from lonas_edge.bench.worker import run_in_process
 from lonas_edge.errors import LonasEdgeError, UsageError, raise_all
+from lonas_edge.exporting.exported import Exported, open_exported
 from lonas_edge.files import json_sha256
 from lonas_edge.formats import DTYPES, FORMATS
+from lonas_edge.network.tokenizer import require_tokenizer, tokenizer_differences
 from lonas_edge.progress import Progress
 from lonas_edge.versions import versions
 
 if TYPE_CHECKING:
-    from lonas_edge.exporting.exported import Exported
     from lonas_edge.network.source import Source
 
 
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 class Inputs:
     """Inputs of the preparation; `source` (base and adapter) only if a variant needs it."""
 
-    exported: "Exported"
+    exported: Exported
     options: BenchOptions
     progress: Progress
     source: "Source | None" = None
 
 
-def prepare_variants(exported: "Exported", options: BenchOptions, progress: Progress) -> tuple[list[Variant], list[str]]:
+def prepare_variants(exported: Exported, options: BenchOptions, progress: Progress) -> tuple[list[Variant], list[str]]:
     """Find or export the files that each variant runs.
 
     Returns:
@@ -43,13 +44,13 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
     Raises:
         LonasEdgeError: If a requested variant is not available; all problems are listed.
     """
-    from lonas_edge.exporting.exported import open_exported
-
     asked = _default_variants(exported, options) if options.variants is None else options.variants
     names = list(dict.fromkeys((SUBNET, *asked, *([DRAFTED] if options.draft else []))))
     raise_all("Cannot prepare these variants:", _problems(names, exported, options), "Correct --variants.", UsageError)
     folders = [name for name in names if name not in VARIANTS]
     opened = {name: open_exported(Path(name), ours=False, kind=exported.kind) for name in folders}
+    if options.data:
+        _refuse_other_tokens(exported, opened.values())
     source, warnings = None, []
     if any(name in VARIANTS and name not in (SUBNET, DRAFTED) for name in names):
         progress("Checking base and adapter", None)
@@ -74,14 +75,27 @@ def prepare_variants(exported: "Exported", options: BenchOptions, progress: Prog
     return variants, warnings
 
 
-def _default_variants(exported: "Exported", options: BenchOptions) -> list[str]:
+def _refuse_other_tokens(exported: Exported, others: Collection[Exported]) -> None:
+    """Refuse directories with another tokenizer: all variants get the same tokens of a data file."""
+    ours, *theirs = (require_tokenizer(each.folder, "--data") for each in (exported, *others))
+    differ = [
+        f"{other.folder}: {line}"
+        for other, tokenizer in zip(others, theirs, strict=True)
+        for line in tokenizer_differences(tokenizer, ours, padding=False)
+    ]
+    raise_all(
+        f"Other tokens than those of {exported.folder}:", differ, "Compare them without --data: tables then have TPOT per text."
+    )
+
+
+def _default_variants(exported: Exported, options: BenchOptions) -> list[str]:
     """Return the variants that differ from the export: with an adapter PyTorch, and the unpruned network if it is larger."""
     manifest = exported.own_manifest
     pruned = manifest.sizes.unpruned.parameters > manifest.sizes.subnetwork.parameters
     return [LORA] * (manifest.adapter is not None and options.data is None) + [UNPRUNED] * pruned
 
 
-def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions) -> list[str]:
+def _problems(names: Sequence[str], exported: Exported, options: BenchOptions) -> list[str]:
     problems = [
         f"{name}: neither a variant ({', '.join(VARIANTS)}) nor a directory"
         for name in names
@@ -92,11 +106,10 @@ def _problems(names: Sequence[str], exported: "Exported", options: BenchOptions)
     labels = Counter(map(_label, names))
     repeated = [(label, count) for label, count in labels.items() if count > 1]
     problems += [f"{label}: {count} variants have this name; rename a directory" for label, count in repeated]
+    needing = [name for name in names if name in (LORA, LORA_MERGED)]
     if not exported.own_manifest.adapter:
-        needing = [name for name in names if name in (LORA, LORA_MERGED)]
         problems += [f"{name}: {exported.folder} was exported without an adapter" for name in needing]
     if options.data:
-        needing = [name for name in names if name in (LORA, LORA_MERGED)]
         problems += [f"{name}: --data compares OpenVINO models only" for name in needing]
     if DRAFTED in names and not options.draft:
         problems.append(f"{DRAFTED}: pass --draft DIR")
@@ -107,7 +120,7 @@ def _label(name: str) -> str:
     return name if name in VARIANTS else Path(name).resolve().name
 
 
-def _ir_variant(name: str, opened: "Exported", inputs: Inputs) -> Variant:
+def _ir_variant(name: str, opened: Exported, inputs: Inputs) -> Variant:
     """Describe an IR. All IRs get the same properties."""
     exported, options, properties = inputs.exported, inputs.options, dict(inputs.options.properties)
     if exported.kind.generates and not options.device.startswith("NPU"):
@@ -133,8 +146,6 @@ def _drafted(name: str, inputs: Inputs) -> Variant:
 
 def _unpruned(name: str, inputs: Inputs) -> Variant:
     """Export the maximal network in the same weight format, unless the cache has it."""
-    from lonas_edge.exporting.exported import open_exported
-
     manifest, source = inputs.exported.own_manifest, inputs.source
     assert source  # it is needed
     adapter_hashes = manifest.adapter.sha256 if manifest.adapter else None
@@ -193,7 +204,7 @@ VARIANTS: dict[str, Callable[[str, Inputs], Variant]] = {  # by name; all but th
 }
 
 
-def find_source(exported: "Exported", model: str | None, adapter: str | None) -> "Source":
+def find_source(exported: Exported, model: str | None, adapter: str | None) -> "Source":
     """Open the base and the adapter that a directory was exported from; check their recorded hashes.
 
     By default these are the recorded hub ids, and the base that the adapter names. An error lists every file that differs.

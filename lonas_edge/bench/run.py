@@ -15,6 +15,7 @@ from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.exporting.exported import Exported
 from lonas_edge.families import tokens_of
 from lonas_edge.ir.core import check_device
+from lonas_edge.network.configuration import read_config
 from lonas_edge.progress import Progress, silent
 from lonas_edge.versions import versions
 
@@ -35,7 +36,7 @@ def bench(exported: Exported, options: BenchOptions, progress: Progress = silent
     check_cases(exported, options.cases)
     placement = machine.placement()
     variants, missing = prepare_variants(exported, options, progress)
-    vocabulary = min(tokens_of(variant.config) for variant in variants)
+    vocabulary = min(tokens_of(read_config(variant.path)) for variant in variants)
     prompts = prompts or PromptSource(vocabulary, options.schedule.seed)
     measurement = measure_latency(variants, Plan(options.cases, options.schedule, placement, prompts, progress))
     if not measurement.samples:

@@ -7,7 +7,7 @@ openvino_genai's prefix cache is off, and the others start with an empty KV cach
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from lonas_edge.bench.variants import NPU_LENGTHS, Kind, Timing, Variant
 from lonas_edge.formats import DTYPES
@@ -50,26 +50,7 @@ def timing_of_genai(first: float, new_token_times: Sequence[float], end_to_end: 
     return Timing(tuple(first / 1e6 + (time - start) / 1e3 for time in new_token_times), end_to_end)
 
 
-class Runner(Protocol):
-    """A loaded variant; `modules` are its imports."""
-
-    framework: ClassVar[str]
-    modules: ClassVar[tuple[str, ...]]
-
-    def __init__(self, variant: Variant, threads: int):
-        """Load a variant; `threads` is for a CPU."""
-        ...
-
-    def run(self, prompts: Prompts, new_tokens: int) -> Timing:
-        """Generate `new_tokens` after each of the prompts, as one batch; compute one pass in a classifier."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """Return fields of `Facts` from its files and the loaded model."""
-        ...
-
-
-class ClassifierRunner(Runner):
+class ClassifierRunner:
     """A classifier's IR in OpenVINO, as `OVModelForSequenceClassification` runs it."""
 
     framework, modules = "openvino", ("openvino",)
@@ -94,11 +75,11 @@ class ClassifierRunner(Runner):
         return Timing((), time.perf_counter() - start)
 
     def facts(self) -> dict[str, Any]:
-        """See `Runner`."""
+        """Return fields of `Facts` from its files and the loaded model."""
         return {**_ir_facts(self._variant), "kv_precision": ""}
 
 
-class GenaiRunner(Runner):
+class GenaiRunner:
     """An IR in `openvino_genai.LLMPipeline`, as deployed."""
 
     framework, modules = "openvino_genai", ("openvino_genai",)
@@ -126,7 +107,9 @@ class GenaiRunner(Runner):
         import openvino_genai
 
         ends = self._variant.ends
-        config = self._loaded.get_generation_config() if ends else openvino_genai.GenerationConfig()
+        config = openvino_genai.GenerationConfig()
+        if ends:  # of the directory's defaults, the tokens that end a text alone
+            config.stop_token_ids = self._loaded.get_generation_config().stop_token_ids
         config.max_new_tokens = new_tokens
         config.ignore_eos, config.do_sample, config.apply_chat_template = not ends, False, False
         if ends:
@@ -145,7 +128,7 @@ class GenaiRunner(Runner):
         return timing_of_genai(raw.m_times_to_first_token[0], raw.m_new_token_times, end_to_end, tokens)
 
     def facts(self) -> dict[str, Any]:
-        """See `Runner`."""
+        """Return fields of `Facts` from its files and the loaded model."""
         return {**_ir_facts(self._variant), "kv_precision": self._variant.properties.get("KV_CACHE_PRECISION", "default")}
 
 
@@ -198,7 +181,7 @@ def _constants_behind(node: Any) -> list[Any]:
     return [constant for constants in inputs for constant in constants] if inputs[0] else []
 
 
-class TorchRunner(Runner):
+class TorchRunner:
     """A base model with a PEFT adapter, unmerged or merged, in PyTorch, in a loop with less overhead than `generate()`."""
 
     framework, modules = "pytorch", ("torch", "transformers", "peft")
@@ -237,7 +220,7 @@ class TorchRunner(Runner):
             return generate_greedy(lambda: step(ids), step, new_tokens, time.perf_counter)
 
     def facts(self) -> dict[str, Any]:
-        """See `Runner`."""
+        """Return fields of `Facts` from its files and the loaded model."""
         torch = self._torch
         parameters = list(self._model.parameters())  # a tied head counts once
         head = self._model.get_output_embeddings()  # None in a classifier
@@ -269,11 +252,11 @@ class TorchClassifierRunner(TorchRunner):
         return Timing((), time.perf_counter() - start)
 
     def facts(self) -> dict[str, Any]:
-        """See `Runner`."""
+        """Return fields of `Facts` from its files and the loaded model."""
         return super().facts() | {"kv_precision": ""}
 
 
-RUNNERS: dict[Kind, type[Runner]] = {
+RUNNERS: dict[Kind, type[ClassifierRunner | GenaiRunner | TorchRunner]] = {
     "ir": GenaiRunner,
     "torch": TorchRunner,
     "ir-classifier": ClassifierRunner,

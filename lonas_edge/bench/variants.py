@@ -1,9 +1,9 @@
 """Plain values that the process of a variant receives and returns. Nothing heavy is imported before a variant is used."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Kind = Literal["ir", "torch", "ir-classifier", "torch-classifier"]
 
@@ -31,13 +31,6 @@ class Variant:
     ends: bool = False  # whether the token that ends a text ends an answer; otherwise it is ignored
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        """Its config.json."""
-        from lonas_edge.network.configuration import read_config
-
-        return read_config(self.path)
-
-    @property
     def tokens_per_text(self) -> float:
         """Tokens per text, relative to the whole vocabulary where it was trimmed."""
         from lonas_edge.network.vocabulary_record import vocabulary_of
@@ -61,15 +54,6 @@ class Case:
             return f"{self.data}, prompts of {self.prompt_len} tokens on average, answers of at most {self.new_tokens}"
         generated = f"+{self.new_tokens}" if self.new_tokens else ""
         return f"{self.prompt_len}{generated} tokens, batch {self.batch_size}"
-
-
-def npu_lengths(cases: Iterable[Case]) -> dict[str, str]:
-    """Return the properties that set the static shapes openvino_genai compiles for an NPU (1,024 and 128 by default).
-
-    Source: "OpenVINO GenAI on NPU", docs.openvino.ai, 2026.
-    """
-    longest = [max(lengths) for lengths in zip(*((case.prompt_len, case.new_tokens) for case in cases), strict=True)]
-    return dict(zip(NPU_LENGTHS, map(str, longest), strict=True))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`lonas-edge eval`: accuracy of one or several models on tasks."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from lonas_edge.cli.terminal import console, progress
 from lonas_edge.data.templates import CHAT, PROMPTS
 from lonas_edge.data.test_sets import TASKS, present_tasks, resolve
 from lonas_edge.errors import UsageError
-from lonas_edge.evaluate.answer_metrics import check_metric
+from lonas_edge.evaluate.answer_metrics import check_metric, metric_file
 from lonas_edge.evaluate.options import METRIC_HELP, METRIC_UNSET, RunOptions
 from lonas_edge.evaluate.protocols import ANSWERS, PROMPT_PROTOCOLS, choose_protocol
 from lonas_edge.options import COMMAS, Names, PathOrName, UserPath, option
@@ -80,11 +81,14 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
             yield "pass a TARGET, or --model BASE"
         if self.metric and not self.data:
             yield "--metric needs --data"
+        functions = []
         for name in self.metric:
             try:
-                check_metric(name)
+                functions.append(check_metric(name)[1] or name)
             except UsageError as error:
                 yield str(error)
+        twice = [name for name, count in Counter(functions).items() if count > 1]
+        yield from (f"--metric {name}: given twice, or two functions have this name" for name in twice)
 
 
 @command
@@ -102,6 +106,7 @@ def run(options: EvalCommand) -> None:
         from lonas_edge.ir.core import check_device
 
         used: list[Path | str | None] = [*references, options.model, options.nncf_config, options.data, options.datasets]
+        used += [options.draft, *map(metric_file, options.metric)]
         used += [path for path in options.subnet if Path(path).is_file()]
         options.check_output(used, _ROOM, resumable=True)  # before a base is downloaded
         report("Opening", None)

@@ -38,14 +38,15 @@ def run(options: TrimOptions) -> None:
     tokens. Without --output, show sizes and what they cost. The result is a base model for all other commands, also for
     adapters of the untrimmed model: pass it as --model.
     """
-    with progress(left=False):
+    with progress() as report:
         from lonas_edge.network.source import open_source
         from lonas_edge.vocabulary.model_vocabulary import ModelVocabulary
-    if options.output:  # before a base is downloaded
-        OutputDirectory(options.output, options.overwrite, (options.model, options.data)).check(0)
-    vocabulary = ModelVocabulary(open_source(options.model, weights=options.output is not None), options.data, options.template)
-    base = vocabulary.source.base
-    with progress() as report:
+
+        if options.output:  # before a base is downloaded
+            OutputDirectory(options.output, options.overwrite, (options.model, options.data)).check(0)
+        report("Opening", None)
+        source = open_source(options.model, weights=options.output is not None)
+        vocabulary, base = ModelVocabulary(source, options.data, options.template), source.base
         report("Tokenizing the data, and counting tokens per text", None)
         if options.output is None:
             sizes = vocabulary.sizes(options.vocabulary)

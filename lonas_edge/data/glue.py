@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lonas_edge.data.texts import Texts, is_table
+from lonas_edge.data.texts import Texts, is_table, number_of
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import casefold
 from lonas_edge.files import read_text
@@ -85,11 +85,8 @@ class GlueTask:
         if self.classes:
             values = self.values or self.classes
             return values.index(stated) if stated in values else None
-        try:
-            figure = float(stated)
-        except ValueError:
-            return None
-        return figure if 0 <= figure <= LARGEST_SCORE else None
+        figure = number_of(stated, LARGEST_SCORE)
+        return figure if figure is not None and figure >= 0 else None
 
     def numbers_in(self, outputs: Sequence[str]) -> list[int]:
         """Number of each class among a head's outputs: by name in any case, or else in the task's order."""

@@ -34,7 +34,7 @@ _EXPECTED = (
 def read_records(path: Path) -> list[tuple[str, Any]]:
     """Read the records of a file; there is at least one."""
     readers = {".parquet": _parquet, ".csv": _csv}
-    records = readers.get(path.suffix, _json)(path) if path.is_file() else _json(path)
+    records = readers.get(path.suffix.lower(), _json)(path) if path.is_file() else _json(path)
     if not records:
         raise LonasEdgeError(f"{path}: holds no examples")
     return records
@@ -127,33 +127,28 @@ class LabelRule:
     singles: bool = True  # whether single texts have labels, too
 
 
-def number_of(value: Any) -> float | None:
-    """Read a finite number, which CSV files have as text; None if it is none."""
+def number_of(value: Any, most: float = _LARGEST) -> float | None:
+    """Read a number of this size at most, which CSV files have as text; None if it is none."""
     if isinstance(value, str):
         with suppress(ValueError):
             value = float(value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) <= _LARGEST else None
+    return float(value) if is_number and abs(value) <= most else None
 
 
-def _number(value: Any, most: float) -> float | None:
-    number = number_of(value)
-    return number if number is not None and abs(number) <= most else None
-
-
-COSINES = LabelRule(("score", "label"), lambda value: _number(value, 1), "a cosine from -1 to 1", singles=False)
+COSINES = LabelRule(("score", "label"), lambda value: number_of(value, 1), "a cosine from -1 to 1", singles=False)
 
 
 def labels_of(outputs: Sequence[str]) -> LabelRule:
     """The labels of a classifier with these outputs: names or numbers of classes, or scores of one output."""
     if len(outputs) == 1:
-        return LabelRule(("score", "label"), lambda value: _number(value, _LARGEST), "a finite number")
+        return LabelRule(("score", "label"), number_of, "a finite number")
     names = [name.casefold() for name in outputs]
 
     def number(value: Any) -> int | None:
         if isinstance(value, str) and value.casefold() in names:
             return names.index(value.casefold())
-        whole = _number(value, len(names) - 1)
+        whole = number_of(value, len(names) - 1)
         return int(whole) if whole is not None and whole in range(len(names)) else None
 
     expected = f"a class: {', '.join(outputs)}, or 0 to {len(outputs) - 1}"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, UsageError, one_line
@@ -104,19 +105,13 @@ def token_f1(answer: str, reference: str) -> float:
     return float(compute_f1(reference, answer))
 
 
-class _Words:
-    """Words of any script; rouge-score's own tokenizer (0.1.2) keeps ASCII letters only."""
-
-    def tokenize(self, text: str) -> list[str]:
-        """Split a text."""
-        return re.findall(r"\w+", text.lower())
-
-
 @cache
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], tokenizer=_Words())
+    # words of any script: rouge-score's own tokenizer (0.1.2) keeps ASCII letters only
+    words = SimpleNamespace(tokenize=lambda text: re.findall(r"\w+", text.lower()))
+    return RougeScorer(["rougeL"], tokenizer=words)
 
 
 def rouge_l(answer: str, reference: str) -> float:
@@ -198,16 +193,23 @@ def suited(references: Sequence[str]) -> str:
 
 def identity(name: str) -> str:
     """What the scores of a metric depend on: its name, and the content of the user's file."""
+    file = metric_file(name)
+    return f"{name} {sha256(file)}" if file else name
+
+
+def metric_file(name: str) -> Path | None:
+    """The user's file that a metric is in."""
     file = Path(name.rpartition(":")[0])
-    return f"{name} {sha256(file)}" if file.is_file() else name
+    return file if file.is_file() else None
 
 
 def _own(path: Path, name: str) -> Score:
     """The user's own metric: a function in a Python file, which is run."""
-    spec = spec_from_file_location(path.stem, path)
+    unique = f"lonas_edge_metric_{path.stem}"  # a file may be named like a package
+    spec = spec_from_file_location(unique, path)
     if not (spec and spec.loader and path.is_file()):
         raise LonasEdgeError(f"--metric {path}:{name}: there is no such file")
-    module = sys.modules[path.stem] = module_from_spec(spec)  # dataclasses look for it there
+    module = sys.modules[unique] = module_from_spec(spec)  # dataclasses look for it there
     try:
         spec.loader.exec_module(module)
     except Exception as error:

@@ -93,10 +93,13 @@ class LoggedTarget:
 class BatchedLM(LM):  # type: ignore[misc]
     """A model for the harness: requests reach the target in batches that depend only on the task and the batch size."""
 
-    def __init__(self, logged: LoggedTarget, progress: Callable[[str, float], None]):
-        """Wrap a target; `progress` receives the task's name in the harness, and the share that is done."""
+    def __init__(self, logged: LoggedTarget, progress: Callable[[str, float], None], special: bool = True):
+        """Wrap a target; `progress` receives the task's name in the harness, and the share that is done.
+
+        Without `special`, the prompts have their special tokens, and the tokenizer adds none.
+        """
         super().__init__()
-        self._logged, self._progress = logged, progress
+        self._logged, self._progress, self._special = logged, progress, special
 
     def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
         """See `LM`."""
@@ -116,12 +119,14 @@ class BatchedLM(LM):  # type: ignore[misc]
             chosen = [requests[index] for index in batch]
             self._progress(chosen[0].task_name or kind, len(answers) / len(requests))
             asked, prompts = [kind, *(request.args for request in chosen)], len({request.args[0] for request in chosen})
-            answers |= zip(batch, self._logged.answers(asked, prompts, partial(run, kind, chosen)), strict=True)
+            answers |= zip(batch, self._logged.answers(asked, prompts, partial(run, kind, chosen, self._special)), strict=True)
         return [answers[index] for index in range(len(requests))]
 
 
-def run(kind: str, requests: "list[Instance]", model: Any) -> list[Any]:
-    """Call a method of a harness's model; log-likelihoods are checked."""
+def run(kind: str, requests: "list[Instance]", special: bool, model: Any) -> list[Any]:
+    """Call a method of a harness's model, whose tokenizer adds special tokens or none; log-likelihoods are checked."""
+    if not special:
+        model.add_bos_token = False
     answers: list[Any] = getattr(model, kind)(requests, disable_tqdm=True)
     values = [answer[0] if isinstance(answer, tuple) else answer for answer in answers if not isinstance(answer, str)]
     if any(math.isnan(value) for value in values):  # the first option would look like the most likely one

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lonas_edge.evaluate.answer_metrics import AUTO
+from lonas_edge.evaluate.answer_metrics import AUTO, metric_file
+from lonas_edge.evaluate.encoder_sets import choose_tasks
 from lonas_edge.evaluate.options import EvalSettings, RunOptions
 from lonas_edge.evaluate.protocols import ANSWERS
 from lonas_edge.evaluate.report import EvalRecord
 from lonas_edge.evaluate.run import evaluate_into
-from lonas_edge.evaluate.targets import open_targets
+from lonas_edge.evaluate.targets import kind_of_targets, open_targets
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
 
@@ -25,6 +26,8 @@ def evaluate(
     progress: Progress = silent,
 ) -> EvalRecord:
     """Answer the prompts of a data file with language models, and score the answers against its references.
+
+    Classifiers, rerankers and embedding models are compared with the labels of its texts, without metric and template.
 
     Args:
         targets: Exported directories, adapters, checkpoints or base models, compared with the first one.
@@ -45,9 +48,13 @@ def evaluate(
     """
     references, base = [str(target) for target in targets], str(model) if model else None
     opened = open_targets(references, [None], RunOptions(), base)
-    names = (metric,) if isinstance(metric, str) else tuple(metric)
+    kind, names = kind_of_targets(opened), (metric,) if isinstance(metric, str) else tuple(metric)
     settings = EvalSettings((), None, ANSWERS, template, limit=limit, data=Path(data), metrics=names)
-    directory = OutputDirectory(Path(output), overwrite, [*references, data, base]) if output else None
+    if not kind.generates:
+        protocol, tasks = choose_tasks(kind, None, None, Path(data))
+        settings = EvalSettings(tasks, None, protocol, limit=limit, data=Path(data))
+    used = [*references, data, base, *(target.base for target in opened), *map(metric_file, names)]
+    directory = OutputDirectory(Path(output), overwrite, used) if output else None
     if directory:
         directory.check(0, resumable=True)
     return evaluate_into(directory, opened, settings, progress)

@@ -16,6 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from transformers import GenerationConfig
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.exporting.answering import greedy
 from lonas_edge.exporting.drafts import Draft
 from lonas_edge.ir import MODEL
 from lonas_edge.ir.core import compiling, inputs_of, open_model
@@ -97,13 +98,9 @@ class OpenVinoLM(TorchLM):
 
     def _greedy(self, prompts: Sequence[str], options: Mapping[str, Any]) -> list[str]:
         import openvino as ov
-        import openvino_genai
 
-        stops, until = self.model.generation_config.eos_token_id, options["until"]
-        config = openvino_genai.GenerationConfig()
-        config.max_new_tokens, config.do_sample, config.apply_chat_template = options["max_gen_toks"], False, False
+        config, until = greedy(self._folder, options["max_gen_toks"]), options["until"]
         config.repetition_penalty = options.get("repetition_penalty", 1.0)
-        config.stop_token_ids = set(stops if isinstance(stops, list) else [stops])
         config.stop_strings = set(filter(None, until))
         room = max(1, self.max_length - options["max_gen_toks"])
         ids = [self.tok_encode(prompt, left_truncate_len=room) for prompt in prompts]

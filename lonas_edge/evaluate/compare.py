@@ -54,7 +54,8 @@ class Difference:
     against: str
     scope: str  # a task, or `average` for the mean over the tasks
     points: float  # difference of accuracy (of the task's metric) in percentage points; of a user's metric in its own unit
-    half_width_95: float | None  # half of the 95 % interval
+    low: float | None  # bounds of the 95 % interval
+    high: float | None
     identical: float  # share of questions with equal answers, right or wrong
     questions: int
 
@@ -82,12 +83,14 @@ def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Di
     else:
         change = difference_of_statistics(partial(compute, ours.metric), theirs.given, ours.given, ours.labels)
         equal = np.array_equal(ours.given, theirs.given)
+    known = count > 1 and not equal
     return Difference(
         target=target,
         against=against,
         scope=ours.task,
         points=ours.unit * change.value,
-        half_width_95=ours.unit * (change.high - change.low) / 2 if count > 1 and not equal else None,
+        low=ours.unit * change.low if known else None,
+        high=ours.unit * change.high if known else None,
         identical=int((ours.given == theirs.given).sum()) / count,
         questions=count,
     )
@@ -96,14 +99,17 @@ def _difference(target: str, ours: Answers, against: str, theirs: Answers) -> Di
 def _average(tasks: Sequence[Difference]) -> Difference:
     """The mean over tasks, which are independent samples."""
     questions = sum(task.questions for task in tasks)
-    halves = [task.half_width_95 for task in tasks if task.half_width_95 is not None]
+    points = sum(task.points for task in tasks) / len(tasks)
+    halves = [(task.high - task.low) / 2 for task in tasks if task.low is not None and task.high is not None]
+    half = math.hypot(*halves) / len(tasks)
     known = halves and all(task.questions > 1 for task in tasks)
     return Difference(
         target=tasks[0].target,
         against=tasks[0].against,
         scope=AVERAGE,
-        points=sum(task.points for task in tasks) / len(tasks),
-        half_width_95=math.hypot(*halves) / len(tasks) if known else None,
+        points=points,
+        low=points - half if known else None,
+        high=points + half if known else None,
         identical=sum(round(task.identical * task.questions) for task in tasks) / questions,
         questions=questions,
     )

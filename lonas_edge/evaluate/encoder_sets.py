@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from lonas_edge.data.classes import COSINE_PAIRS, own_task
 from lonas_edge.data.encoding import collate_pairs, encode_pairs
@@ -16,7 +18,7 @@ from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.evaluate.answers import LoggedTarget, skip_too_long
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
-from lonas_edge.evaluate.encoders import Arrays, Encoder, batches, normalize
+from lonas_edge.evaluate.encoders import Arrays, Encoder, batches
 from lonas_edge.evaluate.options import EvalSettings
 from lonas_edge.evaluate.protocols import CLASSIFY, EMBED, SIMILARITY, Protocol
 from lonas_edge.evaluate.results import ACCURACY, SkippedSample, TaskResult, metrics_of
@@ -122,7 +124,8 @@ def _embed(logged: LoggedTarget, test_set: _TestSet, progress: Progress) -> Task
     texts = [pooling.prompt() + pair.texts[side] for side in (0, 1) for pair in pairs]
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     encoded = encode_pairs([(text,) for text in rows], logged.target.tokenizer, pooling.max_length)
-    directions = normalize(_outputs(logged, test_set.name, encoded, progress))[[rows[text] for text in texts]]
+    embeddings = torch.from_numpy(_outputs(logged, test_set.name, encoded, progress))
+    directions = F.normalize(embeddings, dim=-1).numpy()[[rows[text] for text in texts]]
     cosines = (directions[: len(pairs)] * directions[len(pairs) :]).sum(1)
     return _judge(test_set.name, ("spearman", "pearson"), test_set.texts, cosines)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from lonas_edge.data.pooling import Pooling
 from lonas_edge.data.task import MAX_LENGTH, Encoded, Task
@@ -80,10 +81,4 @@ def ir_outputs(folder: Path, data: Task, properties: Mapping[str, str], progress
     outputs = np.concatenate(parts).astype(np.float64)
     outputs = outputs.reshape(len(rows), -1, outputs.shape[-1])[np.argsort(order)]
     shaped: np.ndarray = outputs.reshape(len(data.examples), -1, outputs.shape[-1])
-    return normalize(shaped) if data.pooling else shaped
-
-
-def normalize(embeddings: np.ndarray) -> np.ndarray:
-    """Scale embeddings [..., hidden] to length 1."""
-    directions: np.ndarray = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
-    return directions
+    return F.normalize(torch.from_numpy(shaped), dim=-1).numpy() if data.pooling else shaped

@@ -7,10 +7,9 @@ import numpy as np
 from lm_eval.api.instance import Instance
 
 from lonas_edge.bench.statistics import standard_error
-from lonas_edge.data.conversations import Conversation
 from lonas_edge.data.encoding import prompt_of
-from lonas_edge.data.language import prompting_of, question_and_reference, read_examples
-from lonas_edge.data.templates import CHAT
+from lonas_edge.data.language import MESSAGES, prompting_of, question_and_reference, read_examples
+from lonas_edge.data.templates import choose_prompt
 from lonas_edge.errors import raise_all
 from lonas_edge.evaluate.answer_metrics import EXACT_MATCH, choose_metric
 from lonas_edge.evaluate.answers import BatchedLM, LoggedTarget, skip_too_long
@@ -34,7 +33,8 @@ class AnswerEvaluation:
         """
         assert settings.data
         path, self._prompt = settings.data, settings.prompt
-        _, examples = read_examples(path)
+        kind, examples = read_examples(path)
+        self._conversations = path if kind == MESSAGES else None
         chosen = settings.choose(path.stem, len(examples))
         references = {index: question_and_reference(examples[index])[1] for index in chosen}
         empty = [index for index, text in references.items() if not text.strip()]
@@ -49,19 +49,22 @@ class AnswerEvaluation:
 
     def prompt_of(self, target: Target) -> str:
         """Return the name of the prompt template."""
-        conversations = any(isinstance(example, Conversation) for example in self._examples.values())
-        return CHAT if conversations else self._prompt or target.prompt
+        return choose_prompt(self._prompt, target.prompt, conversations=self._conversations)
 
     def run(self, logged: LoggedTarget, progress: Progress) -> list[TaskAnswers]:
         """Evaluate a target. Prompts that leave no room for an answer are skipped, never cut."""
         target, prompts = logged.target, self._prompts[logged.target.name]
         encoded = target.tokenizer(list(self._references.values()), add_special_tokens=False)["input_ids"]
         limit = min(max(_FEWEST, _ROOM * max(map(len, encoded))), target.max_length // 2)
-        lengths = {index: len(target.tokenizer(prompt)["input_ids"]) + limit for index, prompt in prompts.items()}
+        special = not self._conversations  # a chat template has its special tokens
+        lengths = {
+            index: len(target.tokenizer(prompt, add_special_tokens=special)["input_ids"]) + limit
+            for index, prompt in prompts.items()
+        }
         kept, skipped = skip_too_long(target, self.task, lengths)
         options = {"until": [], "max_gen_toks": limit, "do_sample": False}
         requests = [Instance("generate_until", {}, (prompts[index], options), 0, (self.task, index, 1)) for index in kept]
-        model = BatchedLM(logged, lambda name, done: progress(f"{target.name}  {name}", done))
+        model = BatchedLM(logged, lambda name, done: progress(f"{target.name}  {name}", done), special)
         answers = [text.strip() for text in model.generate_until(requests)]
         return self._score(dict(zip(kept, answers, strict=True)), skipped)
 

@@ -99,9 +99,9 @@ def difference_table(record: EvalRecord, every: bool = False) -> Table:
         own = [difference for difference in record.differences if difference.target == name]
         averages = [] if every else [difference for difference in own if difference.scope == AVERAGE]
         for difference in averages or own:
-            half, points = difference.half_width_95, difference.points
+            points, low, high = difference.points, difference.low, difference.high
             digits = units.get(difference.scope, 1)
-            interval = "–" if half is None else f"{points - half:+.{digits}f} … {points + half:+.{digits}f}"
+            interval = "–" if low is None else f"{low:+.{digits}f} … {high:+.{digits}f}"
             scope = f", {_heading(difference.scope)}" if every or len(averages or own) > 1 else ""
             rows.append([name + scope, f"{points:+.{digits}f}", interval, f"{difference.identical:.1%}"])
     return Table(headings, rows, f"Accuracy compared with {record.targets[0].name}, on the same questions")
@@ -109,9 +109,10 @@ def difference_table(record: EvalRecord, every: bool = False) -> Table:
 
 def class_table(record: EvalRecord) -> Table | None:
     """The accuracy of each target in each class of a classification; None without classes."""
-    first = record.targets[0].tasks[0]
+    first = max(record.targets[0].tasks, key=lambda task: len(task.classes))
+    number = record.targets[0].tasks.index(first)
     rows = [
-        [name, f"{count:,}", *(f"{target.tasks[0].classes.get(name, (0, 0.0))[1]:.1f}" for target in record.targets)]
+        [name, f"{count:,}", *(f"{target.tasks[number].classes.get(name, (0, 0.0))[1]:.1f}" for target in record.targets)]
         for name, (count, _) in first.classes.items()
     ]
     title = f"{first.metric} of each class, percent"

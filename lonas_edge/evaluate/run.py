@@ -1,9 +1,8 @@
 """An evaluation from its targets to its record."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from lonas_edge.evaluate.answers import FILE, AnswerLog, LoggedTarget
 from lonas_edge.evaluate.compare import Difference, TaskAnswers, compare
@@ -20,18 +19,7 @@ from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
 from lonas_edge.versions import versions
 
-
-class Evaluation(Protocol):
-    """Evaluates targets on test sets. It is made of settings and targets, and refuses those that do not fit."""
-
-    def prompt_of(self, target: Target) -> str:
-        """Return the prompt, as reports show it; empty without one."""
-
-    def run(self, logged: LoggedTarget, progress: Progress) -> list[TaskAnswers]:
-        """Evaluate a target: for each task its result, its sample log, and a score of each example to compare targets by."""
-
-
-EVALUATIONS: Mapping[str, Callable[[EvalSettings, Sequence[Target], Progress], Evaluation]] = {
+EVALUATIONS: Mapping[str, type[EncoderEvaluation | AnswerEvaluation]] = {
     CLASSIFY.name: EncoderEvaluation,
     EMBED.name: EncoderEvaluation,
     ANSWERS.name: AnswerEvaluation,

@@ -126,7 +126,7 @@ def _exported(folder: Path, run: RunOptions) -> list[Target]:
     """Open an IR; with a draft it is a second target, which answers with the draft."""
     if run.openvino_device.startswith("NPU"):
         raise LonasEdgeError(f"{folder}: an NPU computes one prompt at a time. Pass --device CPU or GPU.")
-    exported, properties = open_exported(folder, ours=(folder / MANIFEST).exists()), dict(run.properties)
+    exported, properties = open_exported(folder, ours=False), dict(run.properties)
     manifest, device = exported.manifest, run.openvino_device
     common = _common(folder, exported.config, exported.kind, exported.pooling)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from lonas_edge.data.encoding import check_padding
 from lonas_edge.data.pooling import Pooling
-from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting import clients
 from lonas_edge.exporting.job import Job, Outcome, Steps
 from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin
@@ -25,7 +24,7 @@ from lonas_edge.network.configuration import GENERATION, read_generation_config
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.materialize import MaterializedModel
 from lonas_edge.network.source import Source, check_base
-from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer
+from lonas_edge.network.tokenizer import check_vocabulary, load_tokenizer, require_tokenizer
 from lonas_edge.network.vocabulary_record import VOCABULARY, vocabulary_of
 from lonas_edge.output import OutputDirectory
 from lonas_edge.processes import peak_memory_of_children
@@ -109,15 +108,9 @@ def _open_tokenizer(source: Source, options: ExportOptions) -> Any:
     if tokenizer is not None:
         check_vocabulary(tokenizer, architecture.config.vocab_size, folder)
         check_padding(tokenizer, architecture.padding)
-    of_language_models = {"--calibration": options.calibration, "--head-format": options.head_format}
-    for option, value in of_language_models.items():
-        if value:
-            architecture.require(CAUSAL_LM, option)
-            if tokenizer is None and option != "--head-format":
-                raise LonasEdgeError(
-                    f"{folder}: no tokenizer, which {option} needs. Save the model's tokenizer in this directory."
-                )
-    return tokenizer
+    if options.calibration or options.head_format:
+        architecture.require(CAUSAL_LM, "--calibration" if options.calibration else "--head-format")
+    return tokenizer or (require_tokenizer(folder, "--calibration") if options.calibration else None)
 
 
 def _limit_texts(source: Source, tokenizer: Any) -> Pooling | None:

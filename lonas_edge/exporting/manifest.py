@@ -1,6 +1,5 @@
 """The manifest of an exported directory, `lonas_edge.json`: its inputs, and the results of the export."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -53,11 +52,6 @@ class Compression:
     weight_format: str
     group_size: int | None
     share: float
-
-
-def shares(counts: "Counter[tuple[str, int | None]]") -> tuple[Compression, ...]:
-    """Return the shares of numbers of weights by format and group size, the largest first."""
-    return tuple(Compression(*scheme, count / counts.total()) for scheme, count in counts.most_common())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lonas_edge.errors import LonasEdgeError, one_line, raise_all
 from lonas_edge.exporting import verify
 from lonas_edge.exporting.calibration import Calibration, read_calibration
 from lonas_edge.exporting.job import Job, Outcome
-from lonas_edge.exporting.manifest import Compression, shares
+from lonas_edge.exporting.manifest import Compression
 from lonas_edge.exporting.parity import Parity
 from lonas_edge.formats import FORMATS
 from lonas_edge.ir import MODEL
@@ -102,10 +102,8 @@ def _conversion(job: Job, folder: Path) -> Conversion:
 def _schemes(job: Job, calibration: Calibration | None) -> tuple[dict[str, Scheme], Scheme]:
     """Choose how each matrix is stored when it is made (fp32 if it is compressed on data later), and the head in the end."""
     fp32, matrix = Scheme(FORMATS["fp32"]), head_matrix(job.model)
-    if calibration and calibration.layers:
-        schemes = choose_schemes(job.model, fp32.weight_format)
-    else:
-        schemes = choose_schemes(job.model, job.options.stored_as)
+    made = fp32.weight_format if calibration and calibration.layers else job.options.stored_as
+    schemes = choose_schemes(job.model, made)
     head = schemes[matrix]
     if calibration and calibration.head:
         schemes[matrix], head = fp32, calibration.head
@@ -176,4 +174,4 @@ def _compression_of(model: MaterializedModel, schemes: Mapping[str, Scheme]) -> 
     counts: Counter[tuple[str, int | None]] = Counter()
     for name, shape in layer_matrices(model).items():
         counts[schemes[name].weight_format.name, schemes[name].group_size] += math.prod(shape)
-    return shares(counts)
+    return tuple(Compression(*scheme, count / counts.total()) for scheme, count in counts.most_common())

@@ -71,7 +71,7 @@ def export_baselines(plan: Plan) -> Step:
         commands.append(Command("optimum-cli export openvino", None, {"model": merged, "": paths.baseline(name)}, values))
 
     def work(progress: Progress) -> None:
-        _merge(plan, progress)
+        merge(plan.unpruned, plan.paths.baseline("merged"), progress)
         for command in commands[1:]:
             output = command.paths[""]
             if not output.exists():
@@ -98,7 +98,7 @@ def export_gptq(plan: Plan) -> Step:
     def work(progress: Progress) -> None:
         failure = ""
         if not output.exists():
-            _merge(plan, progress)
+            merge(plan.unpruned, plan.paths.baseline("merged"), progress)
             _write_texts(plan, command.paths["texts"])
             progress("optimum-intel, GPTQ", None)
             try:
@@ -113,19 +113,15 @@ def export_gptq(plan: Plan) -> Step:
 
 
 def merge(unpruned: Source, output: Path, progress: Progress) -> None:
-    """Write the unpruned model as a checkpoint, an adapter merged."""
-    export(unpruned, unpruned.select("maximal"), output, ExportOptions(stage="checkpoint", verify=False), progress)
+    """Write the unpruned model as a checkpoint, an adapter merged, unless it exists."""
+    if not output.exists():
+        export(unpruned, unpruned.select("maximal"), output, ExportOptions(stage="checkpoint", verify=False), progress)
 
 
 def _merging(plan: Plan) -> Command:
     files = {"": plan.paths.unpruned, "model": plan.paths.unpruned_base, "subnet": "maximal"}
     files["output"] = str(plan.paths.baseline("merged"))
     return Command("lonas-edge export", ExportOptions(stage="checkpoint", verify=False), files)
-
-
-def _merge(plan: Plan, progress: Progress) -> None:
-    if not plan.paths.baseline("merged").exists():
-        merge(plan.unpruned, plan.paths.baseline("merged"), progress)
 
 
 def _write_texts(plan: Plan, path: Path) -> None:

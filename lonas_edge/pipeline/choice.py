@@ -20,7 +20,7 @@ from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.baselines import NAMES
-from lonas_edge.pipeline.measure import answers, label_metrics
+from lonas_edge.pipeline.measure import answers, distances
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Trial
 from lonas_edge.pipeline.steps import BASELINES, CHOOSE, SEARCH, Step
@@ -146,7 +146,7 @@ def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: 
         qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)
         difference = next(iter(qualities.values()))[pick.file].difference
     else:
-        difference = label_metrics(measured, data, report)[bound.measure][pick.file].difference
+        difference = distances(measured, data, None, report)[bound.measure][pick.file].difference
     shutil.rmtree(exported)
     assert difference
     share = plan.start.sizes(network).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights

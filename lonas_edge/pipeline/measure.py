@@ -108,29 +108,20 @@ def score(folder: Path, data: LanguageTask, source: Path, progress: Progress) ->
     return rows
 
 
-def distances(folders: Mapping[str, Path], data: Task, reference: Path, progress: Progress) -> Qualities:
-    """Measure distances of encoders from the unpruned model in fp32 (`reference`), and with labels what they are used for.
+def distances(folders: Mapping[str, Path], data: Task, reference: Path | None, progress: Progress) -> Qualities:
+    """Measure what encoders are used for, by labels, and with `reference`, the unpruned model in fp32, distances from it.
 
     Raises:
         LonasEdgeError: If outputs are not finite.
     """
+    outputs = {name: ir_outputs(folder, data, {}, progress) for name, folder in folders.items()}
+    _check_finite(outputs)
+    qualities = _by_labels(outputs, data, progress)
+    if reference is None:
+        return qualities
     expected = ir_outputs(reference, data, EXACT, progress)
-    outputs = {name: ir_outputs(folder, data, {}, progress) for name, folder in folders.items()}
-    _check_finite(outputs)
     figures = {name: data.distances(expected, each) for name, each in outputs.items()}
-    distance = _compare(figures, lambda each: float(each.mean()), difference_of_means)
-    return {"distance": distance, **_by_labels(outputs, data, progress)}
-
-
-def label_metrics(folders: Mapping[str, Path], data: Task, progress: Progress) -> Qualities:
-    """Measure what encoders are used for: the accuracy of classes, or Spearman's correlation with scores.
-
-    Raises:
-        LonasEdgeError: If outputs are not finite.
-    """
-    outputs = {name: ir_outputs(folder, data, {}, progress) for name, folder in folders.items()}
-    _check_finite(outputs)
-    return _by_labels(outputs, data, progress)
+    return {"distance": _compare(figures, lambda each: float(each.mean()), difference_of_means), **qualities}
 
 
 def _by_labels(outputs: Mapping[str, np.ndarray], data: Task, progress: Progress) -> Qualities:
@@ -200,9 +191,11 @@ def answers(
     for target in record.targets:
         for figure, interval in target.metrics.items():
             qualities[figure][target.name] = Quality(interval.value, None, interval)
+    shares = {task.task for task in record.targets[0].tasks if task.share}
     for each in record.differences:
-        half = each.half_width_95 or 0.0
-        change = _widened(Interval(each.points, each.points - half, each.points + half), each.questions)
+        low, high = (each.points if bound is None else bound for bound in (each.low, each.high))
+        change = Interval(each.points, low, high)
+        change = _widened(change, each.questions) if each.scope in shares else change
         qualities[each.scope][each.target] = replace(qualities[each.scope][each.target], difference=change)
     figure = next(iter(qualities))
     return qualities, _differing(data, {name: list(each[figure]) for name, each in logs.items()}, figure)

@@ -143,9 +143,7 @@ def _run(
 ) -> CompressRecord:
     """Run the pending steps, and publish the results."""
     output, options = request.options.output, request.options
-    identity = {"source": dict(request.hashes)}
-    restart = options.overwrite and directory.identity() not in ({}, identity)
-    with directory.resume("compress", identity, restart=restart) as resumed:
+    with directory.resume("compress", {"source": dict(request.hashes)}, restart=options.overwrite) as resumed:
         folder = directory.partial / STEPS
         same = finished is not None and finished.sha256 == request.hashes
         if finished and same and (output / STEPS).is_dir() and not folder.exists():

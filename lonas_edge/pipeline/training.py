@@ -136,12 +136,10 @@ def typical(lines: Iterable[str], count: int) -> list[str]:
 
 def train_or_continue(inputs: Inputs, output: Path, options: TrainOptions, progress: Progress) -> None:
     """Train, or continue; held-out losses stay on the terminal."""
-    shown = set[int]()
 
     def report(step: int, steps: int, log: Mapping[str, float]) -> None:
         line = f"step {step}/{steps}"
-        if EVAL_LOSS in log and step not in shown:  # the Trainer logs the last one twice
-            shown.add(step)
+        if EVAL_LOSS in log:
             line = f"{line}  held-out loss {log[EVAL_LOSS]:.3f}\n{line}"
         progress(line, step / steps)
 

@@ -212,5 +212,5 @@ def _measure(
     latencies, curves = dict(zip(distinct, times, strict=True)), {}
     for kind in kinds:
         measured = [latencies[networks[kind.name, width]] for width in kind.widths]
-        curves[kind.name] = {name: tuple(1e3 * getattr(latency, name) for latency in measured) for name in settings.metrics}
+        curves[kind.name] = {name: tuple(1e3 * latency[name] for latency in measured) for name in settings.metrics}
     return curves

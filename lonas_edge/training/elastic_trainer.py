@@ -129,6 +129,7 @@ class ElasticTrainer(Trainer):
             else:
                 [loss] = self.network.losses([widths], batches)
         self.log({EVAL_LOSS: loss})
+        self.control.should_evaluate = False  # as Trainer.evaluate does; it would run again at the end of an epoch
         if self.schedule.plateau:
             self.schedule.plateau.add(self.state.global_step, loss)
             self.state.max_steps = self.schedule.steps
@@ -200,7 +201,8 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Use the intervals of this run; the Trainer would take those of the checkpoint."""
-        state.save_steps, state.logging_steps, state.max_steps = args.save_steps, args.logging_steps, self._schedule.steps
+        state.save_steps, state.logging_steps, state.eval_steps = args.save_steps, args.logging_steps, args.eval_steps
+        state.max_steps = self._schedule.steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Report the step, and check the adapter before it is saved."""

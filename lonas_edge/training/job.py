@@ -29,7 +29,7 @@ from lonas_edge.training.checkpoints import INT8_LAYERS, STATE, step_of
 from lonas_edge.training.defaults import base_dtype, lora_config
 from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
 from lonas_edge.training.inputs import Inputs
-from lonas_edge.training.options import EVAL_LOSS, TrainOptions
+from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.schedule import Schedule
 from lonas_edge.training.tokens import EpochSampler, Tokenized
 
@@ -81,9 +81,6 @@ class Job:
                 restore_adapter(network.model, checkpoint)
                 return Trained(network, order, state, int8_layers)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        evaluated = {entry["step"] for entry in trainer.state.log_history if EVAL_LOSS in entry}
-        if trainer.held_out and trainer.state.global_step not in evaluated:
-            trainer.evaluate()
         return Trained(network, order, trainer.state, int8_layers)
 
     def _decide_order(self) -> ChannelOrder:

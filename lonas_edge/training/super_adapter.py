@@ -13,6 +13,7 @@ from transformers import TrainerState
 
 from lonas_edge.data.pooling import read_pooling
 from lonas_edge.data.task import Task
+from lonas_edge.data.texts import PAIR
 from lonas_edge.files import sha256
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.location import TRAINING, Located, fingerprint
@@ -34,7 +35,7 @@ from lonas_edge.training.tokens import Tokenized
 from lonas_edge.versions import versions
 
 _PACKAGES = ("lonas-edge", "torch", "transformers", "peft", "accelerate")
-_FREE_TO_CHANGE = {"save_steps", "log_steps", "eval_steps", "lr"}
+_FREE_TO_CHANGE = {"save_steps", "log_steps", "eval_steps", "lr", "gradient_checkpointing"}
 _SORTED = (
     "lonas-edge sorts the channels of base and adapter by importance on loading (`channel_order.safetensors`). The adapter is "
     "stored in the base's order: plain PEFT loads it as the maximal network."
@@ -74,7 +75,9 @@ def _hash(files: Iterable[Path]) -> dict[str, str]:
 
 def identity(job: Job, hashes: Hashes) -> dict[str, Any]:
     """Collect the settings and hashes that a resumed training must share, as JSON."""
-    inputs = job.inputs
+    inputs, free = job.inputs, set(_FREE_TO_CHANGE)
+    if PAIR not in inputs.data.kinds:  # the negatives of a pair are those of its micro-batch
+        free.add("micro_batch_size")
     files = enumerate(zip(inputs.data.files, hashes.data, strict=True), 1)
     content = {
         **asdict(hashes),
@@ -84,7 +87,7 @@ def identity(job: Job, hashes: Hashes) -> dict[str, Any]:
         "search_space": inputs.source.space.hash,
         "stages": [{name: value for name, value in asdict(stage).items() if name != "lr"} for stage in job.schedule.stages],
         "processes": job.state.num_processes,
-        "options": {name: value for name, value in asdict(job.options).items() if name not in _FREE_TO_CHANGE},
+        "options": {name: value for name, value in asdict(job.options).items() if name not in free},
     }
     frozen: dict[str, Any] = json.loads(json.dumps(content))
     return frozen

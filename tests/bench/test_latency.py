@@ -8,7 +8,7 @@ import pytest
 from fake_variants import FACTS, SMOLLM2, Fakes
 
 from lonas_edge.bench import latency
-from lonas_edge.bench.latency import Latency, Plan, ir_latencies, measure_latency
+from lonas_edge.bench.latency import Plan, ir_latencies, measure_latency
 from lonas_edge.bench.measure import PromptSource, Schedule
 from lonas_edge.bench.variants import Case, Placement, Variant
 from lonas_edge.bench.worker import VariantFailedError
@@ -83,11 +83,11 @@ def test_medians_of_irs(fakes: Fakes, int8: Path) -> None:
     irs = [(int8, {"A": str(number)}) for number in range(3)]
     latencies = ir_latencies(irs, CASE, Schedule(3, 1, 0))
     noise = 1.002  # of the second of three rounds
-    assert latencies == [Latency(pytest.approx(2 * t * noise), pytest.approx(t * noise)) for t in tpots.values()]  # type: ignore[arg-type]
+    assert latencies == [{"ttft": pytest.approx(2 * t * noise), "tpot": pytest.approx(t * noise)} for t in tpots.values()]
     assert [variant.properties for variant in fakes.started] == [{"A": "0"}, {"A": "1"}, {"A": "2"}]
     fakes.prompts.clear()
     latencies = ir_latencies(irs, PASS, Schedule(3, 1, 0))
-    assert latencies == [Latency(latency=pytest.approx(2 * t * noise)) for t in tpots.values()]  # type: ignore[arg-type]
+    assert latencies == [{"latency": pytest.approx(2 * t * noise)} for t in tpots.values()]
     assert {variant.kind for variant in fakes.started[3:]} == {"ir-classifier"}
     assert [len(batch) for batch in fakes.prompts["1: minimal-int8"]] == [4] * 3
 

@@ -100,6 +100,20 @@ def test_variants_of_each_kind(int8: Path, copy: Path, source: TinySource, tmp_p
     assert other == replace(subnet, name="copy", path=copy)
 
 
+def test_the_same_tokens_for_all(int8: Path, copy: Path, tmp_path: Path) -> None:
+    """A directory with another tokenizer would take a data file's tokens for others."""
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(content))
+    (copy / "lonas_edge.json").unlink()  # it has the hash of the file
+    (tmp_path / "data.jsonl").touch()
+    asked = BenchOptions(variants=(str(copy),), data=tmp_path / "data.jsonl")
+    with pytest.raises(LonasEdgeError, match=f"Other tokens than those of {int8}:\n.*copy: token"):
+        prepared(open_exported(int8), asked)
+
+
 def test_all_irs_get_the_same_properties(int8: Path, copy: Path) -> None:
     """--property overrides the KV precision of the weight format."""
     exported, kv = open_exported(int8), "KV_CACHE_PRECISION"

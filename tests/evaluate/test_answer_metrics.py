@@ -79,6 +79,11 @@ def metric_in(path: Path, body: str) -> str:
     return f"{path}:score"
 
 
+def test_a_file_may_be_named_like_a_package(tmp_path: Path) -> None:
+    choose_metric(metric_in(tmp_path / "rouge_score.py", "return 1"), [])
+    assert choose_metric("rouge-l", []).figures["rouge-l"]("a b", "a b") == 1
+
+
 def test_a_function_in_a_file_is_a_metric(tmp_path: Path) -> None:
     score = choose_metric(metric_in(tmp_path / "own.py", "return len(answer) / len(reference)"), []).figures["score"]
 

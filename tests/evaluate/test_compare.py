@@ -1,11 +1,14 @@
 """Paired differences, against hand-computed figures."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 
+from lonas_edge.bench.statistics import difference_of_statistics
 from lonas_edge.evaluate.compare import AVERAGE, Answers, compare
+from lonas_edge.evaluate.results import compute
 
 
 def answers(task: str, correct: str, given: str | None = None) -> Answers:
@@ -18,7 +21,8 @@ def test_one_task():
     (pair,) = compare("a", [answers("t", "1111100000")], "b", [answers("t", "1110011000")])
     # differences 0 0 0 1 1 -1 -1 0 0 0: mean 0, sum of squares 4
     assert pair.points == pytest.approx(0)
-    assert pair.half_width_95 == pytest.approx(100 * 1.959964 * math.sqrt(4 / 9 / 10))
+    half = 100 * 1.959964 * math.sqrt(4 / 9 / 10)
+    assert (pair.low, pair.high) == (pytest.approx(-half), pytest.approx(half))
     assert pair.identical == pytest.approx(0.6)
     assert pair.questions == 10
 
@@ -31,7 +35,7 @@ def test_only_common_questions_count():
 def test_identical_answers_count_wrong_ones_too():
     (pair,) = compare("a", [answers("t", "0000", "aabb")], "b", [answers("t", "0000", "aaab")])
     assert pair.identical == pytest.approx(0.75)
-    assert pair.half_width_95 is None  # no difference seen is no proof that there is none
+    assert pair.low is pair.high is None  # no difference seen is no proof that there is none
 
 
 def test_the_average_over_tasks():
@@ -41,4 +45,17 @@ def test_the_average_over_tasks():
     assert [each.scope for each in tasks] == ["x", "y"] and (average.scope, average.questions) == (AVERAGE, 6)
     # x: differences 1 1 0 0, variance of the mean (4 · 0.25) / 3 / 4 = 1/12; y: 1 -1, (2) / 1 / 2 = 1; average of two tasks
     assert average.points == pytest.approx(100 * (0.5 + 0) / 2)
-    assert average.half_width_95 == pytest.approx(100 * 1.959964 * math.sqrt((1 / 12 + 1) / 4))
+    half = 100 * 1.959964 * math.sqrt((1 / 12 + 1) / 4)
+    assert (average.low, average.high) == (pytest.approx(25 - half), pytest.approx(25 + half))
+
+
+def test_intervals_by_bootstrap_are_not_centred():
+    """Correlations: the interval is that of the resampled differences, which need not lie around the difference."""
+    generator = np.random.default_rng(0)
+    labels = generator.normal(size=12)
+    given = [labels + generator.normal(size=12) * spread for spread in (0.1, 2)]
+    ours, theirs = (Answers("t", np.arange(12), each, each, labels, "spearman") for each in given)
+    (pair,) = compare("a", [ours], "b", [theirs])
+    change = difference_of_statistics(partial(compute, "spearman"), given[1], given[0], labels)
+    assert (pair.low, pair.high) == (pytest.approx(100 * change.low), pytest.approx(100 * change.high))
+    assert abs(pair.low + pair.high - 2 * pair.points) > 1

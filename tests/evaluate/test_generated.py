@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 from scipy.stats import binomtest
 from tiny_models import TinyModels, TinySource
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -126,6 +127,65 @@ def test_the_interval_is_wilson_s(chatty: TinySource, run_cli: Callable, tmp_pat
     expected = binomtest(3, 4).proportion_ci(method="wilson")
     interval = found["targets"][0]["metrics"]["exact-match"]
     assert interval == pytest.approx({"value": 75, "low": 100 * expected.low, "high": 100 * expected.high})
+
+
+def test_a_chat_template_has_all_special_tokens(chatty: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in training and in openvino_genai: a tokenizer that begins texts with BOS adds none to a conversation."""
+    source, given = chatty.copied_to(tmp_path / "begins"), []
+    path = source.base / "tokenizer.json"
+    content = json.loads(path.read_text())
+    bos = AutoTokenizer.from_pretrained(source.base).bos_token
+    number = AutoTokenizer.from_pretrained(source.base).bos_token_id
+    special = {bos: {"id": bos, "ids": [number], "tokens": [bos]}}
+    begin = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    content["post_processor"] = {"type": "TemplateProcessing", "single": begin, "pair": begin, "special_tokens": special}
+    path.write_text(json.dumps(content))
+    batched = HFLM.tok_batch_encode
+
+    def watch(self: Any, *texts: Any, **options: Any) -> Any:
+        encoded = batched(self, *texts, **options)
+        given.append(encoded[0].tolist())
+        return encoded
+
+    monkeypatch.setattr(HFLM, "tok_batch_encode", watch)
+    tokenizer = AutoTokenizer.from_pretrained(source.base)
+    prompt = "<system>s\n<user>hello\n<assistant>"
+    assert tokenizer(prompt)["input_ids"][0] == number
+    lonas_edge.evaluate(source.base, data=write(tmp_path / "chat.jsonl", [conversation("s", "hello", "yes")]))
+    rows = [{"instruction": "x", "input": "", "output": "y"}]
+    lonas_edge.evaluate(source.base, data=write(tmp_path / "own.jsonl", rows))
+
+    assert given[0] == [tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    assert given[1][0][0] == number
+
+
+def test_metrics_of_one_name_are_refused(chatty: TinySource, run_cli: Callable, tmp_path: Path):
+    data = write(tmp_path / "d.jsonl", [{"instruction": "x", "input": "", "output": "y"}])
+    ran = run_cli("eval", chatty.base, "--data", data, "--metric", "a.py:score", "--metric", "b.py:score")
+
+    assert ran.code == 2
+    assert "--metric score: given twice, or two functions have this name" in ran.err
+
+
+def test_another_template_than_that_of_conversations_is_refused(chatty: TinySource, run_cli: Callable, tmp_path: Path):
+    data = write(tmp_path / "d.jsonl", [conversation("s", "hello", "yes")])
+    ran = run_cli("eval", chatty.base, "--data", data, "--template", "alpaca")
+
+    assert ran.code == 1
+    assert f"--template alpaca: {data} holds conversations" in ran.err
+
+
+def test_what_a_run_reads_is_kept(chatty: TinySource, run_cli: Callable, tmp_path: Path):
+    """A draft, and the file of a metric."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/lonas_edge.json").write_text("{}")
+    (tmp_path / "own/own.py").write_text("def score(answer, reference):\n    return 1\n")
+    data = write(tmp_path / "d.jsonl", [{"instruction": "x", "input": "", "output": "y"}])
+    for more in (["--draft", tmp_path / "own"], ["--metric", f"{tmp_path}/own/own.py:score"]):
+        ran = run_cli("eval", chatty.base, "--data", data, *more, "--output", tmp_path / "own", "--overwrite")
+        assert ran.code == 1
+        assert f"{tmp_path / 'own'}: --overwrite would delete {tmp_path / 'own'}" in ran.err
+    assert (tmp_path / "own/own.py").exists()
 
 
 @pytest.mark.parametrize(

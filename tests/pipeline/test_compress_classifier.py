@@ -167,7 +167,7 @@ def test_equal_classes_leave_an_interval(monkeypatch: pytest.MonkeyPatch) -> Non
     outputs = np.random.default_rng(0).normal(size=(20, 1, 2))
     data: Any = SimpleNamespace(examples=[SimpleNamespace(label=index % 2) for index in range(20)], pooling=None)
     monkeypatch.setattr(measure, "ir_outputs", lambda *_: outputs)
-    found = measure.label_metrics({"first": Path("first"), "second": Path("second")}, data, silent)["accuracy"]
+    found = measure.distances({"first": Path("first"), "second": Path("second")}, data, None, silent)["accuracy"]
     assert found["second"].difference == Interval(0, -15, 15)
     assert found["first"].value == pytest.approx(100 * np.mean(outputs[:, 0].argmax(-1) == np.arange(20) % 2))
 

@@ -12,6 +12,7 @@ from tiny_models import TinySource
 
 from lonas_edge.cli.compress import compress
 from lonas_edge.drafting import measure, training
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.drafts import DraftRecord, open_draft
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.exporting.manifest import DRAFT
@@ -81,6 +82,19 @@ def test_a_draft_that_fails(llama: TinySource, data: Path, tmp_path: Path, monke
     record = run(llama, data, tmp_path / "out")
     assert "No draft: it failed: bad \\x1b node" in record.warnings
     assert (tmp_path / "out/model/openvino_model.xml").exists()
+
+
+def test_a_draft_that_is_refused(llama: TinySource, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report has the reason, without the advice to continue."""
+
+    def fail(*_given: object) -> None:
+        try:
+            raise LonasEdgeError("all answers are empty")
+        except LonasEdgeError as error:
+            raise LonasEdgeError(f"{error}\nThe work so far is kept.") from error
+
+    monkeypatch.setattr(drafts, "make_draft", fail)
+    assert "No draft: all answers are empty" in run(llama, data, tmp_path / "out").warnings
 
 
 def test_texts_have_no_prompts(llama: TinySource, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lonas_edge.bench.latency import Latency
 from lonas_edge.exporting.export import ExportOptions
 from lonas_edge.network.source import Source
 from lonas_edge.search import latency_table
@@ -41,8 +40,8 @@ class Device:
         folder.mkdir(parents=True)
         (folder / "widths.json").write_text(json.dumps(subnetwork.widths))
 
-    def measure(self, irs: Sequence[tuple[Path, Mapping[str, str]]], *arguments: object, **_: object) -> list[Latency]:
+    def measure(self, irs: Sequence[tuple[Path, Mapping[str, str]]], *arguments: object, **_: object) -> list[dict[str, float]]:
         self.runs.append([properties for _, properties in irs])
         self.arguments.append(arguments)
         times = [self.seconds(json.loads((folder / "widths.json").read_text())) for folder, _ in irs]
-        return [Latency(latency=time) if self.classifier else Latency(time, time / 10) for time in times]
+        return [{"latency": time} if self.classifier else {"ttft": time, "tpot": time / 10} for time in times]

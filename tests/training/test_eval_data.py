@@ -11,6 +11,7 @@ from tiny_models import TinySource
 from training_runs import EXAMPLES, OPTIONS, Tokens, cross_entropy, write_data
 
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.training.elastic_trainer import ElasticTrainer
 from lonas_edge.training.inputs import open_inputs, with_eval_data
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.train import train
@@ -39,6 +40,19 @@ def test_the_loss_of_held_out_examples(run: Callable[..., Any], llama: TinySourc
     assert held_out.losses[-1].loss < held_out.losses[0].loss
     assert (held_out.name, held_out.examples, held_out.also_trained) == ("held_out.json", 12, 4)
     assert record.tokens > 8 * 4 * 10
+
+
+def test_every_evaluation_runs_once(run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also that of the last step, which is the end of an epoch, too."""
+    steps, evaluate = [], ElasticTrainer.evaluate
+
+    def count(self: ElasticTrainer, *given: Any, **named: Any) -> Any:
+        steps.append(self.state.global_step)
+        return evaluate(self, *given, **named)
+
+    monkeypatch.setattr(ElasticTrainer, "evaluate", count)
+    run(tmp_path / "out", steps=6)  # two epochs
+    assert steps == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_evaluating_changes_no_weight(run: Callable[..., Any], llama: TinySource, tmp_path: Path) -> None:

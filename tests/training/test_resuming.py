@@ -72,6 +72,14 @@ def test_resumed_with_a_lower_learning_rate(llama: TinySource, data: Path, tmp_p
     assert [update.lr for update in watched.updates] == pytest.approx(expected[3:])
 
 
+def test_resumed_with_less_memory(llama: TinySource, data: Path, tmp_path: Path) -> None:
+    """The error about memory advises this. Only the rounding of sums differs."""
+    run(llama, data, tmp_path / "whole")
+    run_killed(llama, data, tmp_path / "out", at=5)
+    run(llama, data, tmp_path / "out", resume=True, micro_batch_size=2, gradient_checkpointing=True)
+    assert difference(tmp_path / "out", tmp_path / "whole") < 1e-4
+
+
 # damaged checkpoints
 
 

@@ -1,12 +1,13 @@
-"""Study: what to remove. Sub-networks of equal TPOT, from spaces of other kinds, after the same short recovery.
+"""Study: what to remove. Sub-networks of equal TPOT, from spaces of several kinds, after the same short recovery.
 
     python benchmarks/blocks.py LORA --model BASE --data train.jsonl --eval-data held_out.jsonl --test test.jsonl \\
         --bounds 0.85 0.7 --steps 30 --work DIR --output FILE.json
 
 Every kind is searched by KL and the TPOT of INT4 files. The network under each bound, relative to the unpruned INT4 model, is
 recovered for --steps steps, exported to INT4, and answers the test prompts. `none` is the unpruned model with the same steps.
-`widths` orders the MLPs' channels by importance first, as `train` does. Differences are from the unpruned LoRA in INT8, paired.
-Exports are timed interleaved in one run of `bench`. A stopped study continues from --work.
+`layer` removes whole layers greedily by KL. `widths` orders the MLPs' channels by importance first, as `train` does.
+Differences are from the unpruned LoRA in INT8, paired. Exports are timed interleaved in one run of `bench`. A stopped study
+continues from --work.
 """
 
 import argparse
@@ -22,16 +23,20 @@ from lonas_edge.data.registry import open_data
 from lonas_edge.network.channel_order import by_importance
 from lonas_edge.network.modeling import load_model
 from lonas_edge.network.source import open_source
+from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import require_tokenizer
+from lonas_edge.search import LATENCY
+from lonas_edge.search.cost import CostSettings
+from lonas_edge.search.latency_table import LatencyTable, predicted_cost
 
 KINDS = {
     "attention": ["--depth", "attention", "--ratios", "1"],
     "mlp": ["--depth", "mlp", "--ratios", "1"],
-    "layer": ["--depth", "layer", "--ratios", "1"],
     "mixed": ["--depth", "attention,mlp", "--ratios", "1"],
+    "layer": ["--depth", "attention,mlp", "--ratios", "1"],  # both blocks of a layer at once; needs the search of `mixed`
     "widths": ["--ratios", "1,0.875,0.75,0.625,0.5,0.375,0.25"],
 }
-PROMPTS, CALIBRATION = 32, 64  # of a search; to order channels
+PROMPTS, LAYER_PROMPTS, CALIBRATION = 32, 8, 64  # of a search; of the removal of layers; to order channels
 
 
 def main() -> None:
@@ -48,6 +53,7 @@ def main() -> None:
     parser.add_argument("--metric", default="exact-match")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="of a search")
     arguments = parser.parse_args()
     work: Path = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -65,7 +71,7 @@ def main() -> None:
             if not pick.exists():
                 continue  # no network of this kind is as fast
             name = f"{kind}-{bound}"
-            rows[name] = {"kind": kind, "bound": float(bound), **figures(pick, search)}
+            rows[name] = {"kind": kind, "bound": float(bound), **({} if kind == "layer" else figures(pick, search))}
             networks[name] = recovered(work / name, lora, space, pick, arguments)
             print(name, rows[name], flush=True)
     if not (work / "eval").exists():
@@ -94,7 +100,9 @@ def prepared(kind: str, arguments: argparse.Namespace) -> tuple[Path, Path, Path
         lora = arguments.work / "lora-by-importance"
         if not lora.exists():
             order_channels(lora, space, arguments)
-    if not (search / "search.json").exists():
+    if kind == "layer":
+        remove_layers(search / "subnetworks", space, arguments)
+    elif not (search / "search.json").exists():
         picks = [part for bound in arguments.bounds for part in ("--pick", f"tpot={bound}x")]
         options = [
             "--data",
@@ -109,6 +117,37 @@ def prepared(kind: str, arguments: argparse.Namespace) -> tuple[Path, Path, Path
         evals = 60 if kind == "widths" else 240
         lonas_edge("search", lora, *model, "--nncf-config", space, *options, "--evals", evals, *picks, "--output", search)
     return lora, space, search
+
+
+def remove_layers(folder: Path, space: Path, arguments: argparse.Namespace) -> None:
+    """Remove the layer whose KL is lowest, given those removed, until the predicted TPOT meets each bound."""
+    if folder.exists():
+        return
+    source = open_source(str(arguments.lora), str(arguments.model), space)
+    table = LatencyTable.from_json(json.loads((arguments.work / "search-mixed" / LATENCY).read_text()), "the search of `mixed`")
+    cost = predicted_cost("tpot", source, CostSettings("int4_sym"), table.curves)
+    data = open_data(arguments.eval_data, source.architecture, None, record=source.prompt_record)
+    tokenizer = require_tokenizer(source.base.folder, "a search")
+    batches = data.batches(tokenizer, LAYER_PROMPTS, arguments.seed)
+    network = load_super_network(source, torch.bfloat16)
+    reference, whole = network.reference(batches), source.select("maximal")
+    names, chosen = list(whole.by_group), list(whole.widths)
+    left = sorted({name.rpartition(".")[0] for name in names if name.endswith((".mlp", ".self_attn"))})
+
+    def without(layer: str) -> tuple[int, ...]:
+        removed = {f"{layer}.mlp", f"{layer}.self_attn"}
+        return tuple(0 if name in removed else width for name, width in zip(names, chosen, strict=True))
+
+    made = folder.with_suffix(".new")
+    made.mkdir(parents=True, exist_ok=True)
+    for bound in sorted(arguments.bounds, key=float, reverse=True):
+        while cost(chosen) > float(bound) * cost(whole.widths):
+            scores = network.kl([without(layer) for layer in left], batches, reference)
+            best = min(zip(scores, left, strict=True))[1]
+            chosen = list(without(best))
+            left.remove(best)
+        (made / f"tpot-{bound}x.json").write_text(json.dumps({"widths": dict(zip(names, chosen, strict=True))}))
+    made.rename(folder)
 
 
 def order_channels(folder: Path, space: Path, arguments: argparse.Namespace) -> None:

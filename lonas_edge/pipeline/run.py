@@ -240,7 +240,7 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
         tokenizer = require_tokenizer(request.source.base.folder, "compress")
         lengths = data.lengths(tokenizer) or [1]  # the training refuses none
         learned = data.learned_lengths(tokenizer) if isinstance(data, LanguageTask) else []
-        sizes = batches(request.profile, lengths, request.source.architecture.config.vocab_size)
+        sizes = batches(request.profile, lengths, learned, request.source.architecture.config.vocab_size)
         recovery = TrainOptions(template=options.template, max_length=options.max_length, weight_format=qat)
         timed = time_steps(request.profile, base, paths.train, sizes, recovery, precision, progress)
     return replace(timed, inputs=inputs, learned=round(sum(learned) / len(lengths), 1))

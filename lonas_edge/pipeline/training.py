@@ -48,17 +48,17 @@ class Probe(Record):
     inputs: dict[str, str] = field(default_factory=dict)  # hash of the examples, and options that the times depend on
 
 
-def batches(profile: Profile, lengths: Sequence[int], vocabulary: int) -> tuple[int, int]:
+def batches(profile: Profile, lengths: Sequence[int], learned: Sequence[int], vocabulary: int) -> tuple[int, int]:
     """Choose the examples of a step of the recovery, and those that are computed at once.
 
-    A step has more examples where they are short. Fewer are computed at once where the longest has many tokens or, of logits,
-    the vocabulary.
+    A step has more examples where they are short. Fewer are computed at once where the longest has many tokens, or, of a large
+    vocabulary, many learned ones, which alone have logits.
     """
-    batch, classes = profile.batch, vocabulary if profile.kind.generates else 1
+    batch, logits = profile.batch, max(learned, default=0) * vocabulary / _VOCABULARY
     while 2 * batch <= profile.short_batch and 2 * batch * statistics.mean(lengths) <= profile.step_tokens:
         batch *= 2
     count = batch
-    while count > 1 and count * max(lengths) * max(1, classes / _VOCABULARY) > profile.micro_tokens:
+    while count > 1 and count * max(*lengths, logits) > profile.micro_tokens:
         count //= 2  # all batches are powers of two
     return batch, count
 

@@ -204,7 +204,12 @@ def test_a_model_of_the_hub(
 )
 def test_batches_of_a_recovery(profile: Profile, lengths: tuple[int, ...], vocabulary: int, expected: tuple[int, int]) -> None:
     """Short examples have larger steps. Memory grows with the tokens computed at once, and with their logits."""
-    assert training.batches(profile, lengths, vocabulary) == expected
+    assert training.batches(profile, lengths, lengths if profile is LANGUAGE_MODEL else (), vocabulary) == expected
+
+
+@pytest.mark.parametrize(("learned", "at_once"), [(84, 16), (85, 8), (130, 8)])
+def test_logits_of_learned_tokens_alone_take_memory(learned: int, at_once: int) -> None:
+    assert training.batches(LANGUAGE_MODEL, (60, 130), (20, learned), 151_936) == (16, at_once)
 
 
 def test_a_dry_run_knows_the_finished_steps(

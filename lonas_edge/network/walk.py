@@ -13,6 +13,9 @@ import torch
 from lonas_edge.data.task import Batch
 from lonas_edge.network.modeling import body_inputs
 from lonas_edge.network.super_network import SuperNetwork
+from lonas_edge.space.elasticity import Elasticity
+
+_MOST_BYTES = 2**30  # of stored inputs
 
 
 class Walk:
@@ -59,6 +62,77 @@ class Walk:
         with torch.inference_mode(), _run_only(self._layers, running, stored, results):
             hidden: torch.Tensor = self._network.family.hidden(self._network.base, **body_inputs(batch))
         return hidden
+
+
+class Prefixes:
+    """Hidden states of networks, one after the other. What a network shares with an earlier one, up to the first layer that
+    differs, is not computed again: the inputs of all layers of two networks are stored.
+    """
+
+    def __init__(self, network: SuperNetwork, batches: Sequence[Batch]):
+        """Store nothing yet."""
+        self._network, self._batches = network, batches
+        self._layers: Sequence[Any] = network.base.get_submodule(network.family.layers)
+        self._groups = [first_layer(network.elasticity, index) for index in range(len(network.elasticity.space.groups))]
+        self._kept: list[tuple[tuple[int, ...], list[dict[int, torch.Tensor]]]] = []  # widths; by batch, inputs by layer
+
+    @staticmethod
+    def fit(network: SuperNetwork, batches: Sequence[Batch]) -> bool:
+        """Whether what is stored takes little memory."""
+        tokens, layers = sum(batch["input_ids"].numel() for batch in batches), network.base.get_submodule(network.family.layers)
+        channels = network.elasticity.architecture.config.hidden_size
+        return bool(2 * len(layers) * tokens * channels * network.base.dtype.itemsize <= _MOST_BYTES)
+
+    def hidden(self, widths: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The head's input [prompts, tokens, hidden] of a network, by batch."""
+        chosen, same = tuple(widths), [self._same(widths, kept) for kept, _ in self._kept]
+        best = max(range(len(same)), key=same.__getitem__, default=None)
+        first, known = (0, None) if best is None else (same[best], self._kept.pop(best))
+        network, results = self._network, self._network.family.layer_results
+        network.activate(chosen)
+        network.model.eval()
+        inputs: list[dict[int, torch.Tensor]] = []
+        for index, batch in enumerate(self._batches):
+            before = known[1][index] if known else {}
+            own = {layer: stored for layer, stored in before.items() if layer <= first}
+            inputs.append(own)
+            running = range(first, len(self._layers))
+            with torch.inference_mode(), _store(self._layers, own), _run_only(self._layers, running, own.get(first), results):
+                hidden = network.family.hidden(network.base, **body_inputs(batch))
+            yield hidden
+        self._kept = [known or (chosen, inputs), (chosen, inputs)]
+
+    def _same(self, first: Sequence[int], second: Sequence[int]) -> int:
+        """The first layer in which two networks differ."""
+        network, last = self._network, len(self._layers) - 1
+        pairs = zip(self._groups, first, second, strict=True)
+        differing = min((layer for layer, one, other in pairs if one != other), default=last)
+        return min(differing, network.family.last_start(network.base.config))
+
+
+@contextmanager
+def _store(layers: Sequence[Any], inputs: dict[int, torch.Tensor]) -> Iterator[None]:
+    """Store the input of every layer that runs."""
+
+    def hook(number: int) -> Callable[..., None]:
+        def keep(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs.setdefault(number, args[0] if args else kwargs["hidden_states"])
+
+        return keep
+
+    handles = [layer.register_forward_pre_hook(hook(number), with_kwargs=True) for number, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_layer(elasticity: Elasticity, group: int) -> int:
+    """The first decoder layer that a group changes; 0 for modules outside the layers."""
+    modules = elasticity.space.groups[group].modules
+    layers = [elasticity.architecture.split(module)[0] for module in modules]
+    return min(int(layer.rpartition(".")[2] or 0) for layer in layers)
 
 
 @contextmanager

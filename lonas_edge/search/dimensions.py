@@ -7,7 +7,7 @@ enough for a knapsack.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +16,7 @@ import torch
 from lonas_edge.data.task import Batch
 from lonas_edge.network.source import Source
 from lonas_edge.network.super_network import SuperNetwork
-from lonas_edge.network.walk import Walk
+from lonas_edge.network.walk import Walk, first_layer
 from lonas_edge.search.cost import CostFunction
 from lonas_edge.space.search_space import SearchSpace
 
@@ -131,10 +131,7 @@ def measure_sensitivity(
     """
     elasticity = network.elasticity
     groups = elasticity.space.groups
-    first = {}  # the first decoder layer that a group changes; 0 for modules outside the layers
-    for index in searched:
-        layers = [elasticity.architecture.split(module)[0] for module in groups[index].modules]
-        first[index] = min(int(layer.rpartition(".")[2] or 0) for layer in layers)
+    first = {index: first_layer(elasticity, index) for index in searched}
     center = tuple(around or elasticity.maximal)
     center_kl = network.kl([center], batches, reference)[0] if around else 0.0
     rows: list[tuple[float, ...]] = [()] * len(groups)
@@ -148,7 +145,11 @@ def measure_sensitivity(
             for width in groups[index].widths:
                 changed = (*center[:index], width, *center[index + 1 :])
                 network.activate(changed)
-                row.append(0.0 if changed == center else _kl(walk, network, batches, reference) - center_kl)
+                row.append(
+                    0.0
+                    if changed == center
+                    else mean_kl(map(walk.hidden, range(len(batches))), network, batches, reference) - center_kl
+                )
             rows[index] = tuple(row)
             done += work[index]
             progress(done / total)
@@ -157,11 +158,13 @@ def measure_sensitivity(
     return tuple(rows)
 
 
-def _kl(walk: Walk, network: SuperNetwork, batches: Sequence[Batch], reference: Sequence[torch.Tensor]) -> float:
-    """Compute the mean KL of the active sub-network, which equals the walked one before the walk's current layer."""
+def mean_kl(
+    states: Iterable[torch.Tensor], network: SuperNetwork, batches: Sequence[Batch], reference: Sequence[torch.Tensor]
+) -> float:
+    """Compute the mean KL of hidden states [prompts, tokens, hidden] by batch from those of the maximal network."""
     total, positions = 0.0, 0
-    for index, batch in enumerate(batches):
-        selected = network.task.select(walk.hidden(index), batch)
+    for index, (hidden, batch) in enumerate(zip(states, batches, strict=True)):
+        selected = network.task.select(hidden, batch)
         with torch.inference_mode():
             total += network.distance(reference[index], selected).item()
         positions += len(selected)

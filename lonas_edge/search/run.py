@@ -18,12 +18,13 @@ from lonas_edge.formats import DTYPES
 from lonas_edge.network.modeling import faster_dtype
 from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import require_tokenizer
+from lonas_edge.network.walk import Prefixes
 from lonas_edge.output import OutputDirectory
 from lonas_edge.progress import Progress, silent
 from lonas_edge.schema import differences
 from lonas_edge.search import LATENCY, SEARCH, STUDY, proposals
 from lonas_edge.search.cost import CostFunction
-from lonas_edge.search.dimensions import Sensitivity, Widths, measure_sensitivity, thin
+from lonas_edge.search.dimensions import Sensitivity, Widths, mean_kl, measure_sensitivity, thin
 from lonas_edge.search.latency_table import LatencyTable, open_table, predicted_cost
 from lonas_edge.search.picks import Pick, check_picks, resolve_picks
 from lonas_edge.search.plan import SearchPlan
@@ -119,7 +120,14 @@ class _Search:
         else:
             worker.enqueue(proposals.warm_start(plan.dimensions, options.evals, table, cost, aims))
 
+        alike = plan.dimensions.only_blocks and Prefixes.fit(
+            network, self.batches
+        )  # a greedy removal: one network like the last
+        prefixes = Prefixes(network, self.batches) if alike else None
+
         def measure(widths: Widths) -> tuple[float, float]:
+            if options.quality == "kl" and prefixes:
+                return mean_kl(prefixes.hidden(widths), network, self.batches, reference), cost(widths)
             if options.quality == "kl":
                 return network.kl([widths], self.batches, reference)[0], cost(widths)
             return network.losses([widths], self.batches)[0], cost(widths)

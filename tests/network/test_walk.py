@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny_models import CASES, LAYERS, VOCAB, TinyModels, families
 
+from lonas_edge.network import walk as walking
 from lonas_edge.network.super_network import load_super_network
-from lonas_edge.network.walk import Walk
+from lonas_edge.network.walk import Prefixes, Walk
 
 
 @pytest.mark.parametrize("case", families(*(name for name in CASES if not name.endswith("-tied"))))
@@ -29,3 +30,30 @@ def test_from_every_layer_on(case: str, tiny_models: TinyModels) -> None:
         walk.step()
     layers = network.base.get_submodule(network.family.layers)
     assert not any("_passing_by" in str(vars(layer).get("forward")) for layer in layers)
+
+
+@pytest.mark.parametrize("case", families("llama", "gemma3n", "bloom", "granite4", "olmo2"))
+def test_prefixes_of_earlier_networks(case: str, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network's hidden states are its own, and layers before the first difference do not run again."""
+    source = tiny_models.deep_source(case).opened()
+    network = load_super_network(source)
+    draw = torch.Generator().manual_seed(3)
+    batches = [
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for ids in (torch.randint(2, VOCAB, shape, generator=draw) for shape in ((2, 7), (1, 5)))
+    ]
+    maximal, groups = source.elasticity.maximal, source.space.groups
+    blocks = [index for index, group in enumerate(groups) if group.kind == "block"]
+    networks = [maximal, *(tuple(0 if i in (a, b) else w for i, w in enumerate(maximal)) for a in blocks for b in blocks)]
+    prefixes, ran = Prefixes(network, batches), []
+    run_only = walking._run_only
+    monkeypatch.setattr(walking, "_run_only", lambda *given: (ran.append(given[1].start), run_only(*given))[1])
+    assert Prefixes.fit(network, batches)
+    for widths in networks:
+        found = list(prefixes.hidden(widths))
+        network.activate(widths)
+        for batch, hidden in zip(batches, found, strict=True):
+            with torch.no_grad():
+                expected = network.family.hidden(network.base, **batch)
+            torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
+    assert max(ran) > 0 and ran[0] == 0

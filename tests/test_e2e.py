@@ -435,23 +435,3 @@ def test_eval_equals_stock_lm_eval_and_the_super_network(command_line: CommandLi
     assert accuracy[0] == accuracy[1] != accuracy[2]
     same = report["targets"][1]["name"]
     assert {row["identical"] for row in report["differences"] if row["target"] == same} == {1.0}
-
-
-@pytest.mark.slow
-def test_bench_compares_with_lora(command_line: CommandLine, tmp_path: Path) -> None:
-    folder, output = command_line.searched(), tmp_path / "out"
-    options = ["--variants", "subnet,lora", "--prompt-len", 64, "--new-tokens", 8, "--rounds", 2]
-    finished = command_line.run("bench", folder, "--adapter", command_line.adapter, *options, "--output", output)
-    print(finished.stdout)
-    assert finished.returncode == 0, finished.stderr
-    report = json.loads((output / "bench.json").read_text())
-    facts = {variant["name"]: variant["facts"] for variant in report["variants"]}
-    assert [*facts] == ["subnet", "lora"]
-    assert all(len(sample["timing"]["token_times"]) == 8 for sample in report["samples"])
-    attention = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV
-    macs = sum(attention + 3 * HIDDEN * width for width in mlp_widths(widths_of(folder))) + VOCABULARY * HIDDEN
-    assert facts["subnet"]["macs_per_token"] == macs
-    assert facts["lora"]["macs_per_token"] == linear_weights([MLP] * LAYERS, [(32, 32)] * LAYERS)
-    assert {path.suffix for path in output.iterdir()} == {".json", ".md"}
-    for path in output.iterdir():
-        assert str(command_line.folder).encode() not in path.read_bytes(), path

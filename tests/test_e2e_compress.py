@@ -2,18 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import openvino_genai
-import peft
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.e2e
 
@@ -80,74 +74,3 @@ def test_the_model_is_smaller(compressed: Path) -> None:
     assert all(answer[network["name"]] for answer in answers for network in record["networks"])
     for name in ("report.html", "report.md", "report.png"):
         assert (compressed / name).stat().st_size > 500
-
-
-def test_chat_gives_the_answer_of_openvino_genai(compressed: Path) -> None:
-    """Greedy, one turn: the same text as the library gives for the chat template's prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(compressed / "model")
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Say hello."}], tokenize=False, add_generation_prompt=True
-    )
-    config = openvino_genai.GenerationConfig(max_new_tokens=8, do_sample=False, apply_chat_template=False)
-    pipeline = openvino_genai.LLMPipeline(compressed / "model", "CPU")
-    config.eos_token_id = tokenizer.eos_token_id
-    expected = str(pipeline.generate(prompt, config))
-    line = [str(PROGRAM), "chat", str(compressed / "model"), "--prompt", "Say hello.", "--max-new-tokens", "8"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == expected.strip()
-
-
-@pytest.mark.slow
-def test_a_lora_of_plain_peft(place: Path) -> None:
-    """Killed and continued. Its base comes from the adapter's configuration, its loss is PEFT's, and nothing is fine-tuned."""
-    torch.manual_seed(0)
-    config = peft.LoraConfig(r=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32), config)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.2)
-    model.save_pretrained(place / "lora")
-    line = command(place, [sys.executable, "-c", SHORT], "lora", "of-lora")
-    line["args"] += ["--target", "kl=0.15"]  # a random adapter leaves the default no block to remove
-    with (place / "log").open("w") as log:
-        first = subprocess.Popen(**line, stdout=log, stderr=log)
-        found = place / "of-lora.partial/steps/baselines/int8"
-        while first.poll() is None and not found.exists():
-            time.sleep(0.2)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-    assert found.exists(), (place / "log").read_text()
-    assert not (place / "of-lora").exists()
-    done = subprocess.run(**line, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "search" not in done.stderr  # finished before the kill
-    record = json.loads((place / "of-lora/compress.json").read_text())
-    assert [step["name"].split()[0] for step in record["steps"] if step["name"] != "gptq"] == [
-        "space", "search", "baselines", "recover", "export", "measure",
-    ]  # fmt: skip
-    baseline, *_, ours = record["networks"]
-    assert ours["parameters"] < baseline["parameters"]
-    lines = (place / "of-lora/steps/data/held_out.jsonl").read_text().splitlines()
-    tokenizer = AutoTokenizer.from_pretrained(place / "model")
-    expected = held_out_loss(model, tokenizer, lines)
-    with model.disable_adapter():
-        distance = abs(held_out_loss(model, tokenizer, lines) - expected)
-    assert distance > 0.3
-    # rounding a random adapter to INT8 changes its loss by 0.15 nats, products in bf16 by 0.05
-    assert baseline["quality"]["loss"]["value"] == pytest.approx(expected, abs=distance / 3)
-    assert str(openvino_genai.LLMPipeline(place / "of-lora/model", "CPU").generate("3 + 4", max_new_tokens=4))
-
-
-def held_out_loss(model: torch.nn.Module, tokenizer: Any, lines: list[str]) -> float:
-    """Nats per token of the answers and their end, by transformers."""
-    loss = tokens = 0.0
-    for line in lines:
-        question, answer = json.loads(line)["messages"]
-        prompt = tokenizer.apply_chat_template([question], add_generation_prompt=True, return_dict=False)
-        learned = tokenizer(f"{answer['content']}<|im_end|>")["input_ids"]
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + learned])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        loss -= float(logits[range(len(learned)), learned].sum())
-        tokens += len(learned)
-    return loss / tokens

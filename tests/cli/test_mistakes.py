@@ -59,41 +59,8 @@ TURNS = [{"role": role, "content": "Hello."} for role in ("system", "user", "ass
 SHORT = ("--prompt-len", 16, "--new-tokens", 4)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("none.json", None, "none.json"),
-        ("empty.json", "", "empty.json"),
-        ("empty.jsonl", "\n", "empty.jsonl"),
-        ("table.jsonl", "instruction,output\nWhat is 1 plus 1?,2\n", "lines 1 and 2: not JSON"),
-        ("text.json", json.dumps([{"question": "?"}]), "text.json"),
-    ],
-)
-def test_data(llama: TinySource, mistake: Callable, tmp_path: Path, name: str, content: str | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    has(mistake(*arguments(llama, tmp_path / name, tmp_path / "out"), code=2 if content is None else 1), message)
-
-
-def test_a_json_array_in_a_jsonl_file_is_read(llama: TinySource, run_cli: Callable, tmp_path: Path) -> None:
-    (tmp_path / "array.jsonl").write_text(json.dumps(EXAMPLES, indent=1))
-    ran = run_cli(*arguments(llama, tmp_path / "array.jsonl", tmp_path / "out", steps=1))
-    assert ran.code == 0, ran.err
-
-
-def test_roles_that_the_chat_template_refuses(llama_copy: TinySource, mistake: Callable, tmp_path: Path) -> None:
-    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
-    template += "{{ m.content }}{% endfor %}"
-    edit(llama_copy.base / "tokenizer_config.json", lambda content: content.update(chat_template=template))
-    (tmp_path / "chats.json").write_text(json.dumps([{"messages": TURNS}] * 40))
-    error = mistake(*arguments(llama_copy, tmp_path / "chats.json", tmp_path / "out", template="chat"))
-    has(error, "chats.json", "no system message")
-
-
-def test_too_few_examples(llama: TinySource, mistake: Callable, tmp_path: Path) -> None:
-    (tmp_path / "few.json").write_text(json.dumps(EXAMPLES[:3]))
-    error = mistake("compress", llama.base, *SHORT, "--data", tmp_path / "few.json", "--output", tmp_path / "out")
-    has(error, "few.json", "3")
+def test_missing_data(llama: TinySource, mistake: Callable, tmp_path: Path) -> None:
+    has(mistake(*arguments(llama, tmp_path / "none.json", tmp_path / "out"), code=2), "none.json")
 
 
 # the source
@@ -174,11 +141,6 @@ def test_remote_code_does_not_run(llama_copy: TinySource, export: Callable, tmp_
 
 
 # the search space, the sub-network, the target
-
-
-def test_search_space_of_another_model(llama: TinySource, mistake: Callable, tmp_path: Path) -> None:
-    error = mistake("export", llama.adapter, "--model", llama.base, "--nncf-config", "llama_7b", "--output", tmp_path / "out")
-    has(error, "llama_7b.json", "does not fit", "no linear layer 'model.layers.3.self_attn.q_proj'")
 
 
 @pytest.mark.parametrize("target", ["tpot", "speed<=0.7x", "tpot<=fast", "kl>=0.1"])

@@ -65,15 +65,6 @@ def test_glue_files(tmp_path: Path) -> None:
     assert (texts.kinds, texts_of(texts)) == (["text"], [("good",), ("bad",), ("the film",), ("same",)])
 
 
-def test_classes_of_a_glue_file(tmp_path: Path) -> None:
-    """Numbered as the classifier's outputs, by name in any case."""
-    (tmp_path / "MNLI").mkdir()
-    rows = [f"{n}\tgood\tbad\t{name}" for n, name in enumerate(("contradiction", "entailment", "neutral"))]
-    (tmp_path / "MNLI/dev.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tgold_label", *rows]) + "\n")
-    task = labelled(tmp_path / "MNLI/dev.tsv", ("NEUTRAL", "contradiction", "Entailment"), "MNLI")
-    assert (task.kinds, labels_of(task)) == (["glue"], [1, 2, 0])
-
-
 @pytest.mark.parametrize(
     ("records", "fault"),
     [

@@ -92,20 +92,3 @@ def test_the_agreement_ends_it(agreements: list[float], steps: int, tmp_path: Pa
     best = train(network(), tmp_path / "training.pt")
     assert (best.steps, best.agreement) == (steps, max(agreements))
     assert next(values, None) is None
-
-
-def test_a_continued_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "STEPS", 20)
-    monkeypatch.setattr(training, "EVERY", 5)
-    whole, continued = network(), network()
-    train(whole, tmp_path / "whole.pt")
-
-    def interrupt(_what: str, done: float | None) -> None:
-        if done == 13 / 20:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(network(), tmp_path / "continued.pt", interrupt)
-    train(continued, tmp_path / "continued.pt")
-    for name, expected in whole.state_dict().items():
-        assert torch.equal(continued.state_dict()[name], expected), name

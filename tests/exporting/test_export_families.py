@@ -84,19 +84,7 @@ def assert_int8(folder: Path, case: str) -> None:
 TIED = [f"{name}-tied" for name in ("llama", "qwen2", "gemma3", "neox", "phi3", "bloom", "olmo2")]
 
 
-# each family with a head of its own in fp32, and tied in INT8
-@pytest.mark.parametrize("case", families(*(name for name in CASES if not name.endswith("-tied"))))
-def test_fp32(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path):
-    """Channels in a random order; `test_structure_ir` has them as stored."""
-    tiny = tiny_models.source(case).ordered(tmp_path / "ordered")
-    widths = choose(tiny, "unequal:1")
-    run_export(tiny, widths, tmp_path / "out", weight_format="fp32")
-    actual, expected = ir_logits(tmp_path / "out", ids), oracle_of(tiny, widths, ids)
-    assert (actual - expected).abs().max() < 1e-3
-    assert expected.std() > 0.3, "logits too small for the bound"
-    assert_nothing_of_this_machine(tmp_path / "out", tiny.base, tiny.adapter, tmp_path)
-
-
+# `test_structure_ir` has heads of their own in fp32
 @pytest.mark.parametrize("case", families(*TIED))
 def test_int8(case: str, tiny_models: TinyModels, choose: Choose, ids: torch.Tensor, tmp_path: Path):
     tiny = tiny_models.source(case)
@@ -177,14 +165,6 @@ def test_manifest(exported: tuple[TinySource, list[int], Path]):
     for step in manifest["steps"].values():
         assert step["seconds"] >= 0 and step["peak_rss_bytes"] > 0
     assert manifest["graph_process_peak_rss_bytes"] > 10**8
-
-
-def test_a_base_alone(tiny_models: TinyModels, ids: torch.Tensor, tmp_path: Path):
-    base = tiny_models.base("llama-tied")
-    source = open_source(str(base))
-    manifest = export(source, source.select(), tmp_path / "out", ExportOptions(weight_format="fp32"))
-    assert manifest.adapter is None
-    assert (ir_logits(tmp_path / "out", ids) - oracle_logits(base, None, None, [], ids)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("stage", ["ir", "checkpoint"])

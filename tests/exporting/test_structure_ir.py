@@ -9,8 +9,6 @@ import openvino as ov
 import openvino_genai
 import pytest
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.optimum_lm import OptimumLM
 from openvino_models import ir_logits
 from optimum.intel import OVModelForCausalLM
 from oracle import oracle_logits
@@ -186,19 +184,3 @@ def check_tokens(pipeline: openvino_genai.LLMPipeline, tokenizer: PreTrainedToke
         }
         inputs = openvino_genai.TokenizedInputs(batch["input_ids"], batch["attention_mask"])
         assert list(pipeline.generate(inputs, config).tokens) == expected
-
-
-@pytest.mark.parametrize(("case", "freedom"), FREE)
-def test_lm_eval_reads_the_same_likelihoods(case: str, freedom: str, cut: Cut, tmp_path: Path) -> None:
-    """`lm_eval --model openvino`, several continuations in a batch, against sums of the oracle's log-probabilities."""
-    source, widths, folder = cut(case, freedom)
-    (tmp_path / "ov.json").write_text(json.dumps(EXACT))
-    stock = OptimumLM(pretrained=str(folder), device="cpu", batch_size=3, ov_config=str(tmp_path / "ov.json"))
-    requests = [(PROMPTS[0], " there"), (PROMPTS[0], " in the attic"), (PROMPTS[2], " is another")]
-    results = stock.loglikelihood([Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(requests)])
-    for (context, continuation), (actual, _) in zip(requests, results, strict=True):
-        start, end = stock._encode_pair(context, continuation)
-        tokens = torch.tensor([start + end])
-        logits = oracle_logits(source.base, source.adapter, source.space, widths, tokens)[0].log_softmax(-1)
-        expected = sum(float(logits[len(start) - 1 + index, token]) for index, token in enumerate(end))
-        assert actual == pytest.approx(expected, abs=1e-3)

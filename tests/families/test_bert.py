@@ -85,15 +85,6 @@ def test_figure_of_the_card(run_cli: Callable, bert_base: TinySource) -> None:
     assert len(content["groups"]) == 36
 
 
-def test_the_base_s_own_head(tiny_bert: TinyBert, materialize: Callable) -> None:
-    """A base that is a classifier stays one, without an adapter."""
-    base = tiny_bert.base()
-    expected = oracle_logits(base, None, None, [], pairs())
-    with torch.inference_mode():
-        found = load_checkpoint(materialize(open_source(str(base)), []), torch.float64)(**pairs()).logits
-    assert (found - expected).abs().max() < MERGED * expected.abs().max()
-
-
 def test_what_is_written(tiny_bert: TinyBert, materialize: Callable) -> None:
     source = tiny_bert.source(3)
     folder = materialize(source, [64, 48, 32, 8, 8, 6, 128, 64, 64])

@@ -121,18 +121,3 @@ def test_stored_weights(tiny_bert: TinyBert) -> None:
         actual = embedded(network.model)
     assert (actual - embedded(plain)).abs().max() < 1e-5 < 1e-3 < (actual - exact).abs().max()
     assert torch.equal(embedded(network.model), exact)
-
-
-def test_glue_data_on_an_embedding_model(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path) -> None:
-    """The data decides: `train` begins a head, in spite of the files of sentence-transformers."""
-    (tmp_path / "RTE").mkdir()
-    rows = [
-        f"{index}\ta good film\tis {'good' if index % 2 else 'bad'}\t{'not_' * (index % 2)}entailment" for index in range(8)
-    ]
-    (tmp_path / "RTE/train.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n")
-    options = ["--data", tmp_path / "RTE/train.tsv", "--steps", 1, "--batch-size", 2, "--rank", 8, "--alpha", 16]
-    space = ["--nncf-config", tiny_bert.space()]
-    ran = run_cli("train", "--model", tiny_bert.body(), *options, *space, "--output", tmp_path / "adapter")
-    assert ran.code == 0, ran.err
-    opened = open_source(str(tmp_path / "adapter"))
-    assert opened.architecture.family.kind is CLASSIFICATION and opened.pooling is None

@@ -32,15 +32,6 @@ def test_a_super_adapter_whose_search_space_is_gone(llama_copy: TinySource, monk
         open_source(str(llama_copy.adapter), str(llama_copy.base))
 
 
-def test_plain_lora_and_base_alone(llama: TinySource) -> None:
-    lora = open_source(str(llama.adapter), str(llama.base))
-    assert not lora.space.groups
-    assert len(lora.ranks()) == 18
-    for base in (open_source(str(llama.base)), open_source(None, str(llama.base))):
-        assert base.adapter is None
-        assert base.ranks() == {}
-
-
 def test_model_with_a_base_as_source(llama: TinySource) -> None:
     with pytest.raises(LonasEdgeError, match=r"no adapter_config.json; with --model, SOURCE is a PEFT adapter"):
         open_source(str(llama.base), str(llama.adapter))

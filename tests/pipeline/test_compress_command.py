@@ -419,25 +419,6 @@ def test_the_largest_network_of_a_narrow_space_is_recovered(
         compress(super_adapter, **options)
 
 
-@pytest.mark.slow
-def test_two_targets_that_choose_the_same_network(
-    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is trained once, and exported for both."""
-    outputs: list[str] = []
-    train = training.train
-    monkeypatch.setattr(
-        training, "train", lambda inputs, output, *rest: (outputs.append(output.name), train(inputs, output, *rest))
-    )
-    targets = ["weights<=0.95x", "weights<=0.951x"]
-    record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": targets})
-    assert len(outputs) == 2 and outputs[0] == "lora"
-    folders = [network.folder for network in record.networks if network.folder]
-    assert folders == ["weights-0.95x", "weights-0.951x"]
-    weights = [load_file(tmp_path / f"out/steps/recovered/{name}/adapter_model.safetensors") for name in folders]
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-
-
 def test_a_dry_run_writes_nothing(
     llama: TinySource, tmp_path: Path, data: Path, run_cli: Callable[..., Any], quick: None
 ) -> None:

@@ -159,15 +159,7 @@ def test_hash_depends_on_groups_alone() -> None:
     assert parse_search_space(other, "b").hash != reference
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"bootstrapNAS": ', "pyjson5 cannot read it"),
-        (b"instruction,output", "pyjson5 cannot read it"),
-        (b"", "pyjson5 cannot read it"),
-    ],
-)
-def test_files_that_are_no_search_space(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "space.json").write_bytes(content)
-    with pytest.raises(LonasEdgeError, match=rf"(?s)space\.json: .*{message}"):
+def test_a_file_that_is_no_search_space(tmp_path: Path) -> None:
+    (tmp_path / "space.json").write_text('{"bootstrapNAS": ')
+    with pytest.raises(LonasEdgeError, match=r"(?s)space\.json: .*pyjson5 cannot read it"):
         read_search_space(tmp_path / "space.json")

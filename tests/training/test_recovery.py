@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import oracle_logits, read_groups
+from oracle import read_groups
 from peft import PeftModel
-from tiny_models import TinyModels, TinySource, families
+from tiny_models import TinyModels, TinySource
 from torch import nn
 from training_runs import (
     ADAPTER,
@@ -30,7 +30,6 @@ from training_runs import (
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.modeling import load_checkpoint
 from lonas_edge.network.source import open_source
-from lonas_edge.network.super_network import load_super_network
 from lonas_edge.training.inputs import open_recovery
 from lonas_edge.training.options import TrainOptions
 from lonas_edge.training.train import train
@@ -45,24 +44,6 @@ def recover(start: Path, data: Path, output: Path, widths: list[int], **changes:
     options = TrainOptions(**{**OPTIONS, **FEW, **changes})
     train(open_recovery(str(start), data, str(subnet)), output, options)
     return json.loads((output / RECORD).read_text())
-
-
-@pytest.mark.parametrize("case", families("llama", "phi3", "gemma2-tied"))
-def test_the_activated_network_is_the_oracle(
-    case: str, tiny_models: TinyModels, trained: Callable, data: Path, tmp_path: Path, choose, materialize, ids: torch.Tensor
-) -> None:
-    source, start = tiny_models.source(case), trained(case, True)
-    widths = choose(source, "unequal:5")
-    recover(start, data, tmp_path / "out", widths)
-    opened = open_source(str(tmp_path / "out"))
-    assert list(opened.select().widths) == widths
-    network = load_super_network(opened)
-    network.activate(widths)
-    logits = logits_of(network.model, ids)
-    assert (logits - logits_of(load_checkpoint(materialize(opened, widths)), ids)).abs().max() < 1e-4
-    assert (logits - oracle_logits(source.base, tmp_path / "out", start / SPACE, widths, ids)).abs().max() < 1e-4
-    before = oracle_logits(source.base, start, start / SPACE, widths, ids)
-    assert (logits - before).abs().max() > 1e-2
 
 
 def plain_training(

@@ -229,6 +229,11 @@ class Ran:
     out: str
     err: str
 
+    def ok(self) -> "Ran":
+        """Assert that the command succeeded."""
+        assert self.code == 0, self.err
+        return self
+
 
 @pytest.fixture
 def run_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:

@@ -19,9 +19,9 @@ from lonas_edge.training.options import AUTO
 
 LEAST_EXAMPLES = 50  # held-out examples whose answers say something
 _FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>?=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
-_LEVELS = (0.02, 0.06, 0.15, 0.4, 0.8, 1.6)  # KL divergences of the candidates, before their recovery
-_SHARES = (0.05, 0.1, 0.2, 0.35, 0.55, 0.8)  # of what can be removed, in MACs: the candidates of encoders
-MOST_TRIALS = 3  # of a bisection between them and the unpruned network
+_LEVELS = (0.02, 0.4)  # KL divergences of the candidates, before their recovery: docs/benchmarks/compress.md
+_SHARES = (0.1, 0.3, 0.6)  # of what can be removed, in MACs: the candidates of encoders
+MOST_TRIALS = 2  # of a bisection between them and the unpruned network
 
 
 @dataclass(frozen=True)

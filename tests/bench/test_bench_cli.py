@@ -17,8 +17,7 @@ SHORT = ("--prompt-len", "8", "--new-tokens", "4", "--rounds", "2")
 def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_path: Path) -> None:
     """openvino_genai and PyTorch, each in its own process."""
     inputs = ["--adapter", source.adapter, "--model", source.base]
-    ran = run_cli("bench", int8, *inputs, "--variants", "lora", *SHORT, "--output", tmp_path / "out", "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli("bench", int8, *inputs, "--variants", "lora", *SHORT, "--output", tmp_path / "out", "--json").ok()
     report = json.loads(ran.out)  # one document and nothing else
     assert report == json.loads((tmp_path / "out/bench.json").read_text())
     assert [variant["name"] for variant in report["variants"]] == ["subnet", "lora"]
@@ -39,8 +38,7 @@ def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_p
 
 def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fakes: Fakes) -> None:
     options = ["--rounds", "7", "--batch-size", "1,3"]
-    ran = run_cli("bench", int8, "--variants", f"subnet,{copy}", *SHORT, *options, "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli("bench", int8, "--variants", f"subnet,{copy}", *SHORT, *options, "--json").ok()
     report = json.loads(ran.out)
     batches = {sample["case"]["batch_size"] for sample in report["samples"]}
     taken = {(s["variant"], s["start"], s["round"]) for s in report["samples"]}
@@ -53,8 +51,7 @@ def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fake
 def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fakes: Fakes) -> None:
     opened, folder = tiny_bert.source().opened(), tmp_path / "ir"
     export(opened, opened.select("minimal"), folder, ExportOptions("int8", verify=False))
-    ran = run_cli("bench", folder, "--variants", "subnet", "--rounds", "2", "--batch-size", "1,4", "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli("bench", folder, "--variants", "subnet", "--rounds", "2", "--batch-size", "1,4", "--json").ok()
     report = json.loads(ran.out)
     length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]  # shorter than 128
     cases = [row["case"] for row in report["rows"]]
@@ -88,8 +85,7 @@ def test_bad_input(run_cli: Callable, int8: Path, options: list[str], message: s
 
 def test_without_arms_only_available_variants_run(run_cli: Callable, int8: Path, tmp_path: Path, fakes: Fakes) -> None:
     """Base and adapter are local directories, which the export does not name."""
-    ran = run_cli("bench", int8, *SHORT, "--output", tmp_path / "out", "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli("bench", int8, *SHORT, "--output", tmp_path / "out", "--json").ok()
     report = json.loads(ran.out)
     assert [variant["name"] for variant in report["variants"]] == ["subnet"]
     assert report["warnings"][0].startswith("Not compared with lora and unpruned: ") and "--adapter" in report["warnings"][0]

@@ -37,8 +37,7 @@ def test_a_shipped_search_space_by_its_name(
 ) -> None:
     base, adapter = llama_7b
     monkeypatch.chdir(tmp_path)
-    ran = run_cli("inspect", adapter, "--model", base, "--nncf-config", "llama_7b", "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli("inspect", adapter, "--model", base, "--nncf-config", "llama_7b", "--json").ok()
     assert len(json.loads(ran.out)["groups"]) == 96
     (tmp_path / "llama_7b").write_text("{}")  # a file of this name comes first
     assert run_cli("inspect", adapter, "--model", base, "--nncf-config", "llama_7b").code == 1
@@ -76,11 +75,9 @@ def test_the_home_directory_in_every_path(
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "found.json").write_text(json.dumps({"widths": [values[-1] for values in llama_copy.groups()]}))
     source = ["~/adapter", "--model=~/base", "--nncf-config=~/space.json", "--subnet=~/found.json"]
-    ran = run_cli("inspect", *source, "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli("inspect", *source, "--json").ok()
     assert [group["width"] for group in json.loads(ran.out)["groups"]] == [values[-1] for values in llama_copy.groups()]
-    ran = run_cli("export", *source, "--output=~/out", "--stage", "checkpoint", "--no-verify")
-    assert ran.code == 0, ran.err
+    ran = run_cli("export", *source, "--output=~/out", "--stage", "checkpoint", "--no-verify").ok()
     assert (tmp_path / "out/model.safetensors").exists()
     assert run_cli("space", "--model=~/base", "--output=~/made.json").code == 0
     assert (tmp_path / "made.json").exists()

@@ -22,8 +22,7 @@ def test_every_command(case: str, run_cli: Callable, tiny_models: TinyModels, id
     data.write_text(json.dumps([{"instruction": f"the {n}?", "output": "the end"} for n in range(16)]))
 
     def run(*arguments: object) -> str:
-        ran = run_cli(*arguments)
-        assert ran.code == 0, ran.err
+        ran = run_cli(*arguments).ok()
         return ran.out
 
     run("space", "--model", base, "--output", space, "--ranks", "8,6", "--ratios", "1,.75,.5")

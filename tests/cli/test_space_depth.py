@@ -12,8 +12,7 @@ from lonas_edge.space.search_space import read_search_space
 
 
 def test_blocks_of_the_inner_layers(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
-    ran = run_cli("space", "--model", tiny_models.base("neox"), "--output", tmp_path / "s.json", "--depth", "mlp,attention")
-    assert ran.code == 0, ran.err
+    run_cli("space", "--model", tiny_models.base("neox"), "--output", tmp_path / "s.json", "--depth", "mlp,attention").ok()
     content = json.loads((tmp_path / "s.json").read_text())
     elastic = content["bootstrapNAS"]["training"]["elasticity"]
     assert elastic["lonas_edge"] == {"version": 1, "blocks": [["gpt_neox.layers.1.attention"], ["gpt_neox.layers.1.mlp"]]}

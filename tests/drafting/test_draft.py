@@ -261,8 +261,9 @@ def test_the_measured_precision_is_used_on_a_cpu(made: Made, tmp_path: Path, mon
 
 def test_eval_answers_with_and_without(made: Made, run_cli: Callable, tmp_path: Path) -> None:
     properties = [word for name, value in EXACT.items() for word in ("--property", f"{name}={value}")]
-    ran = run_cli("eval", made.model, "--draft", made.draft, "--data", made.data, "--metric", "chrf", "--json", *properties)
-    assert ran.code == 0, ran.err
+    ran = run_cli(
+        "eval", made.model, "--draft", made.draft, "--data", made.data, "--metric", "chrf", "--json", *properties
+    ).ok()
     found = json.loads(ran.out)
     assert [target["name"] for target in found["targets"]] == ["model", "model + draft"]
     assert found["differences"][0]["identical"] == 1.0
@@ -272,8 +273,7 @@ def test_eval_answers_with_and_without(made: Made, run_cli: Callable, tmp_path: 
 
 def test_bench_answers_the_prompts_of_a_file(made: Made, run_cli: Callable, tmp_path: Path) -> None:
     line = ["bench", made.model, "--draft", made.draft, "--data", made.data, "--variants", "subnet", "--rounds", 2, "--json"]
-    ran = run_cli(*line)
-    assert ran.code == 0, ran.err
+    ran = run_cli(*line).ok()
     found = json.loads(ran.out)
     assert [variant["name"] for variant in found["variants"]] == ["subnet", "draft"]
     [case] = {json.dumps(row["case"]) for row in found["rows"]}

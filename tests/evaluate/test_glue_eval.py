@@ -89,8 +89,7 @@ def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
     for stage, options in (("ir", ["--weight-format", "fp32"]), ("checkpoint", [])):
         ran = run_cli(
             "export", *source.arguments(), "--subnet", "minimal", "--stage", stage, *options, "--output", tmp_path / stage
-        )
-        assert ran.code == 0, ran.err
+        ).ok()
     arguments = ["eval", tmp_path / "ir", source.adapter, tmp_path / "checkpoint", *source.arguments()[1:]]
     arguments += [
         "--subnet",
@@ -104,8 +103,7 @@ def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
         "--property",
         "INFERENCE_PRECISION_HINT=f32",
     ]
-    ran = run_cli(*arguments, "--output", tmp_path / "out", "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli(*arguments, "--output", tmp_path / "out", "--json").ok()
     report = json.loads(ran.out)
     assert report["protocol"] == "classify"
     minimal, maximal = ([group[place] for group in source.groups()] for place in (-1, 0))
@@ -136,8 +134,7 @@ def test_a_regression_with_texts_beyond_the_context(tiny_bert: TinyBert, run_cli
     pairs = write_set(data, "STS-B", longest=50)
     lengths = [3 + sum(len(text.split()) for text in pair.texts) for pair in pairs]
     assert 0 < sum(length > 64 for length in lengths) < 20
-    ran = run_cli("eval", *source.arguments(), "--subnet", "maximal", "--tasks", "stsb", "--datasets", data, "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli("eval", *source.arguments(), "--subnet", "maximal", "--tasks", "stsb", "--datasets", data, "--json").ok()
     (task,) = json.loads(ran.out)["targets"][0]["tasks"]
     assert [sample["sample"] for sample in task["skipped"]] == [index for index, length in enumerate(lengths) if length > 64]
     assert {sample["context"] for sample in task["skipped"]} == {64}
@@ -153,15 +150,15 @@ def test_classes_in_another_order(tiny_bert: TinyBert, run_cli: Callable, tmp_pa
     source, data = tiny_bert.source(3), tmp_path / "data"
     pairs = write_set(data, "MNLI", split="dev_matched")
     write_set(data, "MNLI", split="dev_mismatched", count=10)
-    ran = run_cli("export", *source.arguments(), "--stage", "checkpoint", "--output", tmp_path / "one", "--subnet", "maximal")
-    assert ran.code == 0, ran.err
+    ran = run_cli(
+        "export", *source.arguments(), "--stage", "checkpoint", "--output", tmp_path / "one", "--subnet", "maximal"
+    ).ok()
     config = json.loads((tmp_path / "one/config.json").read_text())
     names = ["CONTRADICTION", "Entailment", "neutral"]
     config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     (tmp_path / "one/config.json").write_text(json.dumps(config))
     (tmp_path / "one/lonas_edge.json").unlink()  # an ordinary base
-    ran = run_cli("eval", tmp_path / "one", "--tasks", "MNLI", "--datasets", data, "--output", tmp_path / "out", "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli("eval", tmp_path / "one", "--tasks", "MNLI", "--datasets", data, "--output", tmp_path / "out", "--json").ok()
     matched, mismatched = json.loads(ran.out)["targets"][0]["tasks"]
     logits = expected_logits(source, [group[0] for group in source.groups()], pairs)
     answers = [TASKS["MNLI"].classes.index(names[place].lower()) for place in logits.argmax(1)]

@@ -14,8 +14,7 @@ def test_a_reranker_in_genai(tiny_bert: TinyBert, run_cli: Callable, tmp_path: P
     """`TextRerankPipeline` orders passages by the oracle's scores, through a sigmoid."""
     openvino_genai = pytest.importorskip("openvino_genai")
     base = reranker(tiny_bert, tmp_path / "base", 1)
-    ran = run_cli("export", base, "--weight-format", "fp32", "--output", tmp_path / "ir")
-    assert ran.code == 0, ran.err
+    run_cli("export", base, "--weight-format", "fp32", "--output", tmp_path / "ir").ok()
     inputs = dict(tokenizer()([WORDS[0]] * 5, list(WORDS[1:]), padding=True, return_tensors="pt"))
     scores = oracle_logits(base, None, tiny_bert.space(), MAXIMAL, inputs)[:, 0].sigmoid()
     exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}

@@ -101,8 +101,7 @@ def test_training_and_export(
     data.write_text(json.dumps([{"instruction": f"What is {n} plus {n}?", "output": f"It is {2 * n}"} for n in range(64)]))
     train = ("train", "--model", base, "--no-elastic", "--data", data, "--output", lora, "--steps", 2, "--lr", 0.05)
     for command in (train, ("export", lora, "--output", tmp_path / "ir", "--weight-format", "fp32")):
-        ran = run_cli(*command)
-        assert ran.code == 0, ran.err
+        ran = run_cli(*command).ok()
     weights = {name: tensor.double() for name, tensor in load_file(base / "model.safetensors").items()}
     merge(weights, lora, {})
     settings = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, **CASES["llama"]}

@@ -27,7 +27,7 @@ from lonas_edge.search.picks import Pick
 from lonas_edge.space.subnetwork import Subnetwork
 
 TARGET = "exact-match>=-1"
-LEVELS = ["kl<=0.02", "kl<=0.06", "kl<=0.15", "kl<=0.4", "kl<=0.8", "kl<=1.6"]
+LEVELS = ["kl<=0.02", "kl<=0.4"]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[
 @pytest.mark.parametrize(
     ("points", "best", "tried"),
     [
-        ([0.5, 0, -0.5, -1, -1.2, -5], "kl<=0.4", [2, 4, 3]),  # three of six are tried
-        pytest.param([0, 0, 0, 0, 0, 0], "kl<=1.6", [2, 4, 5], marks=pytest.mark.slow),
-        ([-2, -3, -4, -5, -6, -7], None, [2, 0]),
+        ([0.5, -1], "kl<=0.4", [0, 1]),
+        pytest.param([-1, -1.2], "kl<=0.02", [0, 1], marks=pytest.mark.slow),
+        ([-2, 3], None, [0]),  # more pruned networks are not tried
         pytest.param([-0.9], "kl<=0.02", [0], marks=pytest.mark.slow),
         pytest.param([], None, [], marks=pytest.mark.slow),
     ],
@@ -127,12 +127,12 @@ def test_the_most_pruned_network_within_the_bound(
 def test_targets_in_the_same_metric_share_trials(
     chosen: Callable[..., CompressRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = scripted(monkeypatch, dict(zip(LEVELS, [0, -0.5, -1.2, -2, -2.9, -5], strict=True)))
+    order = scripted(monkeypatch, dict(zip(LEVELS, [-1.2, -2.9], strict=True)))
     record = chosen([TARGET, "exact-match>=-3"])
 
-    assert order == [LEVELS[index] for index in (2, 0, 1, 4, 5)]
+    assert order == LEVELS
     tried = {target: [each.pick for each in trials] for target, trials in record.trials.items()}
-    assert tried == {TARGET: LEVELS[:3], "exact-match>=-3": [LEVELS[index] for index in (2, 4, 5)]}
+    assert tried == {TARGET: LEVELS[:1], "exact-match>=-3": LEVELS}
 
 
 @pytest.mark.parametrize(("unpruned", "rounded", "name"), [
@@ -230,7 +230,7 @@ def test_a_trial_is_trained_exported_and_scored(
 
     A later run with another metric, and with a bound on the KL of a network that was tried, has its adapters already.
     """
-    out, targets = tmp_path / "out", ["exact-match>=-100", "token-f1>=-100", "kl<=1.6"]
+    out, targets = tmp_path / "out", ["exact-match>=-100", "token-f1>=-100", "kl<=0.4"]
     record = compress(llama.base, data=data, output=out, **{**QUICK, "target": targets[0]})
 
     trials = record.trials["exact-match>=-100"]
@@ -300,7 +300,7 @@ def test_metrics_of_encoders() -> None:
     for profile, target in ((CLASSIFIER, "accuracy"), (EMBEDDING_MODEL, "spearman")):
         assert list(parse_targets((f"{target}=-1",), profile)) == [f"{target}>=-1"]
     found = [pick.expression for pick in candidate_picks(CLASSIFIER, 0.2)]
-    assert found == [f"macs<={share}x" for share in (0.96, 0.92, 0.84, 0.72, 0.56, 0.36)]
+    assert found == [f"macs<={share}x" for share in (0.92, 0.76, 0.52)]
     # not 0.998, below the smallest network, and each once
     assert [pick.bound for pick in candidate_picks(CLASSIFIER, 0.9981)] == [1.0, 0.999]
     assert [pick.expression for pick in candidate_picks(LANGUAGE_MODEL, 0.3)] == LEVELS

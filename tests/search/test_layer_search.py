@@ -21,8 +21,7 @@ def test_layers_alone(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) ->
     source = tiny_bert.deep(tiny_bert.source(2), only=True)
     data, out = write_set(tmp_path, "RTE"), tmp_path / "out"
     command = ["search", *source.arguments(), "--data", data, "--output", out, "--num-samples", 16, "--cost", "macs"]
-    ran = run_cli(*command, "--evals", 8, "--pick", "macs<=0.4x")
-    assert ran.code == 0, ran.err
+    run_cli(*command, "--evals", 8, "--pick", "macs<=0.4x").ok()
     record = json.loads((out / "search.json").read_text())
     answers = Answers(source, data)
     whole = answers.of([*WHOLE, 1, 1])

@@ -44,8 +44,7 @@ def unbeaten(pairs: Pairs) -> set[tuple[int, ...]]:
 
 def searched(run_cli: Callable, command: list[str]) -> dict[str, Any]:
     """Run a search; return its record."""
-    ran = run_cli(*command)
-    assert ran.code == 0, ran.err
+    run_cli(*command).ok()
     output = [Path(value) for name, value in itertools.pairwise(command) if name == "--output"][-1]
     record: dict[str, Any] = json.loads((output / "search.json").read_text())
     return record
@@ -95,8 +94,7 @@ def test_sub_networks_are_exported(
 
     def exported(source: TinySource, output: Path) -> Any:
         options = ["--subnet", pick, "--output", output, "--stage", "checkpoint", "--no-verify"]
-        made = run_cli("export", *source.arguments(), *options)
-        assert made.code == 0, made.err
+        run_cli("export", *source.arguments(), *options).ok()
         return json.loads((output / "lonas_edge.json").read_text())["subnetwork"]
 
     made = exported(llama, tmp_path / "exported")

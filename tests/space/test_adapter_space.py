@@ -34,8 +34,7 @@ def made(request: pytest.FixtureRequest, tiny_models: TinyModels, run_cli: Calla
     """A plain adapter with the space that the command writes for it."""
     adapter, space = tiny_models.adapter("llama", **ADAPTERS[request.param]), tmp_path / "space.json"
     options = ["--ratios", "1,.75,.5", "--depth", "attention,mlp", "--heads"]
-    ran = run_cli("space", "--adapter", adapter, "--model", tiny_models.base("llama"), "--output", space, *options)
-    assert ran.code == 0, ran.err
+    run_cli("space", "--adapter", adapter, "--model", tiny_models.base("llama"), "--output", space, *options).ok()
     groups = {}
     for group in read_search_space(space).groups:
         if group.kind == "rank":
@@ -74,11 +73,9 @@ def test_search_and_export(tiny_models: TinyModels, run_cli: Callable, tmp_path:
     data.write_text(json.dumps([{"instruction": f"What is {n} plus one?", "output": str(n + 1)} for n in range(30)]))
     source = TinySource("llama", base, adapter, space)
     output, options = tmp_path / "found", ["--cost", "bytes", "--evals", "12", "--pick", "bytes<=0.95x"]
-    ran = run_cli("search", *source.arguments(), "--data", data, "--output", output, "--num-samples", "4", *options)
-    assert ran.code == 0, ran.err
+    run_cli("search", *source.arguments(), "--data", data, "--output", output, "--num-samples", "4", *options).ok()
     picked = output / "subnetworks/bytes-0.95x.json"
-    ran = run_cli("export", *source.arguments(), "--subnet", picked, "--stage", "checkpoint", "--output", tmp_path / "out")
-    assert ran.code == 0, ran.err
+    run_cli("export", *source.arguments(), "--subnet", picked, "--stage", "checkpoint", "--output", tmp_path / "out").ok()
     widths = list(json.loads(picked.read_text())["widths"].values())
     logits = load_checkpoint(tmp_path / "out", torch.float32)(input_ids=ids).logits
     assert (logits - oracle_logits(base, adapter, space, widths, ids)).abs().max() < 1e-3
@@ -93,8 +90,7 @@ def test_ratios_and_removable_attention(tiny_models: TinyModels, run_cli: Callab
         (("--ratios", "1,.5", "--depth", "mlp"), (128, 64), ["model.layers.1.mlp"]),
         ((), (128,), ["model.layers.1.self_attn"]),
     ):
-        ran = run_cli("space", "--adapter", adapter, "--model", base, *options, "--output", output, "--overwrite")
-        assert ran.code == 0, ran.err
+        run_cli("space", "--adapter", adapter, "--model", base, *options, "--output", output, "--overwrite").ok()
         groups = read_search_space(output).groups
         assert [group.modules for group in groups if group.kind == "block"] == [(block,) for block in blocks]
         widths = [group.widths for group in groups if "model.layers.0.mlp.up_proj" in group.modules]

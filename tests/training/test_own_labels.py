@@ -42,8 +42,7 @@ def test_classes_are_learned(
     """In alphabetical order. Stock transformers and `eval --data` agree on the answers of the trained classifier."""
     data = write(tmp_path / "data.jsonl")
     base = tiny_models.base("llama") if model == "llama" else tiny_bert.base(headless=True)
-    ran = run_cli("train", "--model", base, "--data", data, "--eval-data", data, *RUN, "--output", tmp_path / "lora")
-    assert ran.code == 0, ran.err
+    ran = run_cli("train", "--model", base, "--data", data, "--eval-data", data, *RUN, "--output", tmp_path / "lora").ok()
     record = TrainingRecord.read(tmp_path / "lora/training.json")
     assert (record.task, record.classes, record.data[0].kind) == (None, ("Praise", "blame", "nothing"), "labels")
     losses = record.eval_data.losses if record.eval_data else ()
@@ -60,11 +59,9 @@ def test_classes_are_learned(
     right = [answer == row["label"] for answer, row in zip(answers, rows, strict=True)]
     assert sum(right) > 2 * len(rows) / 3
     exported = ("--model", base, "--weight-format", "fp32", "--output", tmp_path / "ir")
-    ran = run_cli("export", tmp_path / "lora", *exported)
-    assert ran.code == 0, ran.err
+    ran = run_cli("export", tmp_path / "lora", *exported).ok()
     assert list(json.loads((tmp_path / "ir/config.json").read_text())["id2label"].values()) == list(names.values())
-    ran = run_cli("eval", tmp_path / "ir", "--data", data, "--json")
-    assert ran.code == 0, ran.err
+    ran = run_cli("eval", tmp_path / "ir", "--data", data, "--json").ok()
     [task] = json.loads(ran.out)["targets"][0]["tasks"]
     assert (task["questions"], task["metric"]) == (24, "acc")
     assert task["accuracy"] == pytest.approx(100 * sum(right) / 24)
@@ -153,10 +150,8 @@ def test_pairs_make_an_embedding_model(tiny_models: TinyModels, run_cli: Callabl
     assert ran.code == 0 and "pooling is unknown" in ran.err, ran.err
     assert open_source(str(tmp_path / "lora"), str(base)).architecture.family.kind is EMBEDDING
     exported = ("--model", base, "--weight-format", "fp32", "--output", tmp_path / "ir")
-    ran = run_cli("export", tmp_path / "lora", *exported)
-    assert ran.code == 0, ran.err
-    ran = run_cli("eval", tmp_path / "ir", "--data", data, "--json", "--output", tmp_path / "eval")
-    assert ran.code == 0, ran.err
+    ran = run_cli("export", tmp_path / "lora", *exported).ok()
+    ran = run_cli("eval", tmp_path / "ir", "--data", data, "--json", "--output", tmp_path / "eval").ok()
     [task] = json.loads(ran.out)["targets"][0]["tasks"]
     [log] = (tmp_path / "eval/samples").rglob("samples_data.jsonl")
     logged = [json.loads(line)["answer"] for line in log.read_text().splitlines()]

@@ -35,8 +35,7 @@ def trim(run_cli: Callable, words: Path) -> Callable[..., list[int]]:
     """Trim by the command line; return the kept ids."""
 
     def run(base: Path, output: Path, *options: object) -> list[int]:
-        ran = run_cli("trim", base, "--data", words, "--template", "question", *options, "--output", output)
-        assert ran.code == 0, ran.err
+        run_cli("trim", base, "--data", words, "--template", "question", *options, "--output", output).ok()
         return json.loads((output / "vocabulary.json").read_text())["kept"]
 
     return run
@@ -71,8 +70,7 @@ def test_an_adapter_of_the_whole_model_fits(
     adapter = trained("llama", True)
     kept = trim(llama.base, tmp_path / "base")
     checkpoint = ("--subnet", "minimal", "--stage", "checkpoint", "--output", tmp_path / "out")
-    ran = run_cli("export", adapter, "--model", tmp_path / "base", *checkpoint)
-    assert ran.code == 0, ran.err
+    run_cli("export", adapter, "--model", tmp_path / "base", *checkpoint).ok()
     ids = AutoTokenizer.from_pretrained(tmp_path / "out")(TEXT, return_tensors="pt")["input_ids"]
     old = torch.tensor([[kept[number] for number in ids[0].tolist()]])
     expected = oracle_logits(llama.base, adapter, adapter / "nncf_config.json", choose(llama, "minimal"), old)[..., kept]
@@ -143,8 +141,7 @@ def test_a_trimmed_classifier(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
     data.parent.mkdir()
     data.write_text("sentence\tlabel\nthe good film\t1\nnot good\t0\n")
     base = tiny_bert.base()
-    ran = run_cli("trim", base, "--data", data, "--output", tmp_path / "out")
-    assert ran.code == 0, ran.err
+    run_cli("trim", base, "--data", data, "--output", tmp_path / "out").ok()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert {"the", "good", "film", "not", "##z"} < tokenizer.get_vocab().keys()
     assert not {"bad", "same"} & tokenizer.get_vocab().keys()

@@ -108,7 +108,7 @@ def prepared(kind: str, arguments: argparse.Namespace) -> tuple[Path, Path, Path
             "--data",
             arguments.eval_data,
             "--num-samples",
-            PROMPTS,
+            arguments.prompts,
             "--weight-format",
             "int4_sym",
             "--seed",

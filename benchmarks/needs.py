@@ -54,7 +54,7 @@ def main() -> None:
         "space": measured("space", "--adapter", lora, "--model", base, "--depth", "mlp", "--ratios", "1", "--output", space),
     }
     source = open_source(str(lora), str(base), space)
-    removed = {f"layers.{number}.mlp": 0 for number in range(1, SHAPE["num_hidden_layers"], 2)}
+    removed = {f"layers.{number}.mlp": 0 for number in range(1, SHAPE["num_hidden_layers"] - 1, 2)}
     subnet.write_text(json.dumps({"widths": source.select("maximal").by_group | removed}))
     options = ["--from", lora, "--model", base, "--nncf-config", space, "--subnet", subnet, "--teacher", lora, *data]
     options += ["--weight-format", "int4_sym", "--steps", arguments.recovery_steps]
@@ -84,14 +84,19 @@ def write_base(tokenizer: Path, base: Path) -> None:
     made.rename(base)
 
 
-def measured(*command: object) -> dict[str, float]:
-    """Run a command; return its seconds and its peak memory in bytes."""
+def measured(*command: Any) -> dict[str, float]:
+    """Run a command; return its seconds and its peak memory in bytes. A killed study keeps those of finished commands."""
+    record = Path(command[-1]).with_suffix(".measured.json")  # next to its output
+    if record.exists():
+        return dict(json.loads(record.read_text()))
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "lonas_edge", *map(str, command)])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{command[0]} failed")
-    return {"seconds": round(time.perf_counter() - started, 1), "peak_bytes": usage.ru_maxrss * 1024}
+    found = {"seconds": round(time.perf_counter() - started, 1), "peak_bytes": usage.ru_maxrss * 1024}
+    record.write_text(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def draw(axis: Any, title: str, rows: dict[str, Any]) -> None:
             continue
         speeds = [row["tpot_ms"] / rows["none"]["tpot_ms"] for row in own]
         accuracies = [row["accuracy"] for row in own]
-        values, lows, highs = ([each[name] for each in accuracies] for name in ("value", "low", "high"))
+        values, lows, highs = ([each[name] or each["value"] for each in accuracies] for name in ("value", "low", "high"))
         bars = [
             [v - low for v, low in zip(values, lows, strict=True)],
             [high - v for v, high in zip(values, highs, strict=True)],

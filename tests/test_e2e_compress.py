@@ -1,4 +1,4 @@
-"""End to end: `compress` and `chat` as processes on the real SmolLM2-135M, once killed on the way."""
+"""End to end: `compress` as a process on the real SmolLM2-135M."""
 
 import json
 import os

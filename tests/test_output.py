@@ -136,7 +136,7 @@ def test_all_changed_settings_are_reported(tmp_path: Path) -> None:
         "  - options lr: was 0.1, is 0.2",
         "  - seed: was missing, is 1",
     ]
-    assert "delete this directory" in way_out
+    assert "start again with --overwrite" in way_out
     assert work(tmp_path, changed, restart=True) is False, "discards the unfinished run"
 
 

@@ -84,7 +84,9 @@ def _refuse_other_tokens(exported: Exported, others: Collection[Exported]) -> No
         for line in tokenizer_differences(tokenizer, ours, padding=False)
     ]
     raise_all(
-        f"Other tokens than those of {exported.folder}:", differ, "Compare them without --data: tables then have TPOT per text."
+        f"The tokenizer differs from that of {exported.folder}:",
+        differ,
+        "Compare them without --data: tables then have TPOT per text.",
     )
 
 

@@ -1,7 +1,6 @@
 """`lonas-edge eval`: accuracy of one or several models on tasks."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -81,14 +80,11 @@ class EvalCommand(RunOptions, ModelOptions, ReportOptions):
             yield "pass a TARGET, or --model BASE"
         if self.metric and not self.data:
             yield "--metric needs --data"
-        functions = []
         for name in self.metric:
             try:
-                functions.append(check_metric(name)[1] or name)
+                check_metric(name)
             except UsageError as error:
                 yield str(error)
-        twice = [name for name, count in Counter(functions).items() if count > 1]
-        yield from (f"--metric {name}: given twice, or two functions have this name" for name in twice)
 
 
 @command

@@ -127,10 +127,11 @@ class LanguageTask(Task):
     def _encode(self, inputs: Sequence[Any], tokenizer: Any, max_length: int) -> list[Encoded]:
         return encode(inputs, self.prompting(tokenizer), tokenizer, max_length)
 
-    def learned_lengths(self, tokenizer: Any) -> list[int]:
-        """The learned tokens of each input of `lengths`."""
+    def learned_tokens(self, tokenizer: Any) -> list[tuple[int, int]]:
+        """The number of learned tokens of each input of `lengths`, and of tokens from the first to the last of them."""
         encoded = self._encode(self.inputs, tokenizer, self.context)
-        return [sum(label != IGNORED for label in each["labels"]) for each in encoded]
+        places = [[place for place, label in enumerate(each["labels"]) if label != IGNORED] for each in encoded]
+        return [(len(each), each[-1] - each[0] + 1 if each else 0) for each in places]
 
     def collate(self, encoded: Sequence[Encoded], pad_token_id: int) -> dict[str, torch.Tensor]:
         return collate_tokens(encoded, pad_token_id)

@@ -119,6 +119,7 @@ class BatchedLM(LM):  # type: ignore[misc]
             chosen = [requests[index] for index in batch]
             self._progress(chosen[0].task_name or kind, len(answers) / len(requests))
             asked, prompts = [kind, *(request.args for request in chosen)], len({request.args[0] for request in chosen})
+            asked += [] if self._special else ["no special tokens"]
             answers |= zip(batch, self._logged.answers(asked, prompts, partial(run, kind, chosen, self._special)), strict=True)
         return [answers[index] for index in range(len(requests))]
 

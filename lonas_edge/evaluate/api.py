@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lonas_edge.errors import UsageError
 from lonas_edge.evaluate.answer_metrics import AUTO, metric_file
 from lonas_edge.evaluate.encoder_sets import choose_tasks
 from lonas_edge.evaluate.options import EvalSettings, RunOptions
@@ -51,6 +52,8 @@ def evaluate(
     kind, names = kind_of_targets(opened), (metric,) if isinstance(metric, str) else tuple(metric)
     settings = EvalSettings((), None, ANSWERS, template, limit=limit, data=Path(data), metrics=names)
     if not kind.generates:
+        if template or names != (AUTO,):
+            raise UsageError(f"metric and template have no effect: a {kind.name} generates no text")
         protocol, tasks = choose_tasks(kind, None, None, Path(data))
         settings = EvalSettings(tasks, None, protocol, limit=limit, data=Path(data))
     used = [*references, data, base, *(target.base for target in opened), *map(metric_file, names)]

@@ -10,7 +10,7 @@ from lonas_edge.bench.statistics import standard_error
 from lonas_edge.data.encoding import prompt_of
 from lonas_edge.data.language import MESSAGES, prompting_of, question_and_reference, read_examples
 from lonas_edge.data.templates import choose_prompt
-from lonas_edge.errors import raise_all
+from lonas_edge.errors import UsageError, raise_all
 from lonas_edge.evaluate.answer_metrics import EXACT_MATCH, choose_metric
 from lonas_edge.evaluate.answers import BatchedLM, LoggedTarget, skip_too_long
 from lonas_edge.evaluate.compare import Answers, TaskAnswers
@@ -44,6 +44,9 @@ class AnswerEvaluation:
         self.task, self._references = path.stem, {index: text for index, text in references.items() if index not in empty}
         self._examples = {index: examples[index] for index in self._references}
         metrics = [choose_metric(name, list(self._references.values())) for name in settings.metrics]
+        names = [name for metric in metrics for name in metric.figures]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UsageError(f"--metric {', '.join(sorted(twice))}: given twice, or two functions have this name")
         self._figures = {name: (score, metric.share) for metric in metrics for name, score in metric.figures.items()}
         self._prompts = {target.name: self._render(target) for target in targets}
 

@@ -20,7 +20,7 @@ def _parse_property(text: str) -> tuple[str, str]:
     return name, value
 
 
-METRIC_UNSET = "json if references are JSON objects, exact-match if short, chrf if words have no blanks, else rouge-l"
+METRIC_UNSET = "json if references are JSON objects, exact-match if short, chrf if no spaces separate words, else rouge-l"
 METRIC_HELP = "Metric of generated answers: exact-match, json, token-f1, rouge-l, chrf, or a function in a Python file."
 Properties = tuple[Annotated[tuple[str, str], from_text(_parse_property)], ...]  # of the OpenVINO runtime
 

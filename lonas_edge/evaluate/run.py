@@ -36,7 +36,7 @@ def evaluate_into(
     if directory is None:
         return evaluate(targets, settings, progress)[0]
     identity = {**settings.identity, "targets": {target.name: target.identity for target in targets}}
-    with directory.resume("eval", identity):
+    with directory.resume("eval", identity, restart=directory.overwrite):
         record, samples = evaluate(targets, settings, progress, directory.partial / FILE)
         with directory.publish() as folder:
             write(record, samples, folder)

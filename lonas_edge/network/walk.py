@@ -1,7 +1,8 @@
-"""A walk over the decoder layers of a live network, from the first to the last, with the inputs of the current one stored.
+"""Hidden states of a live network whose first layers do not run again.
 
-A change inside one layer leaves everything before it as it is, so only the layers from there on are computed. The memory is
-that of the inputs of one layer. From `Family.last_start` on, these are always that layer's.
+A change inside one layer leaves everything before it as it is, so only the layers from there on are computed. A walk goes over
+the decoder layers, and stores the inputs of the current one; `Prefixes` stores those of all layers. From `Family.last_start`
+on, these are always that layer's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -65,8 +66,9 @@ class Walk:
 
 
 class Prefixes:
-    """Hidden states of networks, one after the other. What a network shares with an earlier one, up to the first layer that
-    differs, is not computed again: the inputs of all layers of two networks are stored.
+    """Computes hidden states of similar networks. Layers before the first difference from a stored one do not run again.
+
+    The inputs of all layers of two networks are stored. Networks differ inside the layers alone.
     """
 
     def __init__(self, network: SuperNetwork, batches: Sequence[Batch]):
@@ -74,7 +76,7 @@ class Prefixes:
         self._network, self._batches = network, batches
         self._layers: Sequence[Any] = network.base.get_submodule(network.family.layers)
         self._groups = [first_layer(network.elasticity, index) for index in range(len(network.elasticity.space.groups))]
-        self._kept: list[tuple[tuple[int, ...], list[dict[int, torch.Tensor]]]] = []  # widths; by batch, inputs by layer
+        self._stored: list[tuple[tuple[int, ...], list[dict[int, torch.Tensor]]]] = []  # widths; by batch, inputs by layer
 
     @staticmethod
     def fit(network: SuperNetwork, batches: Sequence[Batch]) -> bool:
@@ -85,29 +87,28 @@ class Prefixes:
 
     def hidden(self, widths: Sequence[int]) -> Iterator[torch.Tensor]:
         """The head's input [prompts, tokens, hidden] of a network, by batch."""
-        chosen, same = tuple(widths), [self._same(widths, kept) for kept, _ in self._kept]
-        best = max(range(len(same)), key=same.__getitem__, default=None)
-        first, known = (0, None) if best is None else (same[best], self._kept.pop(best))
-        network, results = self._network, self._network.family.layer_results
+        chosen, network, count = tuple(widths), self._network, len(self._layers)
+        shared = [self._shared(chosen, stored) for stored, _ in self._stored]
+        start = max(shared, default=0)
+        parent = self._stored[shared.index(start)] if shared else None
+        self._stored = []
         network.activate(chosen)
         network.model.eval()
         inputs: list[dict[int, torch.Tensor]] = []
         for index, batch in enumerate(self._batches):
-            before = known[1][index] if known else {}
-            own = {layer: stored for layer, stored in before.items() if layer <= first}
-            inputs.append(own)
-            running = range(first, len(self._layers))
-            with torch.inference_mode(), _store(self._layers, own), _run_only(self._layers, running, own.get(first), results):
+            known = {layer: each for layer, each in parent[1][index].items() if layer <= start} if parent else {}
+            inputs.append(known)
+            run = _run_only(self._layers, range(start, count), known.get(start), network.family.layer_results)
+            with torch.inference_mode(), _store(self._layers, known), run:
                 hidden = network.family.hidden(network.base, **body_inputs(batch))
             yield hidden
-        self._kept = [known or (chosen, inputs), (chosen, inputs)]
+        self._stored = [*([parent] if parent else []), (chosen, inputs)]
 
-    def _same(self, first: Sequence[int], second: Sequence[int]) -> int:
-        """The first layer in which two networks differ."""
-        network, last = self._network, len(self._layers) - 1
-        pairs = zip(self._groups, first, second, strict=True)
-        differing = min((layer for layer, one, other in pairs if one != other), default=last)
-        return min(differing, network.family.last_start(network.base.config))
+    def _shared(self, first: Sequence[int], second: Sequence[int]) -> int:
+        """The layer up to which two networks have the same inputs."""
+        groups = zip(self._groups, first, second, strict=True)
+        differing = min((layer for layer, width, another in groups if width != another), default=len(self._layers) - 1)
+        return min(differing, self._network.family.last_start(self._network.base.config))
 
 
 @contextmanager

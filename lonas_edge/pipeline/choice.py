@@ -24,7 +24,7 @@ from lonas_edge.pipeline.measure import answers, distances
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import Trial
 from lonas_edge.pipeline.steps import BASELINES, CHOOSE, SEARCH, Step
-from lonas_edge.pipeline.targets import MOST_TRIALS, MetricBound
+from lonas_edge.pipeline.targets import MetricBound
 from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
@@ -89,7 +89,7 @@ def choose(plan: Plan, target: str) -> Step:
     files = {"": paths.baseline("int8"), "data": paths.held_out}
     metric = {"metric": plan.metric_of(bound)} if plan.profile.kind.generates else {}
     commands = [training, Command("lonas-edge eval", None, files, metric)]
-    seconds = MOST_TRIALS * plan.training_seconds(plan.recovery_options, plan.probe.recovery_step)
+    seconds = plan.most_trials * plan.training_seconds(plan.recovery_options, plan.probe.recovery_step)
     inputs = {"metric": identity(plan.metric_of(bound))}
     outputs, folders = (f"choice/{bound.file}/{CHOICE}",), f"choice/{bound.file}"
     return Step(CHOOSE + target, commands, work, outputs, (SEARCH, BASELINES), inputs, folder=folders, estimate=seconds)
@@ -123,7 +123,7 @@ def _candidates(plan: Plan) -> list[tuple[Pick, Subnetwork]]:
     for pick in plan.candidates:
         network = plan.network(pick)
         candidates.setdefault(network.canonical, (pick, network))
-    return list(candidates.values())[0 if plan.trained_for or plan.paths.trims else 1 :]
+    return list(candidates.values())[0 if plan.tries_unpruned else 1 :]
 
 
 def _try(plan: Plan, bound: MetricBound, pick: Pick, progress: Progress) -> Trial:

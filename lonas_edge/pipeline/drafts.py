@@ -40,8 +40,9 @@ def train_draft(plan: Plan) -> Step:
         except (LonasEdgeError, RuntimeError) as error:  # of openvino_genai, too: the model is finished, and is not lost
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise
-            inner = error.__cause__ if isinstance(error.__cause__, LonasEdgeError) else error  # without the advice to continue
-            why = str(inner) if isinstance(inner, LonasEdgeError) else f"it failed: {one_line(str(inner))}"
+            why = str(error) if isinstance(error, LonasEdgeError) else f"it failed: {one_line(str(error))}"
+            if isinstance(error.__cause__, LonasEdgeError) and why.startswith(str(error.__cause__)):
+                why = str(error.__cause__)  # without the advice to continue
         replace_text(reason, why)
 
     command = Command("lonas-edge draft", None, {"": model, "data": paths.train, "output": paths.draft}, {"seed": seed})

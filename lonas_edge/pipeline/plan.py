@@ -13,7 +13,7 @@ from lonas_edge.formats import FORMATS
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.options import KEEP, OWN, CompressOptions
-from lonas_edge.pipeline.targets import MOST_TRIALS, MetricBound, candidate_picks
+from lonas_edge.pipeline.targets import MetricBound, candidate_picks
 from lonas_edge.pipeline.tasks import Profile, cost_settings, removed_kinds
 from lonas_edge.pipeline.training import Probe
 from lonas_edge.search.options import SearchOptions
@@ -150,6 +150,16 @@ class Plan(Request):
         return candidate_picks(self.profile, self.smallest) if self.bounds else []
 
     @property
+    def tries_unpruned(self) -> bool:
+        """Whether a target in a metric tries the unpruned network, too: where it is not the baseline itself."""
+        return bool(self.trained_for or self.paths.trims)
+
+    @property
+    def most_trials(self) -> int:
+        """Trials of a bisection of the candidates, at most."""
+        return (len(self.candidates) + self.tries_unpruned).bit_length()
+
+    @property
     def search_picks(self) -> list[Pick]:
         """The picks of the search: those of the targets, and the candidates of targets in a metric."""
         own = [pick for pick in self.picks.values() if not isinstance(pick, MetricBound)]
@@ -266,7 +276,7 @@ class Plan(Request):
     def default_seconds(self) -> float:
         """Estimate the seconds of a run with the default epochs and steps, and one target."""
         tuning = Plateau(self.steps_per_epoch).end * self.probe.lora_step if self.paths.trains_lora else 0.0
-        recoveries = MOST_TRIALS if self.bounds else 1
+        recoveries = self.most_trials if self.bounds else 1
         return tuning + self.search_seconds + recoveries * self.default_recovery_steps * self.probe.recovery_step
 
     @property

@@ -239,11 +239,11 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
         data = request.source.open_data(paths.train, options.template, labels=True, max_length=options.max_length)
         tokenizer = require_tokenizer(request.source.base.folder, "compress")
         lengths = data.lengths(tokenizer) or [1]  # the training refuses none
-        learned = data.learned_lengths(tokenizer) if isinstance(data, LanguageTask) else []
-        sizes = batches(request.profile, lengths, learned, request.source.architecture.config.vocab_size)
+        learned = data.learned_tokens(tokenizer) if isinstance(data, LanguageTask) else []
+        sizes = batches(request.profile, lengths, [span for _, span in learned], request.source.architecture.config.vocab_size)
         recovery = TrainOptions(template=options.template, max_length=options.max_length, weight_format=qat)
         timed = time_steps(request.profile, base, paths.train, sizes, recovery, precision, progress)
-    return replace(timed, inputs=inputs, learned=round(sum(learned) / len(lengths), 1))
+    return replace(timed, inputs=inputs, learned=round(sum(count for count, _ in learned) / len(lengths), 1))
 
 
 def _check_memory(request: Request) -> None:

@@ -26,6 +26,7 @@ PROBE = "probe.json"
 _STEPS = 3  # the first is not timed
 _EXAMPLES = 4  # of a timed step of the fine-tuning
 _VOCABULARY = 50_000  # up to which a micro-batch fits
+_SPREAD = 1.25  # logits of a batch of similar lengths, relative to those of one example
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,20 @@ class Probe(Record):
     inputs: dict[str, str] = field(default_factory=dict)  # hash of the examples, and options that the times depend on
 
 
-def batches(profile: Profile, lengths: Sequence[int], learned: Sequence[int], vocabulary: int) -> tuple[int, int]:
+def batches(profile: Profile, lengths: Sequence[int], spans: Sequence[int], vocabulary: int) -> tuple[int, int]:
     """Choose the examples of a step of the recovery, and those that are computed at once.
 
     A step has more examples where they are short. Fewer are computed at once where the longest has many tokens, or, of a large
-    vocabulary, many learned ones, which alone have logits.
+    vocabulary, many logits: a batch has them where any of its examples has learned tokens. `spans` has the tokens from the
+    first to the last learned one of each example.
     """
-    batch, logits = profile.batch, max(learned, default=0) * vocabulary / _VOCABULARY
+    batch, longest = profile.batch, max(lengths)
+    positions = min(longest, _SPREAD * max(spans, default=0))
+    most = max(longest, positions * vocabulary / _VOCABULARY)
     while 2 * batch <= profile.short_batch and 2 * batch * statistics.mean(lengths) <= profile.step_tokens:
         batch *= 2
     count = batch
-    while count > 1 and count * max(*lengths, logits) > profile.micro_tokens:
+    while count > 1 and count * most > profile.micro_tokens:
         count //= 2  # all batches are powers of two
     return batch, count
 

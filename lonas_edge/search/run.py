@@ -120,13 +120,12 @@ class _Search:
         else:
             worker.enqueue(proposals.warm_start(plan.dimensions, options.evals, table, cost, aims))
 
-        alike = plan.dimensions.only_blocks and Prefixes.fit(
-            network, self.batches
-        )  # a greedy removal: one network like the last
-        prefixes = Prefixes(network, self.batches) if alike else None
+        # networks of a greedy removal are alike
+        reused = options.quality == "kl" and plan.dimensions.only_blocks and Prefixes.fit(network, self.batches)
+        prefixes = Prefixes(network, self.batches) if reused else None
 
         def measure(widths: Widths) -> tuple[float, float]:
-            if options.quality == "kl" and prefixes:
+            if prefixes:
                 return mean_kl(prefixes.hidden(widths), network, self.batches, reference), cost(widths)
             if options.quality == "kl":
                 return network.kl([widths], self.batches, reference)[0], cost(widths)

@@ -13,7 +13,7 @@ from transformers import TrainerState
 
 from lonas_edge.data.pooling import read_pooling
 from lonas_edge.data.task import Task
-from lonas_edge.data.texts import PAIR
+from lonas_edge.data.texts import PAIR, TRIPLET
 from lonas_edge.files import sha256
 from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.location import TRAINING, Located, fingerprint
@@ -76,7 +76,7 @@ def _hash(files: Iterable[Path]) -> dict[str, str]:
 def identity(job: Job, hashes: Hashes) -> dict[str, Any]:
     """Collect the settings and hashes that a resumed training must share, as JSON."""
     inputs, free = job.inputs, set(_FREE_TO_CHANGE)
-    if PAIR not in inputs.data.kinds:  # the negatives of a pair are those of its micro-batch
+    if inputs.teacher or not {PAIR, TRIPLET} & set(inputs.data.kinds):  # whose negatives are those of the micro-batch
         free.add("micro_batch_size")
     files = enumerate(zip(inputs.data.files, hashes.data, strict=True), 1)
     content = {

@@ -110,7 +110,7 @@ def test_the_same_tokens_for_all(int8: Path, copy: Path, tmp_path: Path) -> None
     (copy / "lonas_edge.json").unlink()  # it has the hash of the file
     (tmp_path / "data.jsonl").touch()
     asked = BenchOptions(variants=(str(copy),), data=tmp_path / "data.jsonl")
-    with pytest.raises(LonasEdgeError, match=f"Other tokens than those of {int8}:\n.*copy: token"):
+    with pytest.raises(LonasEdgeError, match=f"The tokenizer differs from that of {int8}:\n.*copy: token"):
         prepared(open_exported(int8), asked)
 
 

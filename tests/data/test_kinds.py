@@ -45,7 +45,10 @@ def test_learned_tokens(tmp_path: Path) -> None:
     """Two words with a blank, one word, and their end tokens."""
     path = tmp_path / "file.json"
     path.write_text(json.dumps([{"instruction": "a the in", "output": answer} for answer in ("the in", "a")]))
-    assert LanguageTask(options=DataOptions(prompt="question")).read([(path, 1.0)]).learned_lengths(tokenizer()) == [4, 2]
+    assert LanguageTask(options=DataOptions(prompt="question")).read([(path, 1.0)]).learned_tokens(tokenizer()) == [
+        (4, 4),
+        (2, 2),
+    ]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 cut off"])

@@ -148,7 +148,10 @@ def test_a_chat_template_has_all_special_tokens(chatty: TinySource, tmp_path: Pa
 
 def test_metrics_of_one_name_are_refused(chatty: TinySource, run_cli: Callable, tmp_path: Path):
     data = write(tmp_path / "d.jsonl", [{"instruction": "x", "input": "", "output": "y"}])
-    ran = run_cli("eval", chatty.base, "--data", data, "--metric", "a.py:score", "--metric", "b.py:score")
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("def score(answer, reference):\n    return 1\n")
+    metrics = [part for name in ("a.py", "b.py") for part in ("--metric", f"{tmp_path}/{name}:score")]
+    ran = run_cli("eval", chatty.base, "--data", data, *metrics)
 
     assert ran.code == 2
     assert "--metric score: given twice, or two functions have this name" in ran.err

@@ -11,6 +11,12 @@ from lonas_edge.space.architecture import Architecture
 ROOT = Path(__file__).parents[2]
 
 
+def test_the_reference_page_lists_them() -> None:
+    page = (ROOT / "docs/reference/families.md").read_text()
+    assert all(f"| `{model_type}` |" in page for model_type in SUPPORTED_MODEL_TYPES)
+    assert page.count("`bert`") == 1  # which has two tasks
+
+
 def test_every_model_type_is_complete() -> None:
     assert len(set(SUPPORTED_MODEL_TYPES)) == len(SUPPORTED_MODEL_TYPES)
     for model_type in SUPPORTED_MODEL_TYPES:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline_runs import QUICK, make_quick, write_data
+from pipeline_runs import QUICK, make_quick, plan_steps, write_data
 from safetensors.torch import load_file
 from tiny_models import TinyModels, TinySource
 
@@ -338,3 +338,9 @@ def test_auto_bounds_the_metric_where_enough_answers_are_held_out(tmp_path: Path
     ):
         assert auto_target(LANGUAGE_MODEL, data, eval_data, metric) == expected
     assert auto_target(EMBEDDING_MODEL, texts, None, None) == "kl<=0.2"
+
+
+def test_a_run_of_auto(llama: TinySource, tmp_path: Path, quick: None) -> None:
+    """The target has the name of its bound."""
+    steps = plan_steps(llama.base, tmp_path, write_answers(tmp_path / "many.jsonl", 500), target=("auto",))
+    assert "choose exact-match>=-1" in steps and "recover exact-match>=-1" in steps

@@ -205,7 +205,7 @@ class OutputDirectory:
         raise_all(
             f"{self.partial}: cannot continue, because settings or inputs have changed:",
             differences(unfinished["identity"], identity),
-            "Restore them, or start again with --overwrite." if resume is None else "Restore them, or delete this directory.",
+            "Restore them, or start again with --overwrite.",
         )
         return True
 

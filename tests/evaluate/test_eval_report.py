@@ -42,7 +42,7 @@ def target(name: str, winogrande: float, **changes: Any) -> TargetResult:
 IN_PYTORCH = {"device": "cpu", "batch_size": 64}
 TARGETS = (target("ir", 0.6), target("base", 0.4, kind="torch", precision="fp32", sizes=None, identity=IN_PYTORCH))
 DIFFERENCES = tuple(
-    Difference("base", "ir", scope, points, half, 0.8, 12)
+    Difference("base", "ir", scope, points, half and points - half, half and points + half, 0.8, 12)
     for scope, points, half in (("boolq", 0.0, None), ("winogrande", -20.0, 39.2), ("average", -10.0, 19.6))
 )
 REPORT = EvalRecord("option-text", None, 0, TARGETS, DIFFERENCES, Conditions("CPU X", {"python": "3.11"}, "2026-11-25"))

@@ -162,6 +162,6 @@ def test_log_likelihoods_that_are_not_numbers(kind: str, answer: object):
     """Of a damaged model: the first option would look like the most likely one. A probability of 0 is a number."""
     requests = [Instance(kind, {}, ("a", " b"), 0, ("boolq", 0, 1))]
     right = (-math.inf, False) if kind == "loglikelihood" else -math.inf
-    assert run(kind, requests, SimpleNamespace(**{kind: lambda *_, **__: [right]})) == [right]
+    assert run(kind, requests, True, SimpleNamespace(**{kind: lambda *_, **__: [right]})) == [right]
     with pytest.raises(LonasEdgeError, match="boolq: log-likelihoods are not numbers"):
-        run(kind, requests, SimpleNamespace(**{kind: lambda *_, **__: [answer]}))
+        run(kind, requests, True, SimpleNamespace(**{kind: lambda *_, **__: [answer]}))

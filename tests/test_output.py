@@ -180,7 +180,7 @@ def test_a_restart_keeps_work_that_can_continue(tmp_path: Path) -> None:
         work(tmp_path, IDENTITY, stop=KeyboardInterrupt())
     with (
         pytest.raises(LonasEdgeError, match="an unfinished `lonas-edge train` is kept there"),
-        OutputDirectory(tmp_path / "out").resume("search", IDENTITY, restart=True),
+        OutputDirectory(tmp_path / "out").resume("search", {"data": "other"}, restart=True),
     ):
         pass
     assert work(tmp_path, IDENTITY, restart=True), "continues"

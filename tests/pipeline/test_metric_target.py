@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +123,13 @@ def test_the_most_pruned_network_within_the_bound(
     assert best or not any(part.kept < part.full for layer in ours.removed for part in layer)
     assert ours.name == ("compressed INT8" if best else f"unpruned INT8 ({TARGET})")
     assert any("No candidate met exact-match>=-1" in warning for warning in record.warnings) == (best is None)
+
+
+@pytest.mark.parametrize(("candidates", "unpruned", "trials"), [(2, False, 2), (2, True, 2), (3, False, 2), (3, True, 3)])
+def test_the_number_of_trials(candidates: int, unpruned: bool, trials: int) -> None:
+    """Of a bisection, at most: each halves the networks that may be the result, or that none is."""
+    plan: Any = SimpleNamespace(candidates=range(candidates), tries_unpruned=unpruned)
+    assert Plan.most_trials.fget(plan) == trials  # type: ignore[attr-defined]
 
 
 def test_targets_in_the_same_metric_share_trials(

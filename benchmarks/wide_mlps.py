@@ -2,8 +2,9 @@
 
     python benchmarks/wide_mlps.py --work DIR --output FILE.json
 
-`pairs` has MLPs of twice the width in every second layer and none in the others: the weights are the same, the kernels fewer.
-`removed` has every second MLP of the usual width. All are INT4 and timed interleaved with the unpruned model.
+`pairs` has MLPs of twice the width in every second layer and none in the others, except for the last two layers: the weights
+are the same, the kernels fewer. `removed` has the same MLPs of the usual width. All are INT4 and timed interleaved with the
+unpruned model.
 """
 
 import argparse
@@ -41,10 +42,11 @@ def without_every_second_mlp(base: Path, folder: Path) -> Path:
     """Export the base without the MLPs of odd layers."""
     space, subnet = folder.with_suffix(".space.json"), folder.with_suffix(".subnet.json")
     if not space.exists():
-        lonas_edge("space", "--model", base, "--depth", "mlp", "--ratios", "1", "--output", space)
+        lonas_edge("space", "--model", base, "--depth", "mlp", "--ratios", "1,0.5", "--output", space)
     widths = open_source(str(base), None, space).select("maximal").by_group
-    removed = {f"layers.{number}.mlp": 0 for number in range(1, LAYERS, 2)}
-    subnet.write_text(json.dumps({"widths": widths | removed}))
+    removed = {f"layers.{number}.mlp": 0 for number in range(1, LAYERS - 1, 2)}  # the last MLP cannot be removed
+    narrow = {f"layers.{number}.mlp.width": 1536 for number in (LAYERS - 2, LAYERS - 1)}
+    subnet.write_text(json.dumps({"widths": widths | removed | narrow}))
     options = ["--nncf-config", space, "--subnet", subnet, "--weight-format", "int4_sym", "--no-verify"]
     return exported(folder, base, *options)
 

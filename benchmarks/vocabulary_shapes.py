@@ -108,7 +108,6 @@ def measured(irs: dict[str, Path], work: Path, rounds: int) -> dict[str, dict[st
             "ttft_ratio": round(row["ttft"]["p50"] / stock["ttft"]["p50"], 3),
             "tpot_ratio": round(row["tpot"]["p50"] / stock["tpot"]["p50"], 3),
             "memory_mb": round(facts[row["variant"]]["peak_memory_bytes"] / 1e6),
-            "mb_per_token": round(facts[row["variant"]]["weight_bytes_per_token"] / 1e6, 1),
             "file_mb": round((irs[name] / "openvino_model.bin").stat().st_size / 1e6, 1),
         }
         for name, row in rows.items()

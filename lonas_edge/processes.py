@@ -1,4 +1,4 @@
-"""This process, its parent and its children: Ctrl-C, peak memory, and ending together."""
+"""This process, its parent and its children: Ctrl-C, memory, and ending together."""
 
 import ctypes
 import os
@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 _STATUS = Path("/proc/self/status")
 
 
@@ -76,6 +78,27 @@ def end_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before this process asked
         os._exit(1)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep freed memory for the next tensors of the block, and return it at its end, on Linux with glibc. Not to be nested.
+
+    glibc returns every tensor above 32 MB at once, and the kernel clears each page of the next one: a recovery of 0.5 billion
+    parameters spent half of its time there (docs/benchmarks/larger.md).
+    """
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(_TRIM_THRESHOLD, -1)  # never
+    libc.mallopt(_MMAP_MAX, 0)
+    try:
+        yield
+    finally:
+        for name, value in ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 2**25), (_TRIM_THRESHOLD, 2**26)):  # as it sets them itself
+            libc.mallopt(name, value)
+        libc.malloc_trim(0)
 
 
 def peak_memory() -> int:

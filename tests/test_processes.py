@@ -1,4 +1,4 @@
-"""Ctrl-C while a process starts or a report is written; peak memory."""
+"""Ctrl-C while a process starts or a report is written; memory."""
 
 import multiprocessing
 import resource
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from lonas_edge import processes
-from lonas_edge.processes import interrupts_deferred, peak_memory, peak_memory_of_children, starting_process
+from lonas_edge.processes import freed_memory_kept, interrupts_deferred, peak_memory, peak_memory_of_children, starting_process
 
 # a fresh process, where no library has changed the signal handlers
 INTERRUPTED = """
@@ -72,6 +72,29 @@ def test_a_started_process_never_gets_ctrl_c() -> None:
 def test_other_threads_are_not_interrupted(context: type) -> None:
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(lambda: context().__enter__()).result() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone")
+def test_freed_memory_is_kept_within_the_block() -> None:
+    size = 100_000_000
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(b"1" * size)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages = size // resource.getpagesize()
+    assert faults() > pages
+    before = resident()
+    with freed_memory_kept():
+        assert faults() > pages
+        assert faults() < pages / 10
+        assert resident() > before + size
+    assert resident() < before + size / 10
+    assert faults() > pages
 
 
 def test_peak_memory_on_each_system(monkeypatch: pytest.MonkeyPatch) -> None:

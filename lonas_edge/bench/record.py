@@ -79,7 +79,7 @@ class BenchRecord(Record):
     """A benchmark."""
 
     NAME = "bench"
-    VERSION = 1
+    VERSION = 2
     AGAIN = "Run `lonas-edge bench` again."
 
     model: Mapping[str, Any]  # base, adapter and sub-network, from `lonas_edge.json`

@@ -4,7 +4,6 @@ A language model's runner generates a fixed number of tokens greedily and record
 openvino_genai's prefix cache is off, and the others start with an empty KV cache. A classifier's runner computes one pass.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,6 @@ from lonas_edge.ir import MODEL, WEIGHTS
 from lonas_edge.ir.core import openvino_core
 
 Prompts = Sequence[Sequence[int]]  # [batch, prompt_len]
-_DEQUANTIZE = ("Convert", "Multiply", "Subtract", "Reshape", "Transpose")
 
 
 def generate_greedy(
@@ -133,12 +131,7 @@ class GenaiRunner:
 
 
 def _ir_facts(variant: Variant) -> dict[str, Any]:
-    elements, size = matmul_weights(openvino_core().read_model(variant.path / MODEL))
-    return {
-        "macs_per_token": elements,
-        "weight_bytes_per_token": size,
-        "disk_bytes": sum((variant.path / name).stat().st_size for name in (MODEL, WEIGHTS)),
-    }
+    return {"disk_bytes": sum((variant.path / name).stat().st_size for name in (MODEL, WEIGHTS))}
 
 
 def runtime_properties(variant: Variant, threads: int) -> Mapping[str, str]:
@@ -147,38 +140,6 @@ def runtime_properties(variant: Variant, threads: int) -> Mapping[str, str]:
     if variant.device == "CPU":
         fixed["INFERENCE_NUM_THREADS"] = str(threads)
     return fixed | dict(variant.properties)
-
-
-def matmul_weights(model: Any) -> tuple[int, int]:
-    """Return the elements of all weight matrices of an `openvino.Model`, and their bytes with scales and zero points.
-
-    A shared constant counts once. The embedding is not counted: a token reads one row of it.
-    """
-    seen: dict[str, int] = {}
-    elements = 0
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul":
-            continue
-        constants = _constants_behind(node.input_value(1).get_node())
-        if constants:
-            elements += max(_count(constant.shape) for constant in constants)
-        for constant in constants:
-            bits = constant.get_element_type().bitwidth
-            seen[constant.friendly_name] = _count(constant.shape) * bits // 8
-    return elements, sum(seen.values())
-
-
-def _count(shape: Sequence[int]) -> int:
-    return math.prod(int(extent) for extent in shape)
-
-
-def _constants_behind(node: Any) -> list[Any]:
-    if node.get_type_name() == "Constant":
-        return [node]
-    if node.get_type_name() not in _DEQUANTIZE:
-        return []  # an activation: attention multiplies two of them
-    inputs = [_constants_behind(node.input_value(index).get_node()) for index in range(node.get_input_size())]
-    return [constant for constants in inputs for constant in constants] if inputs[0] else []
 
 
 class TorchRunner:
@@ -221,19 +182,10 @@ class TorchRunner:
 
     def facts(self) -> dict[str, Any]:
         """Return fields of `Facts` from its files and the loaded model."""
-        torch = self._torch
-        parameters = list(self._model.parameters())  # a tied head counts once
-        head = self._model.get_output_embeddings()  # None in a classifier
-        embedding = self._model.get_input_embeddings().weight
-        tied = head is not None and head.weight is embedding
-        skipped = 0 if tied else embedding.numel() * embedding.element_size()
-        linears = [module.weight for module in self._model.modules() if isinstance(module, torch.nn.Linear)]
         files = [*self._variant.path.glob("*.safetensors"), *self._variant.path.glob("pytorch_model*.bin")]
         files += [] if self._variant.adapter is None else list(self._variant.adapter.glob("adapter_model.*"))
         return {
-            "macs_per_token": sum(weight.numel() for weight in linears),
-            "weight_bytes_per_token": sum(p.numel() * p.element_size() for p in parameters) - skipped,
-            "parameters": sum(p.numel() for p in parameters),
+            "parameters": sum(p.numel() for p in self._model.parameters()),  # a tied head counts once
             "kv_precision": DTYPES[self._variant.precision].kv_name,
             "disk_bytes": sum(file.stat().st_size for file in files),
         }

@@ -90,6 +90,4 @@ class Facts:
     peak_memory_bytes: int | None  # peak resident memory of its process
     disk_bytes: int
     parameters: int | None
-    macs_per_token: int | None  # multiply-accumulates of its linear layers
-    weight_bytes_per_token: int | None  # weights that one decoding step (or one pass of a classifier) reads
     kv_precision: str  # precision of its KV cache; empty without one

@@ -56,8 +56,15 @@ def run(options: ChatOptions) -> None:
 
         exported = open_exported(options.exported, ours=not (options.exported / MODEL).exists())
         beside = options.exported.resolve().parent / "draft"
-        draft = options.draft or (beside if (beside / DRAFT).exists() else None)
-        chat = Chat(exported, options, _open_draft(draft, exported) if draft else None)
+        opened, unused = _open_draft(options.draft, exported) if options.draft else None, ""
+        if not options.draft and (beside / DRAFT).exists():
+            try:
+                opened = _open_draft(beside, exported)
+            except LonasEdgeError as error:  # it may be that of another model
+                unused = f"not used: {error}"
+        chat = Chat(exported, options, opened)
+    if unused:
+        _say(unused)
     if chat.note:
         _say(chat.note)
     terminal = options.prompt is None and sys.stdin.isatty()
@@ -90,12 +97,21 @@ def _open_draft(folder: Path, exported: "Exported") -> "Draft":
 
 def _prompts(terminal: bool) -> Iterator[str]:
     """Yield the lines of standard input until /exit."""
-    for line in _typed_lines() if terminal else sys.stdin:
+    for line in _typed_lines() if terminal else _piped_lines():
         text = line.strip()
         if text == _EXIT:
             return
         if text:
             yield text
+
+
+def _piped_lines() -> Iterator[str]:
+    """Read the lines of standard input, with or without a byte order mark."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield line.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise LonasEdgeError(f"standard input, line {number}: not UTF-8") from None
 
 
 def _typed_lines() -> Iterator[str]:
@@ -170,7 +186,7 @@ class Chat:
         from openvino_genai import GenerationFinishReason
 
         inputs, room = self._render(prompt)
-        start = self._template.response.partition("{output}")[0] if self._template else ""  # belongs to the template
+        start = self._template.lead if self._template else ""  # belongs to the template
         tokens: SimpleQueue[list[int] | None] = SimpleQueue()
         stopped, answer, interrupted = Event(), "", False
         with ThreadPoolExecutor(1) as thread:

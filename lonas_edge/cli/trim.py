@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 from lonas_edge.cli.command import command
 from lonas_edge.cli.terminal import console, progress
 from lonas_edge.data.templates import CHAT, TEMPLATES
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.options import Options, PathOrName, UserPath, option
 from lonas_edge.output import OutputDirectory
 from lonas_edge.tables import Table
@@ -46,6 +47,9 @@ def run(options: TrimOptions) -> None:
             OutputDirectory(options.output, options.overwrite, (options.model, options.data)).check(0)
         report("Opening", None)
         source = open_source(options.model, weights=options.output is not None)
+        if source.adapter:
+            folder = source.adapter.folder
+            raise LonasEdgeError(f"{folder}: is an adapter. Trim its base, then pass that as --model with the adapter.")
         vocabulary, base = ModelVocabulary(source, options.data, options.template), source.base
         report("Tokenizing the data, and counting tokens per text", None)
         if options.output is None:

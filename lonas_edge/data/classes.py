@@ -73,7 +73,14 @@ def own_classes(paths: Sequence[Path]) -> OwnLabels | None:
         LonasEdgeError: If there is a single class, or the largest number is far beyond the number of classes.
     """
     files = [path for path in paths if not is_table(path)]
-    if not files or not names_class(files[0]):
+    if not files:
+        return None
+    if not names_class(files[0]):
+        place, record = read_records(files[0])[0]
+        if is_text(record) and TEXT in record and record.get("label") not in (None, ""):
+            raise LonasEdgeError(
+                f"{files[0]}: {place}: the label {record['label']!r} is no class; expected a text, or a number from 0 on"
+            )
         return None
     labels = {_class(record) for path in files for _, record in read_records(path)} - {None}
     numbers = [label for label in labels if isinstance(label, int)]

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lonas_edge.errors import LonasEdgeError, one_line
 ROLES = ("system", "user", "assistant", "tool")
 _OTHER_ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}  # of ShareGPT and OpenAI
 _UNREAD = ("reasoning_content", "thinking", "function_call")  # of an answer; templates render them, but they are not read here
+_RESULT = ("tool_call_id", "name")  # which call a message of the role 'tool' answers
 _CALL = '{"function": {"name": "…", "arguments": {…}}}'
 _MARKS = re.compile(r"\{%-?\s*generation\b")
 _ASKED, _ANSWERED = "QzAskedzQ", "QzAnsweredzQ"  # not part of any template
@@ -32,13 +33,15 @@ class Conversation:
         messages: Role and content of each; the content is empty where there are calls instead.
         place: Their position in the file, for errors.
         tools: The definitions of functions, as a JSON list, or empty.
-        calls: The calls of each message, as a JSON list of name and arguments, or empty.
+        calls: The calls of each message, as a JSON list of name, arguments and id, or empty.
+        results: Of each message the fields that name the call which it answers, as a JSON object, or empty.
     """
 
     messages: tuple[tuple[str, str], ...]
     place: str = field(default="", compare=False)
     tools: str = ""
     calls: tuple[str, ...] = ()
+    results: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: Mapping[str, Any], place: str) -> "Conversation":
@@ -47,7 +50,9 @@ class Conversation:
         calls = tuple(json.dumps(each["tool_calls"]) if each.get("tool_calls") else "" for each in messages)
         tools = json.dumps(record["tools"]) if record.get("tools") else ""
         turns = tuple((each["role"], each["content"]) for each in messages)
-        return cls(turns, place, tools, calls if any(calls) else ())
+        named = [{name: each[name] for name in _RESULT if each.get(name) and each["role"] == "tool"} for each in messages]
+        results = tuple(json.dumps(fields) if fields else "" for fields in named)
+        return cls(turns, place, tools, calls if any(calls) else (), results if any(results) else ())
 
     @property
     def last_answer(self) -> int:
@@ -58,8 +63,11 @@ class Conversation:
         """As a record of a data file."""
         messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in self.messages]
         for message, calls in zip(messages, self.calls, strict=False):
-            if calls:
-                message["tool_calls"] = [{"type": "function", "function": call} for call in json.loads(calls)]
+            for call in json.loads(calls or "[]"):
+                named = {"id": call.pop("id")} if "id" in call else {}
+                message.setdefault("tool_calls", []).append({"type": "function", **named, "function": call})
+        for message, fields in zip(messages, self.results, strict=False):
+            message.update(json.loads(fields or "{}"))
         return {"messages": messages, **({"tools": self.functions} if self.tools else {})}
 
     @property
@@ -70,8 +78,9 @@ class Conversation:
     @property
     def reference(self) -> str:
         """The assistant's last message; calls as a JSON list of name and arguments."""
-        calls = self.calls[self.last_answer] if self.calls else ""
-        return calls or self.messages[self.last_answer][1]
+        calls = json.loads(self.calls[self.last_answer] or "[]") if self.calls else []
+        plain = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
+        return json.dumps(plain) if plain else self.messages[self.last_answer][1]
 
     def render(self, tokenizer: Any, chat: str, count: int | None = None, with_prompt: bool = False) -> str:
         """Render the first `count` messages, and the generation prompt if `with_prompt`."""
@@ -82,7 +91,10 @@ class Conversation:
         results = [{**each, "content": _ASKED} if each["role"] == "tool" else each for each in messages]
         if results != messages and _ASKED not in self._apply(results, tokenizer, chat, with_prompt):
             raise LonasEdgeError(f"{self.place}: the model's chat template leaves out messages of the role 'tool'.")
-        return self._apply(messages, tokenizer, chat, with_prompt)
+        text = self._apply(messages, tokenizer, chat, with_prompt)
+        if unseen := [name for name in map(_name, self.functions or ()) if name and name not in text]:
+            raise LonasEdgeError(f"{self.place}: the model's chat template leaves out the function {unseen[0]!r} of 'tools'.")
+        return text
 
     def _apply(self, messages: list[dict[str, Any]], tokenizer: Any, chat: str, with_prompt: bool) -> str:
         try:
@@ -94,6 +106,12 @@ class Conversation:
             where = "chat_template.jinja, or in tokenizer_config.json"
             raise LonasEdgeError(f"{self.place}: the chat template ({where}) refuses the conversation: {reason}") from error
         return str(text)
+
+
+def _name(function: Any) -> str:
+    """The name of a function's definition, or nothing."""
+    inner = function.get("function", function) if isinstance(function, dict) else None
+    return str(inner.get("name", "")) if isinstance(inner, dict) else ""
 
 
 def as_messages(record: dict[str, Any]) -> dict[str, Any]:
@@ -111,9 +129,10 @@ def as_messages(record: dict[str, Any]) -> dict[str, Any]:
     else:
         messages = record.get("messages", record.get("conversations"))
     if isinstance(messages, list):
-        if record.get("system") and "conversations" in record:  # ShareGPT's other place for it
-            messages = [{"role": "system", "content": record["system"]}, *messages]
         messages = [_as_message(index, message) for index, message in enumerate(messages)]
+        first = messages[0].get("role") if messages and isinstance(messages[0], dict) else None
+        if record.get("system") and first != "system":  # the other place for it, in ShareGPT and Bedrock
+            messages = [{"role": "system", "content": record["system"]}, *messages]
     return {**record, "messages": messages, "tools": _from_json(record.get("tools"))}
 
 
@@ -144,10 +163,10 @@ def _as_message(index: int, message: Any) -> Any:
 def _as_call(index: int, call: Any) -> dict[str, Any]:
     """Name and arguments of a call; OpenAI has the arguments as JSON in a text, which a template would quote again."""
     function = call.get("function", call) if isinstance(call, dict) else {}
-    arguments = _from_json(function.get("arguments")) if isinstance(function, dict) else None
+    arguments = _from_json(function.get("arguments") or "{}") if isinstance(function, dict) else None
     if not isinstance(arguments, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"message {index}: a call in 'tool_calls' without name and arguments; expected {_CALL}")
-    return {"name": function["name"], "arguments": arguments}
+    return {"name": function["name"], "arguments": arguments, **({"id": call["id"]} if call.get("id") else {})}
 
 
 def check_conversation(record: Mapping[str, Any]) -> None:
@@ -168,13 +187,17 @@ def check_conversation(record: Mapping[str, Any]) -> None:
         for name in _UNREAD if message["role"] == "assistant" else ():
             if message.get(name):
                 raise ValueError(f"message {index}: {name!r} is not supported; move it into 'content', or remove it")
+        if message.get("weight") == 0:
+            raise ValueError(f"message {index}: 'weight' 0 is not supported: every answer is learned; remove the message")
         calls = message["role"] == "assistant" and message.get("tool_calls")
         if not isinstance(message.get("tool_calls"), list | None):
             raise ValueError(f"message {index}: 'tool_calls' is not a list of calls; expected {_CALL}")
-        if not isinstance(message.get("content"), str) or not (message["content"] or calls):
+        if not isinstance(message.get("content"), str) or not (message["content"] or calls or message["role"] == "tool"):
             raise ValueError(f"message {index}: no text in 'content'")
         if message["role"] == "system" and index:
             raise ValueError(f"message {index}: a system message must be the first")
+    if [message["role"] for message in messages if message["role"] != "system"][:1] == ["assistant"]:
+        raise ValueError("the assistant speaks first; expected a message of the user before")
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("no message of the assistant; expected at least one")
 
@@ -228,6 +251,9 @@ def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> 
         before = conversation.render(tokenizer, chat, index, with_prompt=True)
         through = conversation.render(tokenizer, chat, index + 1)
         if not (text.startswith(through) and through.startswith(before)):
+            if span := _find_turn(conversation, chat, tokenizer, text, index):
+                spans.append(span)
+                continue
             raise LonasEdgeError(
                 f"{conversation.place}: message {index}: the chat template renders this turn differently when others "
                 "follow, so that the assistant's text cannot be found. Use a template that marks it with {% generation %}."
@@ -236,6 +262,30 @@ def _spans(conversation: Conversation, chat: str, tokenizer: Any, text: str) -> 
         ends = bool(tokenizer.eos_token) and turn.endswith(tokenizer.eos_token)
         spans.append((len(before), len(before) + len(turn) if ends else len(through)))
     return spans
+
+
+def _find_turn(conversation: Conversation, chat: str, tokenizer: Any, text: str, index: int) -> tuple[int, int] | None:
+    """Find a turn that is rendered differently as the last one, by a word in its place. None if it is rendered in parts.
+
+    Qwen 3 adds an empty <think> block to the last answer, Phi an end of text, and Mistral moves the system message.
+    """
+    messages, calls = list(conversation.messages), list(conversation.calls)
+    if calls and calls[index]:
+        name = json.loads(calls[index])[0]["name"]
+        calls[index] = calls[index].replace(json.dumps(name), json.dumps(_ANSWERED), 1)
+    else:
+        name, messages[index] = messages[index][1], ("assistant", _ANSWERED)
+    marked = replace(conversation, messages=tuple(messages), calls=tuple(calls))
+    before, found, after = marked.render(tokenizer, chat).partition(_ANSWERED)
+    end = marked.render(tokenizer, chat, index + 1).partition(_ANSWERED)[2].rstrip()
+    end = end if after.startswith(end) else end.removesuffix(tokenizer.eos_token or "").rstrip()
+    whole = next((each for each in (name, name.strip()) if text == f"{before}{each}{after}"), None)
+    if not found or whole is None or not after.startswith(end):
+        return None
+    asked, alone = (conversation.render(tokenizer, chat, index, with_prompt=prompted) for prompted in (True, False))
+    prompt = asked.removeprefix(alone if asked.startswith(alone) else alone.removesuffix(tokenizer.eos_token or ""))
+    place = before.rfind(prompt)
+    return (place + len(prompt) if place >= 0 else len(before)), len(before) + len(whole) + len(end)
 
 
 def chat_as_template(chat: str, tokenizer: Any, folder: Path) -> Template:

@@ -45,6 +45,11 @@ class Template:
         """Return the response."""
         return self.response.format(output=example.output)
 
+    @property
+    def lead(self) -> str:
+        """The text of the response before the output: a blank, or the empty <think> block of Qwen 3."""
+        return self.response.partition("{output}")[0].format()
+
 
 @dataclass(frozen=True)
 class PromptRecord:

@@ -61,7 +61,12 @@ def _json(path: Path) -> list[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                records.append((f"line {number}", json.loads(line)))
+                record = json.loads(line)
+                if "\\ud" in line.lower():
+                    json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+                records.append((f"line {number}", record))
+            except UnicodeEncodeError:
+                problems.append(f"line {number}: a text has half of a character (a surrogate, \\ud800 to \\udfff)")
             except ValueError as error:
                 problems.append(f"line {number}: not JSON: {error}")
     expected = "Expected one JSON object a line, a JSON list of them, CSV with a header (.csv), or Parquet (.parquet)."
@@ -71,6 +76,7 @@ def _json(path: Path) -> list[tuple[str, Any]]:
 
 def _csv(path: Path) -> list[tuple[str, Any]]:
     """Read the rows of a CSV file with a header; values are text."""
+    csv.field_size_limit(2**31 - 1)  # its own limit is 131,072 characters
     rows = csv.DictReader(StringIO(read_text(path, "the data")), strict=True)
     with read_by("csv", path):
         records = [(f"line {rows.line_num}", row) for row in rows]

@@ -7,7 +7,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 
 from lonas_edge.bench.statistics import standard_error
-from lonas_edge.data.encoding import prompt_of
+from lonas_edge.data.encoding import Prompting, prompt_of
 from lonas_edge.data.language import MESSAGES, prompting_of, question_and_reference, read_examples
 from lonas_edge.data.templates import choose_prompt
 from lonas_edge.errors import UsageError, raise_all
@@ -68,11 +68,15 @@ class AnswerEvaluation:
         options = {"until": [], "max_gen_toks": limit, "do_sample": False}
         requests = [Instance("generate_until", {}, (prompts[index], options), 0, (self.task, index, 1)) for index in kept]
         model = BatchedLM(logged, lambda name, done: progress(f"{target.name}  {name}", done), special)
-        answers = [text.strip() for text in model.generate_until(requests)]
+        lead = self._prompting(target).template.lead.strip()  # of the training: no part of the answer
+        answers = [text.strip().removeprefix(lead).strip() for text in model.generate_until(requests)]
         return self._score(dict(zip(kept, answers, strict=True)), skipped)
 
+    def _prompting(self, target: Target) -> Prompting:
+        return prompting_of(self.prompt_of(target), target.record, target.tokenizer)
+
     def _render(self, target: Target) -> dict[int, str]:
-        prompting = prompting_of(self.prompt_of(target), target.record, target.tokenizer)
+        prompting = self._prompting(target)
         return {index: prompt_of(example, prompting, target.tokenizer) for index, example in self._examples.items()}
 
     def _score(self, answers: Mapping[int, str], skipped: tuple[SkippedSample, ...]) -> list[TaskAnswers]:

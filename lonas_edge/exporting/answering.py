@@ -8,7 +8,7 @@ from typing import Any
 from lonas_edge.data.conversations import Conversation
 from lonas_edge.data.encoding import encode_prompt
 from lonas_edge.data.language import prompting_of, question_and_reference, read_examples
-from lonas_edge.data.templates import PromptRecord, choose_prompt
+from lonas_edge.data.templates import CHAT, PromptRecord, choose_prompt, recorded_prompt
 from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import Exported
@@ -29,8 +29,8 @@ class Prompts:
     limit: int
 
 
-def read_prompts(exported: Exported, data: Path, seed: int, least: int) -> Prompts:
-    """Read the prompts of a data file in the template of the model's training, or its chat template.
+def read_prompts(exported: Exported, data: Path, seed: int, least: int, most: int | None = None) -> Prompts:
+    """Read the prompts of a data file, `most` at most, in the template of the model's training, or its chat template.
 
     Raises:
         LonasEdgeError: If fewer than `least` distinct prompts leave room for an answer.
@@ -38,8 +38,9 @@ def read_prompts(exported: Exported, data: Path, seed: int, least: int) -> Promp
     tokenizer, manifest = require_tokenizer(exported.folder, "reading prompts"), exported.manifest
     examples = [example for example in read_examples(data)[1] if not isinstance(example, Texts)]
     conversations = data if any(isinstance(example, Conversation) for example in examples) else None
-    recorded = (manifest.prompt, manifest.subnetwork.search_space) if manifest else (None, None)
-    prompting = prompting_of(choose_prompt(None, *recorded, conversations), PromptRecord(), tokenizer)
+    recorded = recorded_prompt(manifest.prompt, manifest.subnetwork.search_space) if manifest else None
+    chat = CHAT if tokenizer.chat_template and not recorded else None  # as `chat` and other clients
+    prompting = prompting_of(choose_prompt(chat, recorded, conversations=conversations), PromptRecord(), tokenizer)
     references = [question_and_reference(example)[1] for example in examples]
     lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in references]
     limit = min(_LONGEST_ANSWER, max(_SHORTEST_LIMIT, _ROOM * max(lengths, default=0)))
@@ -52,7 +53,7 @@ def read_prompts(exported: Exported, data: Path, seed: int, least: int) -> Promp
             "conversations or instructions; plain texts have no prompts."
         )
     random.Random(seed).shuffle(distinct)
-    return Prompts(distinct, limit)
+    return Prompts(distinct[:most], limit)
 
 
 def greedy(folder: Path, limit: int) -> Any:

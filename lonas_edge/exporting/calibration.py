@@ -96,7 +96,7 @@ def read_calibration(model: MaterializedModel, tokenizer: Any, options: ExportOp
             f"--calibration holds the uncompressed sub-network in memory: it needs about {needed / 1e9:.1f} GB, "
             f"{available / 1e9:.1f} GB are available. Without --calibration, each weight is compressed on its own."
         )
-    data = source.open_data(options.calibration)
+    data = source.open_data(options.calibration, options.prompt)
     data.check_count(_FEWEST)
     prompts = min(_PROMPTS, len(data.inputs))
     return Calibration(data, prompts, _encode(data, prompts, tokenizer), layers, group_size or PER_CHANNEL, head, needed)

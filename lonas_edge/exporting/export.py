@@ -150,7 +150,7 @@ def _manifest(job: Job, outcome: Outcome, hashes: Mapping[str, dict[str, str]]) 
         adapter=Origin(adapter.name, adapter.revision, hashes["adapter"]) if adapter else None,
         pipeline=source.architecture.family.kind.pipeline_tag,
         task=training.task if training else None,
-        prompt=training.prompt.name if training and training.prompt else None,
+        prompt=training.prompt.name if training and training.prompt else options.prompt,
         sizes=BothSizes(source.sizes(source.unpruned), source.sizes(subnetwork)),
         layers=picture_of(subnetwork),
         renumbered=len(subnetwork.numbers) < len(subnetwork.architecture.layers),

@@ -48,6 +48,7 @@ class ExportOptions(Options):
         help="Format of the output head, and of an embedding that shares its weight; INT4 needs data, see --calibration.",
         unset="INT8 for INT4 weights, else --weight-format",
     )
+    prompt: str | None = None  # the prompt template of a model without a training record
     fuse: bool = True  # merge matrices with the same input (q, k and v) into one product
     verify: bool = option(True, panel="Advanced", help="Compare logits with the super-network's, and fail if they differ.")
 

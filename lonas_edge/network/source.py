@@ -31,7 +31,7 @@ from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
 from lonas_edge.network.configuration import parse_config, read_config, read_generation_config
 from lonas_edge.network.location import SEARCH_SPACE, TRAINING, Located, locate, locate_base
 from lonas_edge.network.modeling import check_builds
-from lonas_edge.network.tokenizer import load_tokenizer
+from lonas_edge.network.tokenizer import load_tokenizer, own_chat_template
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.network.vocabulary_record import original_hashes
 from lonas_edge.space.architecture import Architecture
@@ -100,7 +100,7 @@ class Source:
         """The prompts of the adapter's training."""
         space = self.space.hash if self.adapter else None
         if self.training is None:
-            return PromptRecord(space=space)
+            return PromptRecord(chat=own_chat_template(self.adapter.folder) if self.adapter else None, space=space)
         return PromptRecord(self.training.prompt, self.training.chat_template, space)
 
     def subnetwork(self, widths: Sequence[int], name: str = "") -> Subnetwork:

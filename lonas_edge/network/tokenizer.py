@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.files import read_by
+from lonas_edge.files import read_by, read_json, read_text
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _ROLES = ("bos", "eos", "pad", "unk")
@@ -44,6 +44,15 @@ def load_tokenizer(folder: Path, chat_template: str | None = None, max_length: i
     if max_length is not None:
         tokenizer.model_max_length = max_length
     return tokenizer
+
+
+def own_chat_template(adapter: Path) -> str | None:
+    """The chat template that PEFT or TRL saved next to an adapter; None without one."""
+    file, config = adapter / "chat_template.jinja", adapter / "tokenizer_config.json"
+    if file.is_file():
+        return read_text(file, "the chat template")
+    template = read_json(config).get("chat_template") if config.is_file() else None
+    return template if isinstance(template, str) else None
 
 
 def check_vocabulary(tokenizer: Any, vocabulary: int, folder: Path) -> None:

@@ -101,13 +101,14 @@ def unpruned_export(plan: Plan, pick: Pick) -> ExportOptions | None:
         return None
     chosen = ChoiceRecord.read(plan.paths.choice(pick) / CHOICE).chosen
     if chosen is None:
-        return ExportOptions(weight_format="int8")
+        return ExportOptions(weight_format="int8", prompt=plan.options.template)
     return rounded(plan) if chosen == ROUNDED.expression else None
 
 
 def rounded(plan: Plan) -> ExportOptions:
     """The options of the export by GPTQ."""
-    return ExportOptions(weight_format=str(plan.options.weight_format), calibration=plan.paths.train)
+    calibration, prompt = plan.paths.train, plan.options.template
+    return ExportOptions(weight_format=str(plan.options.weight_format), calibration=calibration, prompt=prompt)
 
 
 def _known_trials(plan: Plan, bound: MetricBound) -> dict[str, Trial]:
@@ -144,7 +145,13 @@ def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: 
     data, measured = plan.open_data(paths.held_out), {NAMES["int8"]: paths.baseline("int8"), pick.file: exported}
     if isinstance(data, LanguageTask):
         qualities, _ = answers(measured, data, [plan.metric_of(bound)], paths.work / FILE, report)
-        difference = next(iter(qualities.values()))[pick.file].difference
+        quality = next(iter(qualities.values()))
+        if not quality[NAMES["int8"]].value:
+            raise LonasEdgeError(
+                f"{plan.metric_of(bound)} of the unpruned model is 0 on the held-out examples, so a target in it bounds "
+                "nothing. Choose another --metric, train longer (--epochs), or bound the KL: --target kl=0.02."
+            )
+        difference = quality[pick.file].difference
     else:
         difference = distances(measured, data, None, report)[bound.measure][pick.file].difference
     shutil.rmtree(exported)

@@ -222,12 +222,17 @@ def _differing(data: LanguageTask, logs: Mapping[str, Sequence[Mapping[str, Any]
 
 
 def answer_times(
-    folders: Mapping[str, Path], data: LanguageTask, source: Path, draft: Path, progress: Progress
+    folders: Mapping[str, Path],
+    data: LanguageTask,
+    source: Path,
+    draft: Path,
+    tokens: Mapping[str, float],
+    progress: Progress,
 ) -> dict[str, dict[str, Latency]]:
     """Measure the time of a greedy answer to held-out prompts, one at a time: each network in turn with the first one.
 
     `source` has the tokenizer of the prompts. Networks whose names say so answer with the `draft`, and get TTFT and TPOT, too.
-    Ratios are over prompts.
+    Ratios are over prompts; those of TPOT are for equal texts, see `latencies`.
     """
     chosen = [example for example in data.examples if not isinstance(example, Texts)][:TIMED_ANSWERS]
     prompting = data.prompting(require_tokenizer(source, "generating answers"))
@@ -245,14 +250,17 @@ def answer_times(
         first = [each.total for each in timed[baseline]]
         measured.setdefault(baseline, {"answer": Latency(median_interval(first), None, tuple(first))})
         kinds = ("answer", "ttft", "tpot") if name.endswith(DRAFTED) else ("answer",)
-        measured[name] = {kind: _latency(timed[name], timed[baseline], ANSWER_TIMES[kind]) for kind in kinds}
+        equal = {"tpot": tokens.get(name, 1.0)}  # the other times are those of whole texts
+        measured[name] = {
+            kind: _latency(timed[name], timed[baseline], ANSWER_TIMES[kind], equal.get(kind, 1.0)) for kind in kinds
+        }
     return measured
 
 
-def _latency(ours: Sequence[Answer], baseline: Sequence[Answer], time: Callable[[Answer], float]) -> Latency:
+def _latency(ours: Sequence[Answer], baseline: Sequence[Answer], time: Callable[[Answer], float], tokens: float) -> Latency:
     """Summarize a time of answers, and its ratio to that of the baseline's answers to the same prompts."""
     times, others = tuple(map(time, ours)), tuple(map(time, baseline))
-    return Latency(median_interval(times), _ratio(times, others, range(len(times)), 1.0), times)
+    return Latency(median_interval(times), _ratio(times, others, range(len(times)), tokens), times)
 
 
 def _ratio(times: Sequence[float], baseline: Sequence[float], starts: Sequence[int], tokens: float) -> Interval:

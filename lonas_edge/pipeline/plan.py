@@ -228,14 +228,16 @@ class Plan(Request):
         return replace(options, batch_size=self.probe.batch, micro_batch_size=self.probe.micro_batch)
 
     def _train_options(self, steps: int, seconds: float, weight_format: str | None) -> TrainOptions:
-        log = min(10, max(1, steps // 10))  # steps of the log: a checkpoint splits none
+        between = max(1, round(_SAVE_SECONDS / max(seconds, 0.01)))  # checkpoints
+        log = min(10, max(1, steps // 10), between)  # steps of the log: a checkpoint splits none
         return TrainOptions(
             steps=steps,
             template=self.options.template,
             max_length=self.options.max_length,
             seed=self.options.seed,
             dtype=self.probe.precision,
-            save_steps=min(200, log * max(1, round(_SAVE_SECONDS / max(seconds, 0.01) / log))),
+            save_steps=min(200, log * max(1, round(between / log))),
+            log_steps=log,
             eval_steps=min(steps, max(_EVAL_STEPS, math.ceil(steps / _EVALS))),
             batch_size=self.profile.batch,
             micro_batch_size=min(self.profile.batch, self.probe.micro_batch),
@@ -282,7 +284,8 @@ class Plan(Request):
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics of answers: that of --metric or, without one, those that targets bound; then the other bounded ones."""
-        given, bounded = self.options.metric, [each.measure for each in self.bounds.values() if each.measure != OWN]
+        given = None if self.options.metric == AUTO else self.options.metric
+        bounded = [each.measure for each in self.bounds.values() if each.measure != OWN]
         return tuple(dict.fromkeys([given, *bounded] if given else bounded or [AUTO]))
 
     @property

@@ -52,7 +52,8 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
     trimmed = vocabulary_of(Path(paths.student)) if paths.trims else None
     tokens = trimmed.tokens_per_text if trimmed else 1.0
     trimmed_rows = [name for name, target in targets.items() if not unpruned_export(plan, plan.picks[target])]
-    latencies, bench = measure.latencies(measured, case, dict.fromkeys(trimmed_rows, tokens), progress)
+    equal = dict.fromkeys((each for each in answering if each.removesuffix(DRAFTED) in trimmed_rows), tokens)
+    latencies, bench = measure.latencies(measured, case, equal, progress)
     source = plan.unpruned
     data = plan.open_data(paths.held_out)
     if isinstance(data, LanguageTask):
@@ -60,7 +61,7 @@ def make_record(plan: Plan, here: Mapping[str, Any], progress: Progress) -> Comp
         log = paths.work / answers.FILE
         answered, samples = measure.answers(answering, data, plan.metrics, log, progress, paths.draft)
         if answered:
-            for name, times in measure.answer_times(answering, data, source.base.folder, paths.draft, progress).items():
+            for name, times in measure.answer_times(answering, data, source.base.folder, paths.draft, equal, progress).items():
                 latencies[name] = {**latencies.get(name, {}), **times}
         metric, qualities = next(iter(answered), None), {**answered, **qualities}
     else:

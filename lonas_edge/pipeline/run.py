@@ -249,10 +249,10 @@ def _probe(request: Request, paths: Paths, progress: Progress) -> Probe:
 def _check_memory(request: Request) -> None:
     """Refuse a model whose weights do not fit, before timed steps that the system would kill without a message.
 
-    A GPU holds the model and its teacher; they are loaded one after the other.
+    A GPU holds the model and its teacher; they are loaded one after the other. Rounded weights are a third copy.
     """
     parameters, available = request.source.sizes(request.source.unpruned).parameters, psutil.virtual_memory().available
-    models = 2 if device_of(TrainOptions()) == "cpu" else 1
+    models = 2 + bool(request.trained_for) if device_of(TrainOptions()) == "cpu" else 1
     needed = _LIBRARIES + models * _WEIGHT * parameters
     if needed > available:
         raise LonasEdgeError(
@@ -284,14 +284,15 @@ def _write_results(request: Request, record: CompressRecord, folder: Path, new: 
     """Link the networks and the results of the steps into a new output directory, and write the report."""
     ignored = shutil.ignore_patterns("baselines", "models", DRAFT_STEP, f"{DRAFT_STEP}.partial", FILE)
     shutil.copytree(folder, new / STEPS, copy_function=link, ignore=ignored)
-    draft = paying_draft(folder)
+    draft, drafted = paying_draft(folder), False
     for target, pick in request.picks.items():
         model = new / request.folders[target]
         shutil.copytree(folder / "models" / pick.file, model, copy_function=link)
         update_card(model, COMPARISON, comparison(record))
         learned = draft and draft.model == {name: sha256(model / name) for name in draft.model}
         update_card(model, DRAFT_SECTION, draft_section(model.name, DRAFT_STEP, draft) if draft and learned else "")
-    if draft:
+        drafted |= bool(learned)
+    if drafted:  # else it is that of an earlier model
         shutil.copytree(folder / DRAFT_STEP, new / DRAFT_STEP, copy_function=link)
     record.write(new / COMPRESS)
     write_report(record, new)

@@ -149,7 +149,8 @@ def profile_of(source: Source) -> Profile:
     profile = RERANKER if reranks else PROFILES[kind.name]
     if kind.generates or removed_kinds(source) == (_LAYER,):
         return profile
-    return replace(profile, recovery_tokens=LANGUAGE_MODEL.recovery_tokens)  # a decoder: docs/benchmarks/embeddings.md
+    sizes = {name: getattr(LANGUAGE_MODEL, name) for name in ("recovery_tokens", "micro_tokens")}
+    return replace(profile, **sizes)  # a decoder: docs/benchmarks/embeddings.md
 
 
 def removed_kinds(source: Source) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ class SearchPlan:
             "weight_format": settings.weight_format,
             "seed": options.seed,
             **({"max_length": options.max_length} if options.max_length not in (None, MAX_LENGTH) else {}),
-            **({} if source.adapter else {"weights": fingerprint(source.base.folder)}),
+            "weights": fingerprint(source.base.folder),
             **({"pooling": asdict(source.pooling)} if source.pooling else {}),
         }
 

@@ -20,6 +20,7 @@ from lonas_edge.network.super_network import SuperNetwork, load_super_network
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.network.walk import Prefixes
 from lonas_edge.output import OutputDirectory
+from lonas_edge.processes import freed_memory_kept
 from lonas_edge.progress import Progress, silent
 from lonas_edge.schema import differences
 from lonas_edge.search import LATENCY, SEARCH, STUDY, proposals
@@ -55,7 +56,8 @@ def search(plan: SearchPlan, progress: Progress = silent) -> SearchRecord:
         study = open_study(shared or open_journal(journal), name, plan.identity, settings, options.seed, where)
         running = _Search(plan, study, progress, batches)
         try:
-            record, missed = running.run()
+            with freed_memory_kept():
+                record, missed = running.run()
         except StorageInternalError as error:
             raise LonasEdgeError(
                 f"{where}: lost the connection; all evaluations are kept there. Run the same command again to continue: "

@@ -20,6 +20,7 @@ from lonas_edge.network.location import SEARCH_SPACE
 from lonas_edge.network.source import check_base
 from lonas_edge.network.training_record import TrainingRecord
 from lonas_edge.output import OutputDirectory
+from lonas_edge.processes import freed_memory_kept
 from lonas_edge.training.checkpoints import clearing, explaining_memory, list_checkpoints, step_of
 from lonas_edge.training.defaults import adapter_ranks, check, default_lr, device_of, precision_of, with_defaults
 from lonas_edge.training.elastic_trainer import Progress
@@ -60,7 +61,7 @@ def train(
     check(inputs, options)
     inputs = inputs.with_prompt(options.template)
     directory = OutputDirectory(output, overwrite, inputs.paths)
-    with explaining_memory():
+    with explaining_memory(), freed_memory_kept():
         state = PartialState(cpu=device_of(options) == "cpu", timeout=_PATIENCE)
         options = replace(options, dtype=_agree_on_precision(options, directory, state, resume))
         set_seed(options.seed)

@@ -19,8 +19,6 @@ SMOLLM2 = {
 FACTS = {
     "peak_memory_bytes": 400_000_000,
     "disk_bytes": 120_000_000,
-    "macs_per_token": 90_000_000,
-    "weight_bytes_per_token": 100_000_000,
     "kv_precision": "u8",
 }
 

@@ -26,7 +26,7 @@ def timing(ttft: float, tpot: float, tokens: int = 11) -> Timing:
 
 @pytest.fixture
 def made() -> BenchRecord:
-    facts = Facts(1.5, 400_000_000, 120_000_000, 100_000_000, 90_000_000, 100_000_000, "f16")
+    facts = Facts(1.5, 400_000_000, 120_000_000, 100_000_000, "f16")
     subnet = Variant("subnet", "ir", Path(f"{SECRET}/int8"), "CPU", "int8", properties={"KV_CACHE_PRECISION": "f16"})
     lora = Variant("lora", "torch", Path(f"{SECRET}/base"), "cpu", "fp32")
     variants = [describe_variant(subnet, facts), describe_variant(lora, None)]
@@ -78,7 +78,7 @@ def test_a_classifier_has_one_metric() -> None:
 def test_files(made: BenchRecord, tmp_path: Path) -> None:
     write(made, tmp_path)
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert content["schema"] == "lonas-edge/bench/1"
+    assert content["schema"] == "lonas-edge/bench/2"
     assert BenchRecord.read(tmp_path / "bench.json") == made
     assert len(content["samples"]) == 24 and len(content["samples"][0]["timing"]["token_times"]) == 11
     markdown = (tmp_path / "bench.md").read_text()

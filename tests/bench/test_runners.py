@@ -12,7 +12,7 @@ import torch
 from optimum.intel import OVModelForSequenceClassification
 from peft import PeftModel
 from tiny_bert import TinyBert, oracle_hidden, oracle_logits
-from tiny_models import HIDDEN, KV_HEADS, LAYERS, VOCAB, TinySource
+from tiny_models import TinySource
 from transformers import AutoModelForCausalLM
 
 from lonas_edge.bench.runners import (
@@ -30,12 +30,6 @@ from lonas_edge.network.source import open_source
 IDS = [[5, 6, 7, 8], [9, 10, 11, 12]]
 
 
-def macs(mlp: int) -> int:
-    """Per token: q and o; k and v of half the heads; three matrices of the MLP; the head."""
-    attention = HIDDEN * (2 * HIDDEN + 2 * HIDDEN * KV_HEADS // 4)
-    return LAYERS * (attention + 3 * HIDDEN * mlp) + HIDDEN * VOCAB
-
-
 def check(timing: Timing, new_tokens: int) -> None:
     assert len(timing.token_times) == new_tokens  # never fewer: the end token does not stop it
     assert list(timing.token_times) == sorted(timing.token_times) and 0 < timing.ttft <= timing.end_to_end
@@ -45,10 +39,7 @@ def test_openvino_genai(int8: Path) -> None:
     runner = GenaiRunner(Variant("subnet", "ir", int8, "CPU", properties={"KV_CACHE_PRECISION": "f16"}), 1)
     check(runner.run(IDS, 4), 4)
     facts = runner.facts()
-    rows = [HIDDEN, HIDDEN // 2, HIDDEN // 2, HIDDEN, 64, 64, HIDDEN]  # INT8: an fp16 scale and a zero point per row
     assert facts == {
-        "macs_per_token": macs(64),
-        "weight_bytes_per_token": macs(64) + 3 * (LAYERS * sum(rows) + VOCAB),
         "disk_bytes": sum(file.stat().st_size for file in int8.glob("openvino_model.*")),
         "kv_precision": "f16",
     }
@@ -61,6 +52,7 @@ def test_pytorch(source: TinySource, merged: bool) -> None:
     runner._model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits[:, -1]))
     check(runner.run(IDS, 4), 4)
     base = AutoModelForCausalLM.from_pretrained(source.base, dtype=torch.float32)
+    parameters = sum(p.numel() for p in base.parameters())
     model, ids = PeftModel.from_pretrained(base, source.adapter).eval(), torch.tensor(IDS)
     for seen in logits:  # without a KV cache
         with torch.no_grad():
@@ -69,9 +61,7 @@ def test_pytorch(source: TinySource, merged: bool) -> None:
         ids = torch.cat([ids, expected.argmax(-1, keepdim=True)], 1)
     assert len(logits) == 4
     facts = runner.facts()
-    assert facts["kv_precision"] == "f32" and facts["macs_per_token"] >= macs(128)
-    assert (facts["macs_per_token"] == macs(128)) is merged  # LoRA matrices count as long as they are not merged
-    assert facts["weight_bytes_per_token"] == 4 * (facts["parameters"] - HIDDEN * VOCAB)
+    assert facts["kv_precision"] == "f32" and (facts["parameters"] == parameters) is merged
     files = [*source.base.glob("*.safetensors"), source.adapter / "adapter_model.safetensors"]
     assert facts["disk_bytes"] == sum(file.stat().st_size for file in files)
 

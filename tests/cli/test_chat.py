@@ -118,7 +118,7 @@ def typed(run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
     """Runs `chat` with lines on standard input, which is no terminal."""
 
     def run(folder: Path, lines: str, *options: object) -> Any:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode("utf-8-sig"))))
         return run_cli("chat", folder, "--max-new-tokens", 8, *options)
 
     return run
@@ -251,6 +251,12 @@ def test_refused_prompts(letters: Path, run_cli: Callable, typed: Callable) -> N
 
 
 # the output of `compress`
+
+
+def test_lines_in_another_encoding(letters: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("one\nzwei für drei\n".encode("latin-1"))))
+    ran = run_cli("chat", letters, "--max-new-tokens", 8)
+    assert ran.code == 1 and "error: standard input, line 2: not UTF-8" in ran.err
 
 
 def test_an_output_of_compress_names_its_model(letters: Path, run_cli: Callable, tmp_path: Path) -> None:

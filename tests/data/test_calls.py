@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import CHATML, LISTED, TOOLS
+from chat_templates import CHATML, FORGETFUL_TOOLS, LISTED, TOOLS
 from datasets import Dataset
 from tiny_models import tokenizer
 
@@ -39,7 +39,7 @@ def read(tmp_path: Path, *records: Any) -> list[Any]:
 def test_calls_in_the_forms_of_openai_and_of_transformers(tmp_path: Path) -> None:
     """Arguments as text, as OpenAI has them, or as an object; definitions as text, as Parquet files need them."""
     forms = [
-        {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "the"}'}},
+        {"type": "function", "function": {"name": "f", "arguments": '{"a": "the"}'}},
         {"function": CALL},
         CALL,
     ]
@@ -60,6 +60,27 @@ def test_a_call_is_learned(tmp_path: Path, chat: str, called: str) -> None:
     assert '"parameters"' in text and f"<|assistant|>{called}</s>" in text and "<|tool|>on</s>" in text
     ids, said = encode_conversation(conversation, chat, by)
     assert by.decode([token for token, own in zip(ids, said, strict=True) if own]) == f"{called}</s>er in</s>"
+
+
+def test_ids_and_names_reach_the_template(tmp_path: Path) -> None:
+    """A function without parameters or result has empty texts in OpenAI's form."""
+    given = record({"id": "abc123def", "type": "function", "function": {"name": "f", "arguments": ""}})
+    given["messages"][2] = {"role": "tool", "content": "", "name": "f", "tool_call_id": "abc123def"}
+    [conversation] = read(tmp_path, given)
+    made = conversation.record()["messages"]
+    assert made[1]["tool_calls"] == [{"id": "abc123def", "type": "function", "function": {"name": "f", "arguments": {}}}]
+    assert made[2] == given["messages"][2]
+    assert read(tmp_path, conversation.record()) == [conversation]
+    [conversation] = read(tmp_path, {"messages": given["messages"][:2], "tools": DEFINED})
+    assert json.loads(conversation.reference) == [{"name": "f", "arguments": {}}]
+
+
+def test_a_call_that_is_rendered_differently_as_the_last_turn(tmp_path: Path) -> None:
+    [conversation] = read(tmp_path, record({"function": CALL}))
+    by = tokenizer()
+    ids, said = encode_conversation(conversation, FORGETFUL_TOOLS, by)
+    called = f"<call>{json.dumps(CALL)}</call></s>"
+    assert by.decode([token for token, own in zip(ids, said, strict=True) if own]) == f"{called}thinking er in</s>"
 
 
 def test_the_reference_is_the_call(tmp_path: Path) -> None:
@@ -132,3 +153,5 @@ def test_a_template_without_functions() -> None:
     conversation = Conversation((("user", "the"), ("assistant", "in")), "data.jsonl, line 1", json.dumps(DEFINED))
     with pytest.raises(LonasEdgeError, match="line 1: the model's chat template has no 'tools'"):
         encode_conversation(conversation, CHATML, tokenizer())
+    with pytest.raises(LonasEdgeError, match="line 1: the model's chat template leaves out the function 'f'"):
+        conversation.render(tokenizer(), CHATML + "{% if messages[0].tools %}{{ messages[0].tools }}{% endif %}")

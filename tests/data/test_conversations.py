@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import CHATML, FORGETFUL, INSTRUCT, MARKED, MARKED_FORGETFUL
+from chat_templates import CHATML, FORGETFUL, INSTRUCT, MARKED, MARKED_FORGETFUL, MOVED, PHI
 from tiny_models import tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -67,12 +67,26 @@ def test_marked_turns() -> None:
     assert learned(ids, said) == "a the</s>|er in</s>"
 
 
-def test_turns_that_are_rendered_differently() -> None:
+@pytest.mark.parametrize(
+    ("chat", "turns", "answers"),
+    [
+        (FORGETFUL, TURNS, "a the</s>|thinking er in</s>"),
+        (PHI, TURNS, "a the<end>|er in<end></s>"),
+        (MOVED, WITH_SYSTEM, " a the</s>| er in</s>"),
+        (MOVED, (*TURNS[:2], ("user", "a the"), ("assistant", " a the ")), " a the</s>| a the</s>"),
+    ],
+)
+def test_turns_that_are_rendered_differently(chat: str, turns: Any, answers: str) -> None:
+    ids, said = encode_conversation(Conversation(turns), chat, tokenizer())
+    assert learned(ids, said) == answers
+
+
+def test_turns_that_cannot_be_found() -> None:
     """All such conversations are listed."""
     by, fine = tokenizer(), Conversation(TURNS[:1])
     bad = [Conversation(TURNS, f"data.jsonl, line {line}") for line in (3, 8)]
     with pytest.raises(LonasEdgeError) as raised:
-        encode([fine, *bad], Prompting(TEMPLATES["alpaca"], FORGETFUL), by, 500)
+        encode([fine, *bad], Prompting(TEMPLATES["alpaca"], FORGETFUL.replace("thinking ", "{{ m.content }}")), by, 500)
     assert "data.jsonl, lines 3 and 8: message 1: the chat template renders this turn differently" in str(raised.value)
     with pytest.raises(LonasEdgeError, match=r"line 1: the chat template \(chat_template\.jinja, .*\) refuses .*: no system"):
         encode_conversation(Conversation(WITH_SYSTEM, "line 1"), INSTRUCT, by)
@@ -120,6 +134,8 @@ GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         ([{"role": "poet", "content": "a"}, GOOD[1]], "message 0: unknown role 'poet'; expected system, user, assistant, tool"),
         ([GOOD[0], {"role": "assistant", "content": None}], "message 1: no text in 'content'"),
         ([*GOOD, {"role": "system", "content": "c"}], "message 2: a system message must be the first"),
+        ([GOOD[1], *GOOD], "the assistant speaks first"),
+        ([GOOD[0], {**GOOD[1], "weight": 0}], "message 1: 'weight' 0 is not supported"),
     ],
 )
 def test_wrong_messages_are_named_by_their_line(tmp_path: Path, wrong: Any, message: str) -> None:

@@ -29,6 +29,7 @@ def written(tmp_path: Path, content: Any, name: str = "data.jsonl") -> Path:
             {"from": "system", "value": "Be brief."}, {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."},
         ]},
         {"system": "Be brief.", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
+        {"system": "Be brief.", "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
         {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}],
          "completion": [{"role": "assistant", "content": "So."}]},
         {"messages": [
@@ -75,9 +76,17 @@ def test_csv(tmp_path: Path) -> None:
     assert (kind, pairs) == (SCORED, [Texts(("a b", "c"), 0.25)])
 
 
-def test_csv_with_a_text_that_is_too_long(tmp_path: Path) -> None:
-    with pytest.raises(LonasEdgeError, match=r"data\.csv: csv cannot read it"):
-        read_examples(written(tmp_path, "text\n" + "a" * 140_000 + "\n", "data.csv"))
+def test_csv_with_a_long_text(tmp_path: Path) -> None:
+    """Python's csv has a limit of 131,072 characters."""
+    assert read_examples(written(tmp_path, "text\n" + "a" * 140_000 + "\n", "data.csv"))[1] == [Texts(("a" * 140_000,))]
+
+
+def test_half_of_a_character(tmp_path: Path) -> None:
+    """As JavaScript's `slice` cuts an emoji; a whole one is fine."""
+    fine, cut = '{"text": "\\ud83d\\ude00"}\n', '{"text": "\\ud83d"}\n'
+    assert read_examples(written(tmp_path, fine))[1] == [Texts(("\U0001f600",))]
+    with pytest.raises(LonasEdgeError, match="line 2: a text has half of a character"):
+        read_examples(written(tmp_path, fine + cut))
 
 
 def test_csv_of_pandas_and_labels_as_text(tmp_path: Path) -> None:

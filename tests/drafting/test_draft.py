@@ -96,6 +96,11 @@ def test_prompts_are_those_of_the_chat_template(made: Made) -> None:
     expected.add("<user>hello\n<assistant>yes\n<user>say 39\n<assistant>")
     assert {tokenizer.decode(tokens) for tokens in prompts.tokens} == expected
     assert prompts.limit == 32
+    few = read_prompts(open_exported(made.model), made.data, 0, least=1, most=5)
+    assert few.tokens == prompts.tokens[:5]
+    made.data.with_name("plain.jsonl").write_text('{"instruction": "say 3", "output": "3"}\n')
+    [plain] = read_prompts(open_exported(made.model), made.data.with_name("plain.jsonl"), 0, least=1).tokens
+    assert tokenizer.decode(plain) == "<user>say 3\n<assistant>"  # not Alpaca's, which no client has
 
 
 def test_answers_are_generated_greedily_and_once(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,8 +240,10 @@ def test_chat(made: Made, run_cli: Callable, tmp_path: Path) -> None:
     shutil.copytree(made.draft, tmp_path / "draft")
     beside = run_cli("chat", tmp_path / "model", "--prompt", "say 3", "--max-new-tokens", 8)
     assert (beside.code, beside.out) == (0, f"{expected}\n")
-    (tmp_path / "draft/openvino_model.bin").unlink()
-    assert f"{tmp_path / 'draft'}: the exported directory is damaged" in run_cli("chat", tmp_path / "model").err
+    (tmp_path / "draft/openvino_model.bin").unlink()  # or that of another model
+    without = run_cli("chat", tmp_path / "model", "--prompt", "say 3", "--max-new-tokens", 8).ok()
+    assert f"not used: {tmp_path / 'draft'}: the exported directory is damaged" in without.err
+    assert run_cli("chat", made.model, "--draft", tmp_path / "draft", "--prompt", "say 3").code == 1
 
 
 def test_the_measured_precision_is_used_on_a_cpu(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

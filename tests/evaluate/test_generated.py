@@ -146,6 +146,22 @@ def test_a_chat_template_has_all_special_tokens(chatty: TinySource, tmp_path: Pa
     assert given[1][0][0] == number
 
 
+def test_what_a_template_writes_before_an_answer_is_no_part_of_it(
+    chatty: TinySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As the empty <think> block of Qwen 3, which is in the training."""
+    source = chatty.copied_to(tmp_path / "thinks")
+    thinks = TEMPLATE.replace(
+        "{{ m['content'] }}", "{{ '<think>\n\n</think>\n\n' if loop.last and m['role'] == 'assistant' }}{{ m['content'] }}"
+    )
+    (source.base / "chat_template.jinja").write_text(thinks)
+    given = ["<think>\n\n</think>\n\nyes", "yes", "<think>no</think>yes"]
+    monkeypatch.setattr("lonas_edge.evaluate.generated.BatchedLM.generate_until", lambda *_: given)
+    data = write(tmp_path / "d.jsonl", [conversation("s", str(number), "yes") for number in range(3)])
+    record = lonas_edge.evaluate(source.base, data=data, metric="exact-match")
+    assert record.targets[0].metrics["exact-match"].value == pytest.approx(100 * 2 / 3)
+
+
 def test_metrics_of_one_name_are_refused(chatty: TinySource, run_cli: Callable, tmp_path: Path):
     data = write(tmp_path / "d.jsonl", [{"instruction": "x", "input": "", "output": "y"}])
     for name in ("a.py", "b.py"):

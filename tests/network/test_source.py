@@ -32,6 +32,15 @@ def test_a_super_adapter_whose_search_space_is_gone(llama_copy: TinySource, monk
         open_source(str(llama_copy.adapter), str(llama_copy.base))
 
 
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_the_chat_template_of_an_adapter(llama_copy: TinySource, file: str) -> None:
+    """As PEFT and TRL save it; that of a training record comes first."""
+    assert llama_copy.opened().prompt_record.chat is None
+    text = "{{ messages }}" if file.endswith("jinja") else json.dumps({"chat_template": "{{ messages }}"})
+    (llama_copy.adapter / file).write_text(text)
+    assert llama_copy.opened().prompt_record.chat == "{{ messages }}"
+
+
 def test_model_with_a_base_as_source(llama: TinySource) -> None:
     with pytest.raises(LonasEdgeError, match=r"no adapter_config.json; with --model, SOURCE is a PEFT adapter"):
         open_source(str(llama.base), str(llama.adapter))

@@ -218,6 +218,13 @@ def test_an_unpruned_trial_is_trained_exported_and_scored(
     assert record.networks[-1].name == "compressed INT4"
 
 
+def test_a_metric_of_0_bounds_nothing(chosen: Callable[..., CompressRecord], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JSON of a model that writes something before each answer: every network would meet the bound."""
+    monkeypatch.setattr(choice, "answers", lambda measured, *_: ({"m": dict.fromkeys(measured, Interval(0, 0, 0))}, []))
+    with pytest.raises(LonasEdgeError, match="exact-match of the unpruned model is 0 on the held-out examples"):
+        chosen("exact-match>=-100", "int4_sym")
+
+
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The directories of all trainings."""

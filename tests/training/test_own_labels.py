@@ -1,6 +1,7 @@
 """Labels of the user's own data: a new head on a decoder or an encoder, `eval --data`, pairs on a decoder, refusals."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,13 @@ def test_classes_of_several_files(tmp_path: Path) -> None:
         found.read(first)
     with pytest.raises(LonasEdgeError, match="2 labels up to 20240101; expected numbers of classes from 0 on"):
         own_classes([lines(tmp_path / "ids.jsonl", {"text": "a", "label": 20240101}, {"text": "b", "label": 7})])
+
+
+@pytest.mark.parametrize("label", [True, -1, ["a"]])
+def test_labels_that_are_no_classes(label: Any, tmp_path: Path) -> None:
+    data = lines(tmp_path / "data.jsonl", {"text": "a", "label": label}, {"text": "b", "label": "x"})
+    with pytest.raises(LonasEdgeError, match=re.escape(f"{data}: line 1: the label {label!r} is no class")):
+        own_classes([data])
 
 
 def test_families_without_classifiers_learn_the_texts(tiny_models: TinyModels, tmp_path: Path) -> None:

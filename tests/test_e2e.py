@@ -21,8 +21,6 @@ from openvino_models import F32, ir_logits, stored_matrices
 from oracle import oracle_logits, read_groups
 from test_e2e_glue import RECORDS
 
-import lonas_edge
-
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parent.parent
@@ -367,38 +365,6 @@ def test_exports_hold_no_path_of_this_machine(command_line: CommandLine) -> None
         for path in folder.iterdir():
             content = path.read_bytes()
             assert not [text for text in forbidden if text in content], path
-
-
-@pytest.mark.slow
-def test_plain_peft_loads_the_super_adapter_as_the_maximal_network(
-    command_line: CommandLine, oracle: Callable, tokens: torch.Tensor
-) -> None:
-    """On the base from disk, in the base's channel order."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(command_line.model, dtype=torch.float64)
-    model = PeftModel.from_pretrained(base, command_line.adapter, autocast_adapter_dtype=False).double().eval()
-    with torch.no_grad():
-        logits = model(input_ids=tokens).logits
-        with model.disable_adapter():
-            untrained = model(input_ids=tokens).logits
-    maximal = oracle([group[0] for group in groups(command_line.space)])
-    assert (logits - maximal).abs().max() < 1e-4
-    assert (logits - untrained).abs().max() > 5, "the training changes nothing"
-
-
-@pytest.mark.slow
-def test_a_checkpoint_equals_the_oracle(command_line: CommandLine, oracle: Callable, tokens: torch.Tensor) -> None:
-    folder = command_line.export("random:1", "--stage", "checkpoint", "--no-verify")
-    widths = widths_of(folder)
-    assert len(set(mlp_widths(widths))) == 5
-    model = lonas_edge.load_checkpoint(folder)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == mlp_widths(widths)
-    with torch.no_grad():
-        logits = model.double()(input_ids=tokens).logits
-    assert largest_difference(logits, oracle(widths)) < 1e-4
 
 
 @pytest.mark.slow

@@ -166,12 +166,6 @@ def test_full_disk(llama: TinySource, export: Callable, tmp_path: Path, monkeypa
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12, 1000))
         has(export(llama), tmp_path / "new/out", "not enough disk space", "GB needed", "0.00 GB free", "another disk")
 
-    def full(*_args: object, **_options: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lonas_edge.network.checkpoints.save_file", full)
-    has(export(llama), tmp_path / "new/out", "the disk is full; nothing was changed")
-
 
 def test_no_memory(llama: TinySource, export: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     def allocate(*_args: object, **_options: object) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from device import Device
 from tiny_models import TinySource
 
 from lonas_edge.bench.statistics import Interval
@@ -32,6 +34,7 @@ QUICK: dict[str, Any] = {
     "target": "weights<=0.95x", "weight_format": "int8_sym", "template": "question", "recovery_steps": 4,
     "prompt_len": 8, "new_tokens": 4, "draft": "none",
 }  # fmt: skip
+_cache = tempfile.TemporaryDirectory()  # of latency tables
 _baselines: dict[tuple[bytes, str], dict[str, bytes]] = {}
 
 
@@ -49,11 +52,12 @@ def timed(*given: Any) -> Probe:
 
 
 def make_quick(monkeypatch: pytest.MonkeyPatch, whole: bool = False) -> None:
-    """No timed steps, and baselines by our own export instead of optimum-cli.
+    """No timed steps, an artificial device for the search, and baselines by our own export instead of optimum-cli.
 
     A `whole` run measures latencies once, generates whole answers, draws and writes the report; others do none of these.
     """
     monkeypatch.setattr(run, "time_steps", timed)
+    Device(lambda widths: 1.0 + sum(width > 0 for width in widths)).install(monkeypatch, Path(_cache.name))
     monkeypatch.setattr(measure, "ROUNDS", 1)
     if not whole:
         monkeypatch.setattr(measure, "latencies", equal_latencies)

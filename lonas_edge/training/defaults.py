@@ -19,7 +19,7 @@ from lonas_edge.space.architecture import Architecture
 from lonas_edge.training.inputs import Inputs
 from lonas_edge.training.options import AUTO, TrainOptions
 
-_LARGE = 1e9  # weights of linear layers
+_LARGE, _MEDIUM = 1e9, 3e8  # weights of linear layers
 
 
 def with_defaults(inputs: Inputs, options: TrainOptions) -> TrainOptions:
@@ -64,11 +64,12 @@ def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str
 def default_lr(inputs: Inputs) -> float:
     """Return the default of `--lr`: 1e-3 was better than 3e-4 for SmolLM2-135M; larger models and classifiers as published.
 
-    A trained adapter that learns from a teacher forgets at 1e-3 what it knows (docs/benchmarks/recovery.md).
+    A trained adapter that learns from a teacher forgets at a high rate what it knows (docs/benchmarks/recovery.md).
     """
     weights = sum(linear.weights for linear in inputs.source.architecture.linears.values())
-    recovers = bool(inputs.teacher and inputs.source.adapter and inputs.data.kind.generates)
-    return 3e-4 if inputs.data.kind is CLASSIFICATION or weights >= _LARGE or recovers else 1e-3
+    if inputs.teacher and inputs.source.adapter and inputs.data.kind.generates:
+        return 1e-4 if weights >= _MEDIUM else 3e-4
+    return 3e-4 if inputs.data.kind is CLASSIFICATION or weights >= _LARGE else 1e-3
 
 
 def device_of(options: TrainOptions) -> str:

@@ -52,7 +52,7 @@ class TrainOptions(Options):
         minimum=0,
         maximum=_LARGEST,
         help="Initial learning rate of each stage.",
-        unset="the stage's init_lr, else 1e-3; 3e-4 above 1e9 weights, for classifiers, and of an adapter with --teacher",
+        unset="the stage's init_lr, else 1e-3; 3e-4 above 1e9 weights, for classifiers, with --teacher (1e-4 above 3e8)",
     )
     batch_size: int = option(16, panel="Training", minimum=1, help="Examples per optimizer step, over all devices.")
     max_length: int | None = option(

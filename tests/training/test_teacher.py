@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import open_source
+from lonas_edge.training import defaults
 from lonas_edge.training.defaults import default_lr
 from lonas_edge.training.inputs import open_recovery, open_teacher, with_eval_data, with_teacher
 from lonas_edge.training.options import TrainOptions
@@ -98,9 +99,11 @@ def test_the_teacher_is_learned_at_the_tokens_of_answers(
 
 
 def test_a_trained_adapter_has_a_lower_learning_rate_with_a_teacher(
-    llama: TinySource, trained: Callable, tmp_path: Path
+    llama: TinySource, trained: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, start = write_data(tmp_path / "data.json", EIGHT), trained("llama", True)
     alone = open_recovery(str(start), data, "minimal")
     new = with_teacher(open_recovery(str(llama.base), data, "minimal", nncf_config=start / SPACE), str(llama.base))
     assert [default_lr(each) for each in (alone, with_teacher(alone, str(start)), new)] == [1e-3, 3e-4, 1e-3]
+    monkeypatch.setattr(defaults, "_MEDIUM", 1)
+    assert default_lr(with_teacher(alone, str(start))) == 1e-4

@@ -20,7 +20,7 @@ from lonas_edge.bench import machine
 from lonas_edge.cli.compress import compress
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.exported import open_exported
-from lonas_edge.pipeline import baselines, stages, training
+from lonas_edge.pipeline import baselines, run, stages, training
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.run import compress_model
@@ -455,3 +455,16 @@ def test_a_finished_model_is_not_fine_tuned(llama: TinySource, tmp_path: Path, d
     assert [curve.name.split()[0] for curve in record.curves] == ["recover"] and record.options["epochs"] == 0
     [kept] = (tmp_path / "out/steps/recovered").iterdir()
     assert json.loads((kept / "training.json").read_text())["recovered"]["super_adapter"] == llama.base.name
+
+
+def test_checkpoints_of_slow_steps(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most two minutes are lost, or a step."""
+    saved = []
+    for seconds in (0.1, 50.0, 300.0):
+        monkeypatch.setattr(run, "time_steps", lambda *_, seconds=seconds: replace(PROBE, recovery_step=seconds))
+        steps = plan_steps(llama.base, tmp_path, data, target=("weights<=0.95x",), weight_format="int8_sym")
+        [command] = [each for each in steps["recover weights<=0.95x"].commands if each.options]
+        saved.append((command.options.save_steps, command.options.log_steps))
+    assert saved == [(200, 10), (2, 2), (1, 1)]

@@ -17,7 +17,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from lonas_edge.cli.compress import compress
 from lonas_edge.exporting.exported import open_exported
 from lonas_edge.families import CLASSIFICATION, EMBEDDING
+from lonas_edge.network.source import open_source
 from lonas_edge.pipeline.record import CompressRecord
+from lonas_edge.pipeline.tasks import LANGUAGE_MODEL, profile_of
 
 WORDS, NAMES = ("good", "bad", "film", "not", "the"), ("low", "middle", "high")
 
@@ -55,6 +57,8 @@ def made(
         make_quick(monkeypatch, whole=False)
         quick: dict[str, Any] = {"recovery_steps": 2, "prompt_len": 8, "target": "macs<=0.8x"}
         record = compress(base, data=folder / "data.jsonl", output=folder / "out", **quick)
+    source = open_source(str(base))
+    assert profile_of(source).micro_tokens == LANGUAGE_MODEL.micro_tokens  # not that of encoders
     return folder, request.param, record
 
 

@@ -105,17 +105,21 @@ def test_too_little_disk(llama: TinySource, tmp_path: Path, data: Path, quick: N
         compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
 
 
-def test_too_little_memory(llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One gigabyte and four bytes for each weight of the file are the least: refused before any step is timed."""
+@pytest.mark.parametrize(("weight_format", "each"), [("int8_sym", 4), ("int4_sym", 6)])
+def test_too_little_memory(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch, weight_format: str, each: int
+) -> None:
+    """One gigabyte and the weights in 16 bits of model, teacher and rounded model are the least; no step is timed before."""
+    options = {**QUICK, "weight_format": weight_format}
     weights = sum(tensor.numel() for tensor in load_file(llama.base / "model.safetensors").values())
-    least = 10**9 + 4 * weights
+    least = 10**9 + each * weights
     monkeypatch.setattr("lonas_edge.pipeline.run.time_steps", forbidden)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=least - 1))
     with pytest.raises(LonasEdgeError, match=r"at least 1\.0 GB of memory for 0 million parameters .* 1\.0 GB are available"):
-        compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
+        compress(llama.base, data=data, output=tmp_path / "out", **options)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=least))
     with pytest.raises(AssertionError):  # accepted: steps are timed
-        compress(llama.base, data=data, output=tmp_path / "out", **QUICK)
+        compress(llama.base, data=data, output=tmp_path / "out", **options)
 
 
 @pytest.mark.parametrize("measure", ["weights", "bytes"])

@@ -22,7 +22,7 @@ from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import choice, training
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.record import CompressRecord, Trial
-from lonas_edge.pipeline.targets import auto_target, candidate_picks, parse_targets
+from lonas_edge.pipeline.targets import MetricBound, auto_target, candidate_picks, parse_targets
 from lonas_edge.pipeline.tasks import CLASSIFIER, EMBEDDING_MODEL, LANGUAGE_MODEL
 from lonas_edge.search.picks import Pick
 from lonas_edge.space.subnetwork import Subnetwork
@@ -330,6 +330,14 @@ def write_answers(path: Path, count: int, answer: str = "{}") -> Path:
     rows = [{"instruction": f"Is it {number}?", "output": answer.replace("{}", str(number))} for number in range(count)]
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
+
+
+def test_auto_gives_way_to_the_metrics_of_targets() -> None:
+    """`--metric auto` is the metric that is chosen anyway: it is not measured twice under two names."""
+    bounds = {"json>=-1": MetricBound("json>=-1", "json", -1)}
+    options = SimpleNamespace(metric="auto")
+    assert Plan.metrics.fget(SimpleNamespace(options=options, bounds=bounds)) == ("json",)  # type: ignore[attr-defined]
+    assert Plan.metrics.fget(SimpleNamespace(options=options, bounds={})) == ("auto",)  # type: ignore[attr-defined]
 
 
 def test_auto_bounds_the_metric_where_enough_answers_are_held_out(tmp_path: Path) -> None:

@@ -104,6 +104,12 @@ def test_a_teacher_with_the_whole_vocabulary(
     assert loss == pytest.approx(expected, rel=1e-3)
 
 
+def test_an_adapter_is_not_trimmed(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
+    ran = run_cli("trim", llama.adapter, "--data", words, "--template", "question", "--output", tmp_path / "out")
+    assert ran.code == 1 and f"{llama.adapter}: is an adapter. Trim its base" in " ".join(ran.err.split())
+    assert not (tmp_path / "out").exists()
+
+
 def test_special_tokens_of_the_generation(llama: TinySource, trim: Callable, tmp_path: Path) -> None:
     """All ids of `generation_config.json` are the new ones, also in a list."""
     base = Path(shutil.copytree(llama.base, tmp_path / "whole"))

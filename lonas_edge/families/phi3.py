@@ -11,35 +11,25 @@ Source: the configuration and modeling files of transformers 5.5.
 from collections.abc import Mapping
 from typing import Any
 
-from lonas_edge.families.base import Family
-from lonas_edge.families.layers import HIDDEN_STATE, Block, GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
-from lonas_edge.families.llama import class_names, key_value_channels
+from lonas_edge.families.layers import GroupKind, HeadRule, Linear, WidthRule, head_dim, key_value_heads
+from lonas_edge.families.llama import Llama, class_names, key_value_channels
 
 
-class Phi3(Family):
+class Phi3(Llama):
     """Phi-3 and Phi-4-mini."""
 
     titles = {"phi3": "Phi-3, Phi-4-mini"}
     class_names = {"phi3": class_names("Phi3")}
-    layers = "model.layers"
-    embedding = "model.embed_tokens"
-    head = "lm_head"
-    final_norm = "model.norm"
     width_rules = (
         WidthRule(("mlp.gate_up_proj",), "mlp.down_proj", "intermediate_size"),
         HeadRule(("self_attn.qkv_proj",), "self_attn.o_proj", "num_attention_heads"),
     )
-    refused_widths = {"self_attn.o_proj": HIDDEN_STATE, "mlp.down_proj": HIDDEN_STATE}
     generated_groups = (
         GroupKind(layers=("self_attn.qkv_proj",)),
         GroupKind(width_rules[0]),
         GroupKind(layers=("mlp.gate_up_proj",)),
     )
     default_targets = ("qkv_proj", "gate_up_proj", "down_proj")
-
-    def blocks(self, config: Any) -> tuple[Block, ...]:
-        attention = Block("attention", "self_attn", ("input_layernorm",), 2, cached=True)
-        return attention, Block("mlp", "mlp", ("post_attention_layernorm",))
 
     def linears(self, config: Any) -> list[Linear]:
         hidden, mlp = config.hidden_size, config.intermediate_size
@@ -51,15 +41,6 @@ class Phi3(Family):
             Linear("mlp.gate_up_proj", 2 * mlp, hidden, blocks=(mlp, mlp)),
             Linear("mlp.down_proj", hidden, mlp),
         ]
-
-    def vectors(self, config: Any) -> dict[str, int]:
-        return {f"{norm}.weight": config.hidden_size for norm in ("input_layernorm", "post_attention_layernorm")}
-
-    def other_vectors(self, config: Any) -> dict[str, int]:
-        return {f"{self.final_norm}.weight": config.hidden_size}
-
-    def kv_width(self, config: Any) -> int:
-        return 2 * key_value_channels(config)
 
     def narrow_attention(self, attention: Any, fields: Mapping[str, int]) -> None:
         """It splits q, k and v by numbers of heads, and by a configuration that all layers share."""

@@ -4,6 +4,8 @@ The search removes one block after another, and bounds on its KL divergence, of 
 fewer removed blocks answers better, so a bisection tries few of them, each after its whole recovery: shorter and gradual ones
 end far below (docs/benchmarks/recovery.md). Where no pruned network meets the bound, the unpruned one in the weight format is
 tried, first recovered, then, of language models, by GPTQ; where both miss it, the result is the unpruned model in INT8.
+
+At last the head is tried in INT4, where the layers are: with a large vocabulary it is much of what a token reads.
 """
 
 import shutil
@@ -34,7 +36,9 @@ from lonas_edge.space.subnetwork import Subnetwork
 
 CHOICE, TRIALS = "choice.json", "trials.json"
 UNPRUNED = Pick("unpruned", "unpruned", 0.0)
+HEAD_FORMAT = "int4"
 ROUNDED = Pick("gptq", "gptq", 0.0)  # the unpruned network by GPTQ, without a recovery
+HEAD = Pick("int4-head", "int4-head", 0.0)  # the chosen network with an INT4 head
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,12 @@ class ChoiceRecord(Record):
     """How the network of a target in a metric was chosen."""
 
     NAME: ClassVar = "compress-choice"
-    VERSION: ClassVar = 1
+    VERSION: ClassVar = 2
     AGAIN: ClassVar = "Run `lonas-edge compress --overwrite`."
 
     chosen: str | None  # the pick, `UNPRUNED` or `ROUNDED`; None for the unpruned model in INT8
-    trials: tuple[Trial, ...]  # the least pruned first
+    head_format: str | None  # None where the export's own is kept
+    trials: tuple[Trial, ...]  # the least pruned first, that of the head last
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class TrialsRecord(Record):
     VERSION: ClassVar = 1
     AGAIN: ClassVar = ChoiceRecord.AGAIN
 
-    by_adapter: dict[str, Trial]  # by name of the recovered adapter, or of `ROUNDED`
+    by_adapter: dict[str, Trial]  # by name of the recovered adapter, or of `ROUNDED`; that of an INT4 head with its suffix
 
 
 def choose(plan: Plan, target: str) -> Step:
@@ -68,22 +73,14 @@ def choose(plan: Plan, target: str) -> Step:
 
     def work(progress: Progress) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        candidates, trials, low = _candidates(plan), dict[int, Trial](), -1
-        high = len(candidates)
-        while high - low > 1:  # candidates up to `low` meet the bound, those from `high` on do not
-            middle = (low + high) // 2
-            pick, network = candidates[middle]
-            SubnetworkRecord.of(network).write(paths.subnetwork(bound))
-            known, adapter = _known_trials(plan, bound), plan.adapter(network).name
-            trials[middle] = known.get(adapter) or _try(plan, bound, pick, progress)
-            TrialsRecord({**known, adapter: trials[middle]}).write(folder / TRIALS)
-            low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
-        chosen, network = candidates[low] if low >= 0 else (None, plan.start.select("maximal"))
-        SubnetworkRecord.of(network).write(paths.subnetwork(bound))
-        if not chosen and plan.profile.kind.generates and plan.trained_for and not paths.trims:
-            chosen = _round(plan, bound, trials, progress)
-        record = ChoiceRecord(chosen.expression if chosen else None, tuple(trials[index] for index in sorted(trials)))
-        record.write(folder / CHOICE)
+        chosen, trials = _most_pruned(plan, bound, progress)
+        head_format = None
+        if plan.profile.kind.generates and plan.trained_for:
+            chosen, of_gptq = (chosen, None) if chosen or paths.trims else _by_gptq(plan, bound, progress)
+            of_head = _with_head(plan, bound, chosen, progress) if chosen else None
+            trials = [*filter(None, (of_gptq, *trials, of_head))]
+            head_format = HEAD_FORMAT if of_head and of_head.difference.value >= bound.bound else None
+        ChoiceRecord(chosen.expression if chosen else None, head_format, tuple(trials)).write(folder / CHOICE)
 
     training = plan.recovery_command("CANDIDATE", folder / "CANDIDATE", plan.recovery_options)
     files = {"": paths.baseline("int8"), "data": paths.held_out}
@@ -95,20 +92,63 @@ def choose(plan: Plan, target: str) -> Step:
     return Step(CHOOSE + target, commands, work, outputs, (SEARCH, BASELINES), inputs, folder=folders, estimate=seconds)
 
 
+def _most_pruned(plan: Plan, bound: MetricBound, progress: Progress) -> tuple[Pick | None, list[Trial]]:
+    """The most pruned candidate within a bound, by bisection, None if there is none; and the trials, the least pruned first."""
+    candidates, trials, low = _candidates(plan), dict[int, Trial](), -1
+    high = len(candidates)
+    while high - low > 1:  # candidates up to `low` meet the bound, those from `high` on do not
+        middle = (low + high) // 2
+        pick, network = candidates[middle]
+        SubnetworkRecord.of(network).write(plan.paths.subnetwork(bound))
+        known, adapter = _known_trials(plan, bound), plan.adapter(network).name
+        trials[middle] = known.get(adapter) or _try(plan, bound, pick, progress)
+        TrialsRecord({**known, adapter: trials[middle]}).write(plan.paths.choice(bound) / TRIALS)
+        low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
+    chosen, network = candidates[low] if low >= 0 else (None, plan.start.select("maximal"))
+    SubnetworkRecord.of(network).write(plan.paths.subnetwork(bound))
+    return chosen, [trials[index] for index in sorted(trials)]
+
+
+def _by_gptq(plan: Plan, bound: MetricBound, progress: Progress) -> tuple[Pick | None, Trial | None]:
+    """Try the unpruned network by GPTQ."""
+    trial = _try_on_data(plan, bound, ROUNDED, None, progress)
+    return ROUNDED if trial and trial.difference.value >= bound.bound else None, trial
+
+
+def _with_head(plan: Plan, bound: MetricBound, chosen: Pick, progress: Progress) -> Trial | None:
+    """Try the chosen network with an INT4 head."""
+    return _try_on_data(plan, bound, HEAD, None if chosen == ROUNDED else plan.adapter(plan.network(bound)), progress)
+
+
 def unpruned_export(plan: Plan, pick: Pick) -> ExportOptions | None:
     """How the unpruned model is exported where no recovered network met a bound; None where one is the result."""
-    if not isinstance(pick, MetricBound):
+    record = _choice(plan, pick)
+    if record is None or record.chosen not in (None, ROUNDED.expression):
         return None
-    chosen = ChoiceRecord.read(plan.paths.choice(pick) / CHOICE).chosen
-    if chosen is None:
+    if record.chosen is None:
         return ExportOptions(weight_format="int8", prompt=plan.options.template)
-    return rounded(plan) if chosen == ROUNDED.expression else None
+    return rounded(plan, record.head_format)
 
 
-def rounded(plan: Plan) -> ExportOptions:
-    """The options of the export by GPTQ."""
+def export_options(plan: Plan, pick: Pick) -> ExportOptions:
+    """How the network of a target is exported."""
+    record = _choice(plan, pick)
+    if record and record.head_format:
+        return rounded(plan, record.head_format)
+    return unpruned_export(plan, pick) or ExportOptions(weight_format=str(plan.options.weight_format))
+
+
+def rounded(plan: Plan, head_format: str | None = None) -> ExportOptions:
+    """The options of an export by GPTQ: of layers that were not trained for the format, and of a head in four bits."""
     calibration, prompt = plan.paths.train, plan.options.template
-    return ExportOptions(weight_format=str(plan.options.weight_format), calibration=calibration, prompt=prompt)
+    return ExportOptions(
+        weight_format=str(plan.options.weight_format), head_format=head_format, calibration=calibration, prompt=prompt
+    )
+
+
+def _choice(plan: Plan, pick: Pick) -> ChoiceRecord | None:
+    """The choice of a target in a metric; None for another target."""
+    return ChoiceRecord.read(plan.paths.choice(pick) / CHOICE) if isinstance(pick, MetricBound) else None
 
 
 def _known_trials(plan: Plan, bound: MetricBound) -> dict[str, Trial]:
@@ -160,24 +200,30 @@ def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: 
     count, blocks = len(network.removed), plan.start.architecture.blocks
     what = "layer" if all(blocks[name].kind == "layer" for name in network.removed) else "block"
     removed = f"{count} {what}{'s' * (count > 1)} removed, " if count else ""
-    names = {UNPRUNED: "unpruned", ROUNDED: "unpruned by GPTQ"}
+    names = {UNPRUNED: "unpruned", ROUNDED: "unpruned by GPTQ", HEAD: "the chosen one with an INT4 head"}
     described = names.get(pick) or f"{removed}{share:.2f}x linear weights"
     report(f"{described}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]\nnext", None)
     return Trial(pick.expression, described, difference)
 
 
-def _round(plan: Plan, bound: MetricBound, trials: dict[int, Trial], progress: Progress) -> Pick | None:
-    """Try the unpruned network by GPTQ. A failure, such as too few examples, costs this trial, not the run."""
-    known = _known_trials(plan, bound)
+def _try_on_data(plan: Plan, bound: MetricBound, pick: Pick, adapter: Path | None, progress: Progress) -> Trial | None:
+    """Score an export by GPTQ, of a recovered network or the unpruned one: its layers, or its head (`HEAD`), too.
+
+    A failure, such as too few examples, costs this trial, not the run.
+    """
+    known, options = _known_trials(plan, bound), rounded(plan, HEAD_FORMAT if pick == HEAD else None)
+    key = f"{adapter.name if adapter else ROUNDED.file}{'-head' if pick == HEAD else ''}"
     try:
-        trials[-1] = known.get(ROUNDED.file) or _score(plan, bound, ROUNDED, plan.unpruned, rounded(plan), progress)
+        if key not in known:
+            source = open_source(str(adapter), plan.paths.student) if adapter else plan.unpruned
+            known[key] = _score(plan, bound, pick, source, options, progress)
     except LonasEdgeError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):
             raise
         progress(f"GPTQ failed: {error}\nnext", None)
         return None
-    TrialsRecord({**known, ROUNDED.file: trials[-1]}).write(plan.paths.choice(bound) / TRIALS)
-    return ROUNDED if trials[-1].difference.value >= bound.bound else None
+    TrialsRecord(known).write(plan.paths.choice(bound) / TRIALS)
+    return known[key]
 
 
 def recovered_adapter(plan: Plan, pick: Pick, progress: Progress) -> Path:

@@ -17,7 +17,7 @@ from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import compared, compares_gptq, export_baselines, export_gptq
-from lonas_edge.pipeline.choice import choose, recovered_adapter, unpruned_export
+from lonas_edge.pipeline.choice import choose, export_options, recovered_adapter, unpruned_export
 from lonas_edge.pipeline.drafts import drafts, train_draft
 from lonas_edge.pipeline.measure import ROUNDS
 from lonas_edge.pipeline.plan import NEW_RANK, SPACE_FILE, Paths, Plan, Request
@@ -198,18 +198,16 @@ def export_network(plan: Plan, target: str) -> Step:
 
     def work(progress: Progress) -> None:
         source = open_source(str(recovered), student) if (recovered / CONFIG).exists() else plan.unpruned
-        stored = unpruned_export(plan, pick) or options
-        export(source, source.select(None), output, stored, progress)
+        export(source, source.select(None), output, export_options(plan, pick), progress)
 
     command = Command("lonas-edge export", options, {"": recovered, "model": student, "output": output})
     needs, outputs = (RECOVER + target,), (f"models/{pick.file}",)
 
     def chosen() -> list[Command]:
-        if (recovered / CONFIG).exists():
-            return [command]
-        files = {"": plan.paths.unpruned, "model": plan.paths.unpruned_base, "subnet": "maximal", "output": output}
-        stored = unpruned_export(plan, pick) or options
-        return [Command("lonas-edge export", stored, files)]
+        files = {"": recovered, "model": student, "output": output}
+        if not (recovered / CONFIG).exists():
+            files = {"": plan.paths.unpruned, "model": plan.paths.unpruned_base, "subnet": "maximal", "output": output}
+        return [Command("lonas-edge export", export_options(plan, pick), files)]
 
     return Step(EXPORT + target, [command], work, outputs, needs, chosen=chosen)
 

@@ -17,6 +17,7 @@ from lonas_edge.bench.statistics import Interval
 from lonas_edge.cli.compress import compress
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import export
+from lonas_edge.exporting.manifest import Manifest
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.network.source import open_source
 from lonas_edge.pipeline import choice, training
@@ -143,10 +144,11 @@ def test_targets_in_the_same_metric_share_trials(
     assert tried == {TARGET: LEVELS[:1], "exact-match>=-3": LEVELS}
 
 
-@pytest.mark.parametrize(("unpruned", "rounded", "name"), [
-    (-1, None, "compressed INT4"),
-    (-2, -1, f"unpruned INT4 by GPTQ ({TARGET})"),
-    (-2, -2, f"unpruned INT8 ({TARGET})"),
+@pytest.mark.parametrize(("unpruned", "rounded", "head", "name"), [
+    (-1, None, -1, "compressed INT4"),
+    (-2, -1, -1.1, f"unpruned INT4 by GPTQ ({TARGET})"),
+    (-2, -1, -1, f"unpruned INT4 by GPTQ ({TARGET})"),
+    (-2, -2, None, f"unpruned INT8 ({TARGET})"),
 ])  # fmt: skip
 def test_the_unpruned_network_comes_before_int8(
     llama: TinySource,
@@ -155,21 +157,29 @@ def test_the_unpruned_network_comes_before_int8(
     monkeypatch: pytest.MonkeyPatch,
     unpruned: float,
     rounded: float | None,
+    head: float | None,
     name: str,
 ) -> None:
-    """No pruned network meets the bound: the unpruned one is tried in INT4, recovered and by GPTQ, before it stays INT8."""
+    """No pruned network meets the bound: the unpruned one is tried in INT4, recovered and by GPTQ, before it stays INT8.
+
+    What is chosen is tried with an INT4 head.
+    """
     tried = list[str]()
 
     def trial(_plan: object, _bound: object, pick: Pick, *_given: object) -> Trial:
         tried.append(pick.expression)
-        value = {"unpruned": unpruned, "gptq": rounded or 0.0}.get(pick.expression, -9.0)
+        value = {"unpruned": unpruned, "gptq": rounded or 0.0, "int4-head": head or 0.0}.get(pick.expression, -9.0)
         return Trial(pick.expression, "", Interval(value, value, value))
 
     monkeypatch.setattr(choice, "_try", trial)
     monkeypatch.setattr(choice, "_score", trial)
+    monkeypatch.setattr(choice, "open_source", lambda *_given: None)
     record = chosen(weight_format="int4_sym")
 
-    assert "unpruned" in tried and ("gptq" in tried) == (rounded is not None)
+    assert "unpruned" in tried and ("gptq" in tried) == (rounded is not None) and ("int4-head" in tried) == (head is not None)
+    assert [each.pick for each in record.trials[TARGET]][-1] == ("int4-head" if head else "unpruned")
+    of_head = Manifest.read(tmp_path / "out/model/lonas_edge.json").head
+    assert (of_head and of_head.weight_format) == ("int4" if head == -1 else None)
     ours = record.networks[-1]
     assert (ours.name, ours.weight_format) == (name, "int8" if rounded == -2 else "int4_sym")
     assert not any(part.kept < part.full for layer in ours.removed for part in layer)
@@ -179,7 +189,8 @@ def test_the_unpruned_network_comes_before_int8(
     steps, made = tmp_path / "out/steps", tmp_path / "out/model"
     of_unpruned = f"lonas-edge export {steps / 'lora'} --model {llama.base} --subnet maximal --output {made}"
     assert (of_unpruned in commands["export"]) == (rounded is not None)
-    assert (f"--calibration {steps / 'data/train.jsonl'}" in commands["export"]) == (rounded == -1)
+    assert (f"--calibration {steps / 'data/train.jsonl'}" in commands["export"]) == (rounded == -1 or head == -1)
+    assert ("--head-format int4" in commands["export"]) == (head == -1)
     assert any("is the unpruned model in INT4 by GPTQ" in warning for warning in record.warnings) == (rounded == -1)
 
 
@@ -200,11 +211,13 @@ def test_a_trial_by_gptq(
     """It is exported and scored: the result is that export."""
     monkeypatch.setattr(choice, "_candidates", lambda _plan: [])
     record = chosen("exact-match>=-100", "int4_sym")
-    [trial] = record.trials["exact-match>=-100"]
+    trial, of_head = record.trials["exact-match>=-100"]
     assert (trial.pick, trial.network) == ("gptq", "unpruned by GPTQ") and -100 <= trial.difference.value <= 100
+    assert (of_head.pick, of_head.network) == ("int4-head", "the chosen one with an INT4 head")
     source, expected = open_source(str(tmp_path / "out/steps/lora"), str(llama.base)), tmp_path / "expected"
     calibration = tmp_path / "out/steps/data/train.jsonl"
-    export(source, source.select(None), expected, ExportOptions(weight_format="int4_sym", calibration=calibration))
+    options = ExportOptions(weight_format="int4_sym", head_format="int4", calibration=calibration)
+    export(source, source.select(None), expected, options)
     assert (expected / "openvino_model.bin").read_bytes() == (tmp_path / "out/model/openvino_model.bin").read_bytes()
 
 
@@ -213,7 +226,8 @@ def test_an_unpruned_trial_is_trained_exported_and_scored(
 ) -> None:
     monkeypatch.setattr(Plan, "candidates", [])
     record = chosen("exact-match>=-100", "int4_sym")
-    [trial] = record.trials["exact-match>=-100"]
+    trial, of_head = record.trials["exact-match>=-100"]
+    assert of_head.pick == "int4-head"
     assert (trial.pick, trial.network) == ("unpruned", "unpruned") and -100 <= trial.difference.value <= 100
     assert record.networks[-1].name == "compressed INT4"
 

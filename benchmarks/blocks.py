@@ -1,23 +1,23 @@
 """Study: what to remove. Sub-networks of equal TPOT, from spaces of several kinds, after the same short recovery.
 
-    python benchmarks/blocks.py LORA --model BASE --data train.jsonl --eval-data held_out.jsonl --test test.jsonl \\
+    python benchmarks/blocks.py LORA --model BASE --data train.jsonl --eval-data held_out.jsonl \\
         --bounds 0.85 0.7 --steps 30 --work DIR --output FILE.json
 
 Every kind is searched by KL and the TPOT of INT4 files. The network under each bound, relative to the unpruned INT4 model, is
-recovered for --steps steps, exported to INT4, and answers the test prompts. `none` is the unpruned model with the same steps.
-`layer` removes whole layers greedily by KL. `widths` orders the MLPs' channels by importance first, as `train` does.
-Differences are from the unpruned LoRA in INT8, paired. Exports are timed interleaved in one run of `bench`. A stopped study
-continues from --work.
+recovered for --steps steps; the result is its loss on held-out examples. `none` is the unpruned model with the same steps.
+`layer` removes whole layers greedily by KL. `widths` orders the MLPs' channels by importance first, as `train` does. A stopped
+study continues from --work.
 """
 
 import argparse
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
-from study import conditions, exported, lonas_edge, timed
+from study import conditions, exported, lonas_edge
 
 from lonas_edge.data.registry import open_data
 from lonas_edge.network.channel_order import by_importance
@@ -36,6 +36,7 @@ KINDS = {
     "layer": ["--depth", "attention,mlp", "--ratios", "1"],  # both blocks of a layer at once; needs the search of `mixed`
     "widths": ["--ratios", "1,0.875,0.75,0.625,0.5,0.375,0.25"],
 }
+ENDINGS = {"attention": ".self_attn", "mlp": ".mlp"}
 PROMPTS, LAYER_PROMPTS, CALIBRATION = 32, 8, 64  # of a search; of the removal of layers; to order channels
 
 
@@ -43,49 +44,29 @@ def main() -> None:
     """Search, recover, export, evaluate and time all kinds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lora", type=Path)
-    for name in ("--model", "--data", "--eval-data", "--test", "--work", "--output"):
+    for name in ("--model", "--data", "--eval-data", "--work", "--output"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--bounds", nargs="+", required=True)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--micro-batch-size", type=int, default=16)
-    parser.add_argument("--limit", type=int, default=700, help="test prompts")
-    parser.add_argument("--metric", default="exact-match")
-    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="of a search")
     arguments = parser.parse_args()
-    work: Path = arguments.work
-    work.mkdir(parents=True, exist_ok=True)
-    networks = {
-        "INT8": exported(work / "int8", arguments.lora, "--model", arguments.model, "--weight-format", "int8", "--no-verify")
-    }
-    rows: dict[str, dict[str, Any]] = {"INT8": {"kind": "INT8"}}
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, dict[str, Any]] = {}
     for kind in arguments.kinds:
         lora, space, search = prepared(kind, arguments)
         picks = {bound: search / "subnetworks" / f"tpot-{bound}x.json" for bound in arguments.bounds}
-        if kind == arguments.kinds[0]:
-            rows["none"] = {"kind": "none"}
-            networks["none"] = recovered(work / "none", lora, space, "maximal", arguments)
+        if not rows:
+            rows["none"] = {"kind": "none", "losses": recovered("none", lora, space, "maximal", arguments)}
         for bound, pick in picks.items():
             if not pick.exists():
                 continue  # no network of this kind is as fast
             name = f"{kind}-{bound}"
-            rows[name] = {"kind": kind, "bound": float(bound), **({} if kind == "layer" else figures(pick, search))}
-            networks[name] = recovered(work / name, lora, space, pick, arguments)
+            rows[name] = {"kind": kind, "bound": float(bound), "losses": recovered(name, lora, space, pick, arguments)}
+            rows[name] |= described(pick, search)
             print(name, rows[name], flush=True)
-    if not (work / "eval").exists():
-        options = ["--data", arguments.test, "--metric", arguments.metric, "--limit", arguments.limit]
-        lonas_edge("eval", *networks.values(), *options, "--output", work / "eval")
-    report = json.loads((work / "eval" / "eval.json").read_text())
-    names = {target["name"]: name for name, target in zip(networks, report["targets"], strict=True)}
-    for target in report["targets"]:
-        rows[names[target["name"]]]["percent"] = target["tasks"][0]["accuracy"]
-    for row in report["differences"]:
-        if row["scope"] == arguments.metric:
-            rows[names[row["target"]]]["accuracy"] = {"value": row["points"], "low": row["low"], "high": row["high"]}
-    for name, row in timed(networks, work / "bench", arguments.rounds).items():
-        rows[name] |= row
     result = {"conditions": conditions(), "steps": arguments.steps, "seed": arguments.seed, "rows": rows}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -103,19 +84,17 @@ def prepared(kind: str, arguments: argparse.Namespace) -> tuple[Path, Path, Path
     if kind == "layer":
         remove_layers(search / "subnetworks", space, arguments)
     elif not (search / "search.json").exists():
-        picks = [part for bound in arguments.bounds for part in ("--pick", f"tpot={bound}x")]
-        options = [
-            "--data",
-            arguments.eval_data,
-            "--num-samples",
-            arguments.prompts,
-            "--weight-format",
-            "int4_sym",
-            "--seed",
-            arguments.seed,
-        ]
-        evals = 60 if kind == "widths" else 240
-        lonas_edge("search", lora, *model, "--nncf-config", space, *options, "--evals", evals, *picks, "--output", search)
+        bounds = sorted(arguments.bounds, key=float, reverse=True)
+        options = ["--data", arguments.eval_data, "--num-samples", arguments.prompts, "--weight-format", "int4_sym"]
+        options += ["--nncf-config", space, "--evals", 60 if kind == "widths" else 240, "--seed", arguments.seed]
+        while not (search / "search.json").exists():
+            picks = [part for bound in bounds for part in ("--pick", f"tpot={bound}x")]
+            try:
+                lonas_edge("search", lora, *model, *options, *picks, "--output", search)
+            except subprocess.CalledProcessError:
+                if len(bounds) == 1:
+                    raise
+                bounds.pop()  # no network of this kind is as fast
     return lora, space, search
 
 
@@ -165,25 +144,30 @@ def order_channels(folder: Path, space: Path, arguments: argparse.Namespace) -> 
     folder.with_suffix(".new").rename(folder)
 
 
-def figures(pick: Path, search: Path) -> dict[str, Any]:
-    """The search's figures of a pick, and the number of blocks or widths that differ from the unpruned network's."""
+def described(pick: Path, search: Path) -> dict[str, Any]:
+    """The numbers of removed blocks, and the search's KL and cost of a pick, if a search made it."""
+    widths = json.loads(pick.read_text())["widths"]
+    removed = {kind: sum(name.endswith(end) and not width for name, width in widths.items()) for kind, end in ENDINGS.items()}
+    if not (search / "search.json").exists():
+        return removed
     record = json.loads((search / "search.json").read_text())
     number = next(each["evaluation"] for each in record["picks"] if each["file"] == pick.stem)
-    evaluations = record["evaluations"]
-    changed = sum(map(int.__ne__, evaluations[number]["widths"], evaluations[0]["widths"]))
-    return {**{key: value for key, value in evaluations[number].items() if key not in ("number", "widths")}, "changed": changed}
+    unpruned = next(each["evaluation"] for each in record["named"] if each["name"] == "maximal")
+    chosen, whole = (record["evaluations"][index] for index in (number, unpruned))
+    return {**removed, "kl": chosen["quality"], "tpot": chosen["cost"] / whole["cost"]}
 
 
-def recovered(folder: Path, lora: Path, space: Path, subnet: object, arguments: argparse.Namespace) -> Path:
-    """Recover a network in INT4, and export it."""
-    adapter, ir = folder.with_name(f"{folder.name}-adapter"), folder
-    model = ["--model", arguments.model, "--nncf-config", space]
+def recovered(name: str, lora: Path, space: Path, subnet: object, arguments: argparse.Namespace) -> list[tuple[int, float]]:
+    """Recover a network in INT4; return its losses on the held-out examples, by step."""
+    adapter = arguments.work / f"{name}-adapter"
     if not adapter.exists():
-        options = ["--teacher", arguments.lora, "--data", arguments.data, "--eval-data", arguments.eval_data]
-        options += ["--weight-format", "int4_sym", "--dtype", "bf16", "--steps", arguments.steps, "--seed", arguments.seed]
-        options += ["--micro-batch-size", arguments.micro_batch_size, "--overwrite"]
-        lonas_edge("train", "--from", lora, *model, "--subnet", subnet, *options, "--output", adapter)
-    return exported(ir, adapter, "--model", arguments.model, "--weight-format", "int4_sym", "--no-verify")
+        options = ["--model", arguments.model, "--nncf-config", space, "--teacher", arguments.lora]
+        options += ["--data", arguments.data, "--eval-data", arguments.eval_data, "--weight-format", "int4_sym"]
+        options += ["--dtype", "bf16", "--steps", arguments.steps, "--seed", arguments.seed, "--overwrite"]
+        options += ["--micro-batch-size", arguments.micro_batch_size]
+        lonas_edge("train", "--from", lora, "--subnet", subnet, *options, "--output", adapter)
+    record = json.loads((adapter / "training.json").read_text())
+    return [(each["step"], each["loss"]) for each in record["eval_data"]["losses"]]
 
 
 if __name__ == "__main__":

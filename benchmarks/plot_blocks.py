@@ -1,4 +1,4 @@
-"""Plot results of benchmarks/blocks.py: accuracy over TPOT, by what was removed, one panel each.
+"""Plot results of benchmarks/blocks.py: held-out loss after the recovery over TPOT, by what was removed, one panel each.
 
 python benchmarks/plot_blocks.py TITLE=FILE.json … --output FILE.png
 """
@@ -11,43 +11,39 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
-KINDS = ("none", "attention", "mlp", "layer", "mixed", "widths")
+KINDS = {"attention": "attention blocks", "mlp": "MLP blocks", "layer": "whole layers", "mixed": "both, by KL per saved TPOT"}
 
 
 def main() -> None:
-    """Draw the panels side by side, with the same vertical axis."""
+    """Draw the panels side by side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", metavar="TITLE=FILE")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     figure, axes = pyplot.subplots(
-        1, len(arguments.results), figsize=(5.5 * len(arguments.results), 4), sharey=True, squeeze=False, layout="constrained"
+        1, len(arguments.results), figsize=(5.5 * len(arguments.results), 4), squeeze=False, layout="constrained"
     )
     for axis, result in zip(axes[0], arguments.results, strict=True):
         title, _, file = result.rpartition("=")
         draw(axis, title, json.loads(Path(file).read_text())["rows"])
-    axes[0][0].set_ylabel("accuracy, points from INT8")
+    axes[0][0].set_ylabel("held-out loss (nats per learned token)")
     axes[0][-1].legend(title="removed")
     figure.savefig(arguments.output, dpi=120)
 
 
 def draw(axis: Any, title: str, rows: dict[str, Any]) -> None:
-    """Draw a panel: points with the 95 % interval of the difference, lines between networks of a kind."""
-    for kind in KINDS:
-        own = sorted((row for row in rows.values() if row["kind"] == kind), key=lambda row: row["tpot_ms"])
-        if not own:
-            continue
-        speeds = [row["tpot_ms"] / rows["none"]["tpot_ms"] for row in own]
-        accuracies = [row["accuracy"] for row in own]
-        values, lows, highs = ([each[name] or each["value"] for each in accuracies] for name in ("value", "low", "high"))
-        bars = [
-            [v - low for v, low in zip(values, lows, strict=True)],
-            [high - v for v, high in zip(values, highs, strict=True)],
-        ]
-        axis.errorbar(speeds, values, yerr=bars, marker="o", capsize=3, label=kind)
-    axis.axhline(0, color="grey", linewidth=0.8)
+    """Draw a panel: lines between networks of a kind, from the unpruned one."""
+    unpruned = rows["none"]["losses"][-1][1]
+    for kind, label in KINDS.items():
+        own = sorted((row for row in rows.values() if row["kind"] == kind), key=lambda row: -row.get("tpot", row["bound"]))
+        speeds = [1.0, *(row.get("tpot", row["bound"]) for row in own)]
+        axis.plot(speeds, [unpruned, *(row["losses"][-1][1] for row in own)], marker="o", label=label)
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(ticker.ScalarFormatter())
+    axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     axis.set(title=title, xlabel="TPOT, relative to the unpruned INT4 model")
 
 

@@ -23,13 +23,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     figure, axes = pyplot.subplots(
-        1, len(arguments.results), figsize=(5.5 * len(arguments.results), 4), squeeze=False, layout="constrained"
+        1, len(arguments.results), figsize=(5.5 * len(arguments.results), 4), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, result in zip(axes[0], arguments.results, strict=True):
         title, _, file = result.rpartition("=")
         draw(axis, title, json.loads(Path(file).read_text())["rows"])
     axes[0][0].set_ylabel("held-out loss (nats per learned token)")
-    axes[0][-1].legend(title="removed")
+    axes[0][0].legend(title="removed")
     figure.savefig(arguments.output, dpi=120)
 
 

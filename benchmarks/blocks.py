@@ -41,7 +41,7 @@ PROMPTS, LAYER_PROMPTS, CALIBRATION = 32, 8, 64  # of a search; of the removal o
 
 
 def main() -> None:
-    """Search, recover, export, evaluate and time all kinds."""
+    """Search and recover all kinds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lora", type=Path)
     for name in ("--model", "--data", "--eval-data", "--work", "--output"):

@@ -13,7 +13,13 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker
 
-KINDS = {"attention": "attention blocks", "mlp": "MLP blocks", "layer": "whole layers", "mixed": "both, by KL per saved TPOT"}
+KINDS = {
+    "attention": "attention blocks",
+    "mlp": "MLP blocks",
+    "layer": "whole layers",
+    "mixed": "both, by KL per saved TPOT",
+    "widths": "MLP widths",
+}
 
 
 def main() -> None:
@@ -38,6 +44,8 @@ def draw(axis: Any, title: str, rows: dict[str, Any]) -> None:
     unpruned = rows["none"]["losses"][-1][1]
     for kind, label in KINDS.items():
         own = sorted((row for row in rows.values() if row["kind"] == kind), key=lambda row: -row.get("tpot", row["bound"]))
+        if not own:
+            continue
         speeds = [1.0, *(row.get("tpot", row["bound"]) for row in own)]
         axis.plot(speeds, [unpruned, *(row["losses"][-1][1] for row in own)], marker="o", label=label)
     axis.set_yscale("log")

@@ -39,8 +39,8 @@ BUDGET = {  # lines of Python, comments and blank lines included; what is not li
     "cli": 1_500,
     "the rest": 1_300,
 }
-# 24,000, and what later features may add: metrics 600, drafts 700, formats and calls 400, larger models 500, decoders 400
-TOTAL = 26_600
+# 24,000, and what later features may add: metrics 600, drafts 700, formats and calls 400, larger models 500, decoders 800
+TOTAL = 27_000
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 CHECKS = re.compile(r"^_*(raise|check|refuse|require|reject|validate|assert)(_|$)|_(errors|faults|mismatches|misfits)$")
 ERRORS = re.compile(r"^(errors|faults|problems|mismatches|misfits|wrong|missing|unknown)$")

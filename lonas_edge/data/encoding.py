@@ -1,5 +1,6 @@
 """Examples as token batches, with the positions whose logits are needed."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from lonas_edge.data.texts import Texts
 from lonas_edge.errors import LonasEdgeError, raise_all
 
 Learned = Example | Conversation | Texts  # a text is learned as a whole
+_PAIR_ROLES = ("query", "document")
 IGNORED = -100  # a label that is not learned
 
 
@@ -110,9 +112,15 @@ def _whole(prompt: str, response: str, tokenizer: Any, max_length: int) -> tuple
 
 
 def encode_pairs(pairs: Sequence[Sequence[str]], tokenizer: Any, max_length: int | None) -> list[dict[str, list[int]]]:
-    """Tokenize texts, or pairs, of which the longer text is cut at `max_length`; return `input_ids` and `token_type_ids`."""
+    """Tokenize texts, or pairs, of which the longer text is cut at `max_length`; return `input_ids` and `token_type_ids`.
+
+    Pairs are rendered by a chat template with the roles query and document, as rerankers have it; then the document is cut.
+    """
     if not pairs:
         return []
+    if len(pairs[0]) > 1 and renders_pairs(tokenizer):
+        rows = [_render_pair(pair, tokenizer, max_length) for pair in pairs]
+        return [{"input_ids": row, "token_type_ids": [0] * len(row)} for row in rows]
     cut = {"truncation": "longest_first", "max_length": max_length} if max_length else {"truncation": False}
     columns = [list(column) for column in zip(*pairs, strict=True)]
     encoded = tokenizer(*columns, return_token_type_ids=True, return_attention_mask=False, verbose=False, **cut)
@@ -120,6 +128,23 @@ def encode_pairs(pairs: Sequence[Sequence[str]], tokenizer: Any, max_length: int
         {"input_ids": ids, "token_type_ids": kinds}
         for ids, kinds in zip(encoded["input_ids"], encoded["token_type_ids"], strict=True)
     ]
+
+
+def renders_pairs(tokenizer: Any) -> bool:
+    """Whether a tokenizer's chat template names the roles that sentence-transformers 6 gives to a reranker's texts."""
+    template = getattr(tokenizer, "chat_template", None)
+    return isinstance(template, str) and all(re.search(rf"['\"]{role}['\"]", template) for role in _PAIR_ROLES)
+
+
+def _render_pair(pair: Sequence[str], tokenizer: Any, max_length: int | None) -> list[int]:
+    """Token ids of a rendered pair; what the template writes after the document stays when it is cut."""
+    messages = [{"role": role, "content": text} for role, text in zip(_PAIR_ROLES, pair, strict=True)]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if max_length is None or len(ids) <= max_length:
+        return ids
+    ending = tokenizer(text.rpartition(pair[1])[2], add_special_tokens=False)["input_ids"]
+    return [*ids[: max_length - len(ending)], *ending]
 
 
 def check_padding(tokenizer: Any, padding: int | None) -> None:

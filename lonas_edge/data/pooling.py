@@ -111,7 +111,8 @@ def _write(path: Path, content: Any) -> None:
 def embeds(folder: Path) -> bool:
     """Whether sentence-transformers' files in a model's directory say that it is an embedding model, not a cross-encoder."""
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
-    return (folder / MODULES).exists() and settings.get("model_type") in (None, "SentenceTransformer")
+    file, known = folder / MODULES, settings.get("model_type") in (None, "SentenceTransformer")
+    return known and file.exists() and "LogitScore" not in read_text(file, "the list of modules")
 
 
 def pooling_of(*folders: Path, warn: bool = True) -> Pooling:

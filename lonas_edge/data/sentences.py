@@ -34,8 +34,8 @@ class SentenceTask(Task):
 
     @classmethod
     def of(cls, architecture: Architecture, pooling: Pooling | None, options: DataOptions) -> Self:
-        pooling, context = pooling or Pooling(), architecture.context or MAX_LENGTH
-        return cls(min(pooling.max_length or context, context), options, pooling=pooling)
+        pooling = pooling or Pooling()
+        return cls(pooling.max_length or architecture.context or MAX_LENGTH, options, pooling=pooling)
 
     def _read(self, path: Path) -> tuple[str, Sequence[Any]]:
         """Read sentences; GLUE's STS-B as scored pairs, and of its other tasks the texts."""

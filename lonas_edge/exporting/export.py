@@ -9,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lonas_edge.data.encoding import check_padding
-from lonas_edge.data.pooling import Pooling
+from lonas_edge.data.encoding import check_padding, renders_pairs
 from lonas_edge.exporting import clients
 from lonas_edge.exporting.job import Job, Outcome, Steps
 from lonas_edge.exporting.manifest import CARD, MANIFEST, BothSizes, Chosen, Manifest, Origin
@@ -59,7 +58,9 @@ def export(source: Source, subnetwork: Subnetwork, output: Path, options: Export
         with steps.step("validate", "Checking base and adapter"):
             model = MaterializedModel(source, subnetwork)
             tokenizer = _open_tokenizer(source, options)
-            pooling = _limit_texts(source, tokenizer)
+            pooling = source.pooling
+            if pooling and tokenizer:
+                tokenizer.model_max_length = pooling.max_length  # at which it cuts, as all clients do
             generation = read_generation_config(source.base.folder, source.architecture.config.vocab_size)
         hashes = background.submit(_hash_inputs, source)
         SubnetworkRecord.of(subnetwork).write(folder / SUBNETWORK)
@@ -108,21 +109,11 @@ def _open_tokenizer(source: Source, options: ExportOptions) -> Any:
     if tokenizer is not None:
         check_vocabulary(tokenizer, architecture.config.vocab_size, folder)
         check_padding(tokenizer, architecture.padding)
+        if not architecture.family.kind.generates and not renders_pairs(tokenizer):
+            tokenizer.chat_template = None  # sentence-transformers 6 would render texts with it
     if options.calibration or options.head_format:
         architecture.require(CAUSAL_LM, "--calibration" if options.calibration else "--head-format")
     return tokenizer or (require_tokenizer(folder, "--calibration") if options.calibration else None)
-
-
-def _limit_texts(source: Source, tokenizer: Any) -> Pooling | None:
-    """Return the pooling with the longest text, at which the tokenizer cuts from now on, as all clients do."""
-    if source.pooling is None:
-        return None
-    context = source.architecture.context
-    assert context  # encoders have a table of positions
-    pooling = source.pooling.limit(tokenizer.model_max_length if tokenizer else context, context)
-    if tokenizer:
-        tokenizer.model_max_length = pooling.max_length
-    return pooling
 
 
 def _hash_inputs(source: Source) -> dict[str, dict[str, str]]:

@@ -94,7 +94,7 @@ def _conversion(job: Job, folder: Path) -> Conversion:
         graph,
         source.base.folder if job.tokenizer is not None else None,
         job.folder,
-        source.prompt_record.chat,
+        source.prompt_record.chat if getattr(job.tokenizer, "chat_template", None) else "",
         job.pooling.max_length if job.pooling else None,
     )
 

@@ -23,6 +23,7 @@ class _Embedder(Embedder):
     final_norm = "norm"
     other_heads = ("lm_head.", "score.")
     other_prefixes = ("model.",)
+    refused_poolings = ("cls",)  # the first token sees no other one
 
     def hidden(self, model: Any, **inputs: Any) -> Any:
         """Hidden states [texts, tokens, hidden], without a cache."""

@@ -1,6 +1,6 @@
 """Embedding models: the body of a model without a head."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lonas_edge.families.base import Family
 from lonas_edge.families.kinds import EMBEDDING
@@ -16,6 +16,7 @@ class Embedder(Family):
 
     kind = EMBEDDING
     head = ""
+    refused_poolings: ClassVar[tuple[str, ...]] = ()
 
     @property
     def prefix(self) -> str:

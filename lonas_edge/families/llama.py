@@ -81,6 +81,13 @@ class Llama(Family):
             return attention, Block("mlp", "mlp", _MLP_NORMS)
         return Block("attention", "self_attn", (before,), 2, cached=True), Block("mlp", "mlp", (after,))
 
+    def config_errors(self, config: Any) -> list[str]:
+        """Attention that sees later tokens, as EmbeddingGemma's, is not supported."""
+        fields = {"use_bidirectional_attention": False, "is_causal": True}
+        found = {name: getattr(config, name, value) for name, value in fields.items()}
+        others = [f"{name} {found[name]!r} is not supported" for name in fields if found[name] not in (None, fields[name])]
+        return super().config_errors(config) + others
+
     def linears(self, config: Any) -> list[Linear]:
         hidden, mlp = config.hidden_size, config.intermediate_size
         query, key_value = config.num_attention_heads * head_dim(config), key_value_channels(config)

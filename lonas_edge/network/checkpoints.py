@@ -18,6 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lonas_edge.data.logit_score import HEADS, SCORE, LogitScore, read_logit_score
 from lonas_edge.data.pooling import EMBEDS
 from lonas_edge.errors import LonasEdgeError, out_of_memory, raise_all
 from lonas_edge.families import Family, Ranges
@@ -96,6 +97,7 @@ class TensorFiles:
         self._files = dict(files)
         self._stored: dict[str, str] = {}  # names in the files, where they are others
         self._pickles: dict[Path, dict[str, torch.Tensor]] = {}
+        self._computed: dict[str, torch.Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         headers = {path: self._header(path) for path in self.files}
@@ -134,6 +136,8 @@ class TensorFiles:
 
     def read(self, name: str, rows: Ranges | None = None, columns: Ranges | None = None) -> torch.Tensor:
         """Read ranges of rows and columns of a tensor, as stored; all when None."""
+        if name in self._computed:
+            return take(self._computed[name], rows, columns)
         path, name_there = self._files[name], self._stored.get(name, name)
         if path in self._pickles:
             return take(self._pickles[path][name_there], rows, columns)
@@ -148,6 +152,16 @@ class TensorFiles:
             return tensor
         first = columns[0][0]
         return take(tensor, None, tuple((start - first, stop - first) for start, stop in columns))
+
+    def add_score(self, score: LogitScore) -> None:
+        """Add the head [1, hidden] of a reranker that compares tokens, in fp32."""
+        head = next((name for name in HEADS if name in self._files), None)
+        if head is None:
+            raise LonasEdgeError(f"{self.files[0].parent}: {HEADS[0]} is missing; a reranker's score is made of it")
+        rows = [self.read(head, ((token, token + 1),)).float() for token in (score.true, score.false) if token is not None]
+        self._files[SCORE] = self._files[head]
+        self._computed[SCORE] = rows[0] - rows[1] if len(rows) > 1 else rows[0]
+        self.shapes[SCORE], self.dtypes[SCORE] = tuple(rows[0].shape), "float32"
 
     def rename(self, family: Family) -> None:
         """Rename tensors that are stored with another prefix of the body, or under old names, as transformers does.
@@ -171,10 +185,15 @@ class TensorFiles:
 
 
 def open_tensors(folder: Path) -> TensorFiles:
-    """Open the weights of a Hugging Face checkpoint; headers are read.
+    """Open the weights of a Hugging Face checkpoint, with the head of a reranker that compares tokens; headers are read."""
+    tensors = _open_files(folder)
+    if score := read_logit_score(folder):
+        tensors.add_score(score)
+    return tensors
 
-    As in transformers, safetensors come before `.bin` files, and a single file before shards: their index may be an old one.
-    """
+
+def _open_files(folder: Path) -> TensorFiles:
+    """Open the files in transformers' order: safetensors, then `.bin`; a single file before shards, whose index may be old."""
     for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (PICKLE, PICKLE_INDEX)):
         if (folder / single).exists():
             return TensorFiles.of_file(folder / single)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lonas_edge.data.logit_score import read_logit_score
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import Family, family_of
 from lonas_edge.files import read_by, read_json
@@ -15,11 +16,12 @@ _MAX_LAYERS, _MAX_SIZE = 1000, 2**24  # the deepest models have 126 layers, the 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a model's config.json."""
+    """Read a model's config.json; of a reranker that compares tokens as that of a classifier."""
     path = folder / "config.json"
     if not path.exists():
         raise LonasEdgeError(f"{folder}: no config.json; expected a Hugging Face model directory")
-    return read_json(path)
+    content, score = read_json(path), read_logit_score(folder)
+    return score.as_classifier(content, path) if score else content
 
 
 def parse_config(content: Mapping[str, Any], where: str) -> Any:

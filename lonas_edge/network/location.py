@@ -13,7 +13,13 @@ from lonas_edge.network.checkpoints import open_tensors
 
 SEARCH_SPACE = "nncf_config.json"  # a super-adapter directory keeps its search space under this name
 TRAINING = "training.json"  # and the record of its training under this one
-_POOLING_FILES = ["modules.json", "*_Pooling/config.json", "sentence_*_config.json", "config_sentence_transformers.json"]
+_SENTENCE_FILES = [
+    "modules.json",
+    "*_Pooling/config.json",
+    "*_LogitScore/config.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+]
 _CONFIG_FILES = [
     "config.json",
     "tokenizer.json",
@@ -22,7 +28,7 @@ _CONFIG_FILES = [
     SEARCH_SPACE,
     ORDER,
     TRAINING,
-    *_POOLING_FILES,
+    *_SENTENCE_FILES,
 ]
 _WEIGHT_FILES = ["*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt"]
 _OTHER_FORMATS = ["openvino/*", "onnx/*"]  # directories of sentence-transformers' repositories

@@ -4,6 +4,7 @@ SOURCE is a super-adapter directory; any PEFT adapter plus --model and --nncf-co
 space); or a base model. Each may be a directory or a hub id.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from lonas_edge.data.glue import TASKS as GLUE
 from lonas_edge.data.pooling import Pooling, embeds, pooling_of
 from lonas_edge.data.registry import open_data
-from lonas_edge.data.task import Task
+from lonas_edge.data.task import MAX_LENGTH, Task
 from lonas_edge.data.templates import PromptRecord
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import (
@@ -24,7 +25,7 @@ from lonas_edge.families import (
     family_of,
     output_names,
 )
-from lonas_edge.files import sha256
+from lonas_edge.files import read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
@@ -229,7 +230,7 @@ def open_source(
     elasticity = bind(architecture, space, str(nncf_config))
     order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
     check_base(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)
-    pooling = pooling_of(*folders, warn=weights) if architecture.family.kind is EMBEDDING else None
+    pooling = _read_pooling(folders, architecture, weights) if architecture.family.kind is EMBEDDING else None
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head, pooling)
     if training and training.recovered and training.recovered.widths and elastic:
         raise_all(
@@ -263,7 +264,8 @@ def _read_architecture(
 ) -> tuple[Architecture, dict[str, Any]]:
     """Read a base's shapes, and the fields of its config.json that change with its kind and the outputs of another head."""
     path = base / "config.json"
-    config = parse_config(read_config(base), str(path))
+    content = read_config(base)
+    config = parse_config(content, str(path))
     read_generation_config(base, getattr(config, "vocab_size", None))
     family, fields = family_of(config.model_type, kind, config.architectures or ()), {}
     if family:
@@ -271,8 +273,19 @@ def _read_architecture(
         if family.ends_at_padding and config.pad_token_id is None and (tokenizer := load_tokenizer(base)):
             fields["pad_token_id"] = tokenizer.pad_token_id
     _refuse_other_head(config, path)
-    config = type(config).from_dict({**config.to_dict(), **fields}) if fields else config
+    config = parse_config({**content, **fields}, str(path)) if fields else config
     return Architecture.from_config(config, str(base)), fields
+
+
+def _read_pooling(folders: Sequence[Path], architecture: Architecture, warn: bool) -> Pooling:
+    """Read an embedding model's pooling, and its longest text: that of its files, the tokenizer's, or the context."""
+    pooling, tokenizer = pooling_of(*folders, warn=warn), folders[-1] / "tokenizer_config.json"
+    if pooling.mode in getattr(architecture.family, "refused_poolings", ()):
+        raise LonasEdgeError(
+            f"{folders[0]}: pooling {pooling.mode}: the first token of a decoder sees no other token. Use mean or lasttoken."
+        )
+    limit = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
+    return pooling.limit(limit or math.inf, architecture.context or MAX_LENGTH)
 
 
 def _stated_kind(config: AdapterConfig) -> ModelKind | None:

@@ -30,7 +30,7 @@ def require_tokenizer(folder: Path, purpose: str) -> Any:
 def load_tokenizer(folder: Path, chat_template: str | None = None, max_length: int | None = None) -> Any:
     """Load the tokenizer of a model directory, None where it has none.
 
-    `chat_template` replaces its own default template, `max_length` the number of tokens at which it cuts texts.
+    `chat_template` replaces its own default template, an empty one removes it; `max_length` the number of tokens at which it cuts texts.
     """
     present = [name for name in _FILES if (folder / name).exists()]
     if not present:
@@ -38,7 +38,9 @@ def load_tokenizer(folder: Path, chat_template: str | None = None, max_length: i
     with read_by("transformers", folder / present[0]):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer("The sun is")["input_ids"]  # some errors appear on first use
-    if chat_template is not None:
+    if chat_template == "":
+        tokenizer.chat_template = None
+    elif chat_template is not None:
         named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
         tokenizer.chat_template = {**named, "default": chat_template} if named else chat_template
     if max_length is not None:

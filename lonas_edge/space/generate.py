@@ -182,8 +182,8 @@ def _configuration(architecture: Architecture, groups: Sequence[_NodeGroup], blo
 def removable_blocks(architecture: Architecture, kinds: Sequence[str], where: str) -> list[str]:
     """Module paths of the blocks of some kinds (`BLOCK_KINDS`) that may be removed, by kind and in the model's order.
 
-    Those of the first and the last layer may not: they are needed most. At least one attention block, or one whole layer, is
-    not offered: hybrids may have attention in inner layers only.
+    Those of the first layer, and of the last one of language models and encoders, may not: they are needed most. At least one
+    attention block, or one whole layer, is not offered: hybrids may have attention in inner layers only.
 
     Raises:
         LonasEdgeError: The model, which `where` names, has no blocks of a kind.
@@ -193,9 +193,11 @@ def removable_blocks(architecture: Architecture, kinds: Sequence[str], where: st
         reason = f"expected {','.join(known)}" if known else "no blocks can be removed"
         raise LonasEdgeError(f"{where}: --depth {','.join(missing)}: {reason} for {architecture.model_type}")
     layers, candidates = list(architecture.layers), []
+    inner = architecture.family.kind.generates or "layer" in kinds
+    kept = {layers[0], *(layers[-1:] if inner else ())}
     for kind in sorted(kinds):
         for path, block in architecture.blocks.items():
-            if block.kind == kind and not block.refused and architecture.split(path)[0] not in (layers[0], layers[-1]):
+            if block.kind == kind and not block.refused and architecture.split(path)[0] not in kept:
                 candidates.append(path)
     needed = [path for path, block in architecture.blocks.items() if block.needed]
     return [path for path in candidates if path != needed[-1]] if needed and set(needed) <= set(candidates) else candidates

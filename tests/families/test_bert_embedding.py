@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_bert import CONFIG, HIDDEN, TinyBert, oracle_embeddings, oracle_hidden, pairs
+from tiny_bert import CONFIG, CONTEXT, HIDDEN, TinyBert, oracle_embeddings, oracle_hidden, pairs
 from transformers import AutoConfig, AutoModel
 
 from lonas_edge import load_checkpoint
@@ -97,13 +97,13 @@ def test_an_adapter_without_a_task(tiny_bert: TinyBert, tmp_path: Path) -> None:
 def test_the_pooling_of_a_source(tiny_bert: TinyBert, tmp_path: Path) -> None:
     """The adapter's own files are read before those of the base; an assumed pooling is reported where it is used."""
     source = tiny_bert.embedder(tiny_bert.body("cls", normalize=False)).copied_to(tmp_path)
-    assert source.opened().pooling == Pooling("cls", stated=True)
+    assert source.opened().pooling == Pooling("cls", max_length=CONTEXT, stated=True)
     Pooling("lasttoken", normalize=True).write(source.adapter, HIDDEN)
-    assert source.opened().pooling == Pooling("lasttoken", True, stated=True)
+    assert source.opened().pooling == Pooling("lasttoken", True, max_length=CONTEXT, stated=True)
     base = str(tiny_bert.base(headless=True))
     with pytest.warns(LonasEdgeWarning, match=r"bert-headless: no modules\.json, so its pooling is unknown; assuming the mean"):
-        assert open_source(base).pooling == Pooling()
-    assert open_source(base, weights=False).pooling == Pooling()
+        assert open_source(base).pooling == Pooling(max_length=CONTEXT)
+    assert open_source(base, weights=False).pooling == Pooling(max_length=CONTEXT)
 
 
 def test_stored_weights(tiny_bert: TinyBert) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import TARGETS, TinyModels, TinySource, randomize_trainable
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from lonas_edge.data.pooling import Pooling
+from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CLASSIFICATION, EMBEDDING, FAMILIES, Family
+from lonas_edge.network.source import open_source
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.generate import generate_space
 
@@ -84,6 +88,26 @@ def test_embeds_as_defined(case: str, run_cli: Callable, tiny_models: TinyModels
     assert np.abs(embedded - (pooled / pooled.norm(dim=1, keepdim=True)).numpy()).max() < 1e-4
 
 
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_sentence_transformers(padding: str, run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """Texts with a prompt, padded on either side, and one that is cut, as the PyTorch model embeds them."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    base = shutil.copytree(tiny_models.base("qwen3-tied"), tmp_path / "base")
+    Pooling("lasttoken", normalize=True, max_length=12, prompts={"query": "find: "}).write(base, 64)
+    words = AutoTokenizer.from_pretrained(base, padding_side=padding)
+    words.chat_template = "{% for message in messages %}<s>{{ message.content }}</s>{% endfor %}"  # embeddings have no turns
+    words.save_pretrained(base)
+    run_cli("export", base, "--weight-format", "fp32", "--output", tmp_path / "ir").ok()
+    options = {"backend": "openvino", "model_kwargs": {"ov_config": dict(EXACT)}, "local_files_only": True}
+    embedded = sentence_transformers.SentenceTransformer(str(tmp_path / "ir"), **options).encode(TEXTS, prompt_name="query")
+    model = AutoModel.from_pretrained(base, dtype=torch.float32)
+    for text, embedding in zip(TEXTS, embedded, strict=True):
+        ids = words(f"find: {text}", truncation=True, max_length=12, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            last = model(ids, use_cache=False).last_hidden_state[0, -1]
+        assert np.abs(embedding - (last / last.norm()).numpy()).max() < 1e-4
+
+
 @pytest.mark.parametrize("case", DECODERS)
 def test_classifies_as_defined(case: str, run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
     """Activated, materialized, and as an IR in optimum-intel: by the last token of each text of a padded batch."""
@@ -130,7 +154,9 @@ def test_reranks_as_defined(run_cli: Callable, tiny_models: TinyModels, tmp_path
     model = AutoModelForSequenceClassification.from_pretrained(tiny_models.base("llama"), num_labels=1, dtype=torch.float32)
     model.score.weight.data *= 20
     model.save_pretrained(base)
-    AutoTokenizer.from_pretrained(tiny_models.base("llama")).save_pretrained(base)
+    words = AutoTokenizer.from_pretrained(tiny_models.base("llama"))
+    words.chat_template = "{% for message in messages %}<s>{{ message.content }}{% endfor %}"  # the language model's
+    words.save_pretrained(base)
     run_cli("export", base, "--weight-format", "fp32", "--output", tmp_path / "ir").ok()
     query, passages = "good film", ["the bad film", "the film is good", "not", "same"]
     with torch.no_grad():
@@ -139,6 +165,54 @@ def test_reranks_as_defined(run_cli: Callable, tiny_models: TinyModels, tmp_path
     ranked = dict(pipeline.rerank(query, passages))
     assert [ranked[index] for index in range(len(passages))] == pytest.approx(scores, abs=1e-4)
     assert max(scores) - min(scores) > 0.01
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    options = {"backend": "openvino", "model_kwargs": {"ov_config": dict(EXACT)}, "local_files_only": True}
+    encoder = sentence_transformers.CrossEncoder(str(tmp_path / "ir"), **options)
+    assert encoder.predict([(query, passage) for passage in passages]).tolist() == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "field, message",
+    [
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention True is not supported"),
+        ({"is_causal": False}, "is_causal False is not supported"),
+    ],
+)
+def test_attention_to_later_tokens_is_refused(field: dict, message: str, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """As EmbeddingGemma's; the exporter and search would see other windows."""
+    base = shutil.copytree(tiny_models.base("gemma3-tied"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | field))
+    with pytest.raises(LonasEdgeError, match=message):
+        open_source(str(base), kind=EMBEDDING)
+
+
+def test_poolings_of_a_decoder(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """The first token sees no other one. Texts are cut where its tokenizer cuts them."""
+    base = shutil.copytree(tiny_models.base("llama"), tmp_path / "base")
+    Pooling("cls").write(base, 64)
+    with pytest.raises(LonasEdgeError, match="pooling cls: the first token of a decoder sees no other token"):
+        open_source(str(base))
+    Pooling("lasttoken", max_length=24).write(base, 64)
+    assert open_source(str(base)).pooling == Pooling("lasttoken", max_length=24, stated=True)
+    Pooling("lasttoken").write(base, 64)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 17}))
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"text": "' + "the good film " * 20 + '"}\n')
+    assert open_source(str(base)).open_data(data).lengths(AutoTokenizer.from_pretrained(base)) == [17]
+
+
+def test_an_embedding_model_without_padding(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
+    """A tokenizer without a padding token is refused before any work."""
+    base, data = shutil.copytree(tiny_models.base("llama"), tmp_path / "base"), tmp_path / "texts.jsonl"
+    Pooling("lasttoken").write(base, 64)
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({key: config[key] for key in config if key != "pad_token"}))
+    data.write_text("".join(f'{{"text": "the good film {n}"}}\n' for n in range(80)))
+    ran = run_cli("compress", base, "--data", data, "--output", tmp_path / "small")
+    assert ran.code == 1 and "the tokenizer has no PAD token" in ran.err, ran.err
+    assert not (tmp_path / "small").exists()
 
 
 def test_another_padding_is_refused(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def require_tokenizer(folder: Path, purpose: str) -> Any:
 def load_tokenizer(folder: Path, chat_template: str | None = None, max_length: int | None = None) -> Any:
     """Load the tokenizer of a model directory, None where it has none.
 
-    `chat_template` replaces its own default template, an empty one removes it; `max_length` the number of tokens at which it cuts texts.
+    `chat_template` replaces its own default template, an empty one removes it. `max_length` is the number of tokens at which it
+    cuts texts.
     """
     present = [name for name in _FILES if (folder / name).exists()]
     if not present:

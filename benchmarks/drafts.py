@@ -4,7 +4,8 @@
 
 A `+` joins a model and its draft, which runs with its own number of proposed tokens and precision, and with those of
 --proposed. The first model is also timed in f32, and with --lookup N in f32 with openvino_genai's prompt lookup, which proposes
-N tokens that once followed the last three. Each model gets the prompts in its own tokens; `identical` compares tokens.
+N tokens that once followed the last three. With --schema FILE it is also timed with answers limited to this JSON schema. Each
+model gets the prompts in its own tokens; `identical` compares tokens.
 With --concurrent N, a measurement is of N prompts at once, in continuous batching: only the times of whole answers count.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+import openvino_genai
 
 from lonas_edge.bench.answers import Answer, Answerer, time_answers
 from lonas_edge.bench.machine import describe
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--proposed", type=int, nargs="*", default=[])
     parser.add_argument("--lookup", type=int, nargs="*", default=[])
+    parser.add_argument("--schema", type=Path)
     parser.add_argument("--concurrent", type=int, default=1)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -93,6 +96,11 @@ def main() -> None:
         answerer = Answerer(first, prompts.limit, _Lookup(first, number, "f32"))
         answerer._config.max_ngram_size = 3
         answerers[f"{first.name}, lookup of {number}"] = _own(answerer, prompts)
+    if arguments.schema:
+        answerer = Answerer(first, prompts.limit)
+        form = openvino_genai.StructuredOutputConfig(json_schema=arguments.schema.read_text())
+        answerer._config.structured_output_config = form
+        answerers[f"{first.name}, schema"] = _own(answerer, prompts)
     for name in arguments.models:
         model, _, draft = name.partition("+")
         exported = open_exported(Path(model), ours=False)

@@ -141,8 +141,9 @@ def _picture(manifest: Manifest) -> list[str]:
     if manifest.renumbered:
         removed = [str(index) for index, layer in enumerate(manifest.layers) if not any(part.kept for part in layer)]
         noun = f"Layer{'s' * (len(removed) > 1)} {', '.join(removed)} removed"
-        return [*picture, f"{noun}; the others are renumbered from 0 on.", ""]
-    removed_blocks = any(part.kept == 0 for layer in manifest.layers for part in layer)
+        picture += [f"{noun}; the others are renumbered from 0 on.", ""]
+    left = [layer for layer in manifest.layers if any(part.kept for part in layer)]
+    removed_blocks = any(part.kept == 0 for layer in left for part in layer)
     warning = ["Stock transformers would fill the removed blocks with random weights.", ""]
     return picture + (warning if removed_blocks and manifest.stage == "checkpoint" else [])
 

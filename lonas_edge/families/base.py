@@ -31,6 +31,8 @@ class Family(ABC):
         given_positions: Whether its body has to be given positions, since runtimes misread the graph of its own.
         segments: Whether an encoder has a table of segments (`token_type_ids`).
         ends_at_padding: Whether the model finds the end of a text by `pad_token_id` of its configuration.
+        renumbers: Whether a decoder layer of which no block is left disappears, and later ones get new numbers. Layers may
+            differ in lists of the configuration, but not by their number.
         width_rules: The output widths that can be elastic.
         refused_widths: Layers whose output width cannot be elastic, with the reason.
         refused_heads: Why heads cannot be elastic, if no rule of `width_rules` is a `HeadRule`.
@@ -66,6 +68,7 @@ class Family(ABC):
     given_positions: ClassVar[bool] = False
     segments: ClassVar[bool] = True
     ends_at_padding: ClassVar[bool] = False
+    renumbers: ClassVar[bool] = False
     width_rules: ClassVar[tuple[WidthRule, ...]]
     refused_widths: ClassVar[Mapping[str, str]]
     refused_heads: ClassVar[str] = ""

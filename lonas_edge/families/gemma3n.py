@@ -42,6 +42,7 @@ class _MlpWidth(WidthRule):
 class Gemma3n(Llama):
     """The language model of Gemma 3n."""
 
+    renumbers = False  # layers read keys and values of others, by number
     titles = {"gemma3n_text": "Gemma 3n (text)"}
     class_names = {
         "gemma3n_text": {

@@ -36,6 +36,7 @@ class Granite(Llama):
 class Granite4(Granite):
     """Granite 4, without experts."""
 
+    renumbers = False  # layers with a state are found by number
     titles = {"granitemoehybrid": "Granite 4 (dense, hybrid)"}
     class_names = {
         "granitemoehybrid": {

@@ -70,6 +70,7 @@ class Llama(Family):
         GroupKind(layers=("mlp.gate_proj", "mlp.up_proj")),
     )
     default_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj")
+    renumbers = True
     legacy_buffers = ("rotary_emb.inv_freq",)  # written by transformers < 4.32, recomputed since
     raised_guards = ("GemmaOpenVINOConfig",)  # "maximum 5.0" in optimum-intel 2.2; Gemma 2 and 3 inherit it
 

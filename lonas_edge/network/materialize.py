@@ -145,7 +145,11 @@ class MaterializedModel:
         architecture = self.source.architecture
         numbers, fields = self.subnetwork.numbers, self.subnetwork.layer_fields()
         layers = [fields[index] for index in numbers]
-        if len(layers) < architecture.config.num_hidden_layers:
+        whole = architecture.config.num_hidden_layers
+        if len(layers) < whole:
+            known = architecture.config.to_dict().items()
+            lists = {name: value for name, value in known if isinstance(value, list) and len(value) == whole}
+            content |= {name: [value[index] for index in numbers] for name, value in lists.items()}
             spellings = next(names for names in architecture.family.sizes if "num_hidden_layers" in names)
             content |= {name: len(layers) for name in spellings if name in content}
         common = architecture.family.whole_fields(architecture.config)
@@ -165,8 +169,10 @@ class MaterializedModel:
         if unequal:
             content["per_layer_config"] = unequal
         removed = {*architecture.removed, *self.subnetwork.removed}
-        if parts := [path for path, block in architecture.all_blocks.items() if path in removed and not block.whole]:
-            content[REMOVED] = parts
+        kept = {layer for index, layer in enumerate(architecture.layers) if index in numbers}
+        parts = [path for path in architecture.all_blocks if path in removed and architecture.split(path)[0] in kept]
+        if parts:
+            content[REMOVED] = [architecture.renumber(path, numbers) for path in parts]
         return content
 
 

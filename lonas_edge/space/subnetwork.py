@@ -98,8 +98,18 @@ class Subnetwork:
 
     @cached_property
     def numbers(self) -> dict[int, int]:
-        """Number of each decoder layer in the materialized model, by its index in the base; without those removed whole."""
-        kept = [index for index, layer in enumerate(self.architecture.layers) if layer not in self.removed]
+        """Number of each decoder layer in the materialized model, by its index in the base; without those removed whole.
+
+        These are layers of which nothing is left, too, where layers do not depend on their number.
+        """
+        architecture = self.architecture
+        gone = {*architecture.removed, *self.removed}
+        left = {architecture.split(path)[0] for path in architecture.all_blocks if path not in gone}
+        kept = [
+            index
+            for index, layer in enumerate(architecture.layers)
+            if layer in left or not (layer in gone or architecture.family.renumbers)
+        ]
         return {index: number for number, index in enumerate(kept)}
 
     @cached_property

@@ -147,6 +147,30 @@ def test_a_checkpoint_without_blocks(run_cli: Callable, tiny_models: TinyModels,
     ran = run_cli("export", tmp_path / "once", "--weight-format", "fp32", "--output", tmp_path / "again").ok()
 
 
+@pytest.mark.parametrize("case", ["llama", "qwen2", "gemma3-tied", "smollm3"])
+@pytest.mark.parametrize("gone", [1, 2])
+def test_a_removed_layer_leaves_a_stock_model(
+    case: str, gone: int, run_cli: Callable, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """transformers opens it: kinds of layers in lists of the configuration keep their layers."""
+    source = write(tiny_models, case, tmp_path, OUTPUTS)
+    layer, space = source.opened().architecture.family.layer(gone), json.loads(source.space.read_text())
+    blocks = [[f"{layer}.self_attn"], [f"{layer}.mlp"]]
+    space["bootstrapNAS"]["training"]["elasticity"]["lonas_edge"]["blocks"] = blocks
+    source.space.write_text(json.dumps(space))
+    widths, chosen = [max(values) if 0 not in values else 0 for values in source.groups()], tmp_path / "chosen.json"
+    chosen.write_text(json.dumps({"widths": widths}))
+    options = ["--subnet", chosen, "--stage", "checkpoint", "--output", tmp_path / "out"]
+    run_cli("export", *source.arguments(), *options).ok()
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["num_hidden_layers"] == 2 and "removed_blocks" not in config
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    inputs, auto = batch(source.base), AutoModelForSequenceClassification
+    with torch.no_grad():
+        model = oracle_model(auto, source.base, source.adapter, source.space, widths, num_labels=OUTPUTS)
+        assert (stock(**inputs).logits - model(**inputs).logits).abs().max() < 1e-4
+
+
 def test_reranks_as_defined(run_cli: Callable, tiny_models: TinyModels, tmp_path: Path) -> None:
     """`TextRerankPipeline` ranks passages by the scores of the base with a head of one output."""
     torch.manual_seed(7)

@@ -4,19 +4,21 @@
         --bounds 0.75 0.5 --steps 150 --work DIR --output FILE.json --plot FILE.png
 
 `attention`, `mlp` and `both` are searched by KL and the latency of texts of --prompt-len tokens in INT8; `trailing` removes the
-last layers. The network of each kind under each bound is recovered, exported and evaluated on the test set; differences are
-from the unpruned INT8 export. All are timed in one run. A stopped study continues from --work.
+last layers. The network of each kind under each bound is recovered, exported and evaluated on the test set. Differences and
+ratios of latencies, timed in one run, are from the INT8 file of `optimum-cli`. A stopped study continues from --work.
 """
 
 import argparse
 import json
 import subprocess
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
 from study import conditions, exported, lonas_edge, trained
 
+from lonas_edge.bench.statistics import paired_ratio
 from lonas_edge.network.source import open_source
 from lonas_edge.search import LATENCY
 from lonas_edge.search.cost import CostSettings
@@ -49,7 +51,7 @@ def main() -> None:
     work, model = arguments.work, ["--model", arguments.model]
     work.mkdir(parents=True, exist_ok=True)
     int8 = ["--weight-format", "int8_sym", "--no-verify"]
-    networks = {"unpruned": exported(work / "unpruned", arguments.lora, *model, *int8)}
+    networks = {"stock": stock(arguments), "unpruned": exported(work / "unpruned", arguments.lora, *model, *int8)}
     for kind in arguments.kinds:
         space, subnetworks = prepared(kind, arguments)
         for bound in arguments.bounds:
@@ -127,23 +129,38 @@ def described(name: str, work: Path) -> dict[str, Any]:
     return {"kind": kind, "bound": float(bound), "removed": removed}
 
 
-def timed(networks: dict[str, Path], output: Path, rounds: int) -> dict[tuple[str, int], tuple[float, list[float] | None]]:
-    """Latency in ms, and its ratio to the unpruned network's with the interval, by network and length of the texts."""
+def stock(arguments: argparse.Namespace) -> Path:
+    """The merged LoRA in INT8 by `optimum-cli`."""
+    output, merged = arguments.work / "stock", arguments.work / "merged"
+    if not output.exists():
+        options = ["--model", arguments.model, "--stage", "checkpoint", "--no-verify"]
+        exported(merged, arguments.lora, *options)
+        classifies = "SequenceClassification" in (merged / "config.json").read_text()
+        task = "text-classification" if classifies else "feature-extraction"
+        line = ["optimum-cli", "export", "openvino", "--model", merged, "--task", task, "--weight-format", "int8", output]
+        subprocess.run([str(part) for part in line], check=True, stdout=subprocess.DEVNULL)
+    return output
+
+
+def timed(networks: dict[str, Path], output: Path, rounds: int) -> dict[tuple[str, int], tuple[float, list[float | None]]]:
+    """Latency in ms, and its ratio to the stock file's with the interval, by network and length of the texts."""
     if not output.exists():
         others = ["subnet", *(str(folder) for name, folder in networks.items() if name != "unpruned")]
         lengths = ",".join(map(str, LENGTHS))
         options = ["--variants", ",".join(others), "--rounds", rounds, "--prompt-len", lengths]
         lonas_edge("bench", networks["unpruned"], *options, "--output", output)
-    report = json.loads((output / "bench.json").read_text())
-    ratios: dict[tuple[str, int], list[float]] = {}
-    for each in report["comparisons"]:  # of the unpruned network / another
-        value, low, high = (each["ratio"][name] for name in ("value", "low", "high"))
-        ratios[each["baseline"], each["case"]["prompt_len"]] = [1 / value, 1 / high, 1 / low]
+    samples: dict[tuple[str, int], dict[int, tuple[float, int]]] = {}
+    for each in json.loads((output / "bench.json").read_text())["samples"]:
+        name = "unpruned" if each["variant"] == "subnet" else each["variant"]
+        rounds_of = samples.setdefault((name, each["case"]["prompt_len"]), {})
+        rounds_of[each["round"]] = 1000 * each["timing"]["end_to_end"], each["start"]
     times = {}
-    for row in report["rows"]:
-        length = row["case"]["prompt_len"]
-        name = "unpruned" if row["variant"] == "subnet" else row["variant"]
-        times[name, length] = row["generate_duration"]["p50"], ratios.get((row["variant"], length))
+    for (name, length), own in samples.items():
+        base = samples["stock", length]
+        common = sorted(own.keys() & base.keys())
+        starts = [own[number][1] for number in common]
+        ratio = paired_ratio([own[number][0] for number in common], [base[number][0] for number in common], starts)
+        times[name, length] = median(time for time, _ in own.values()), [ratio.value, ratio.low, ratio.high]
     return times
 
 
@@ -157,7 +174,7 @@ def draw(rows: dict[str, Any], length: int, output: Path) -> None:
             bars = [row["differences"][0]["half_width_95"] or 0 for row in own]
             axis.errorbar([row["latency"][length][0] for row in own], points, bars, marker="o", capsize=3, label=label)
     axis.axhline(0, color="gray", linewidth=0.8)
-    axis.set(xlabel=f"latency of {length} tokens, relative to unpruned INT8", ylabel="difference on the test set (points)")
+    axis.set(xlabel=f"latency of {length} tokens, relative to stock INT8", ylabel="difference on the test set (points)")
     axis.legend(title="removed")
     figure.savefig(output, dpi=120)
 

@@ -142,7 +142,7 @@ def _picture(manifest: Manifest) -> list[str]:
         removed = [str(index) for index, layer in enumerate(manifest.layers) if not any(part.kept for part in layer)]
         noun = f"Layer{'s' * (len(removed) > 1)} {', '.join(removed)} removed"
         picture += [f"{noun}; the others are renumbered from 0 on.", ""]
-    left = [layer for layer in manifest.layers if any(part.kept for part in layer)]
+    left = [layer for layer in manifest.layers if not manifest.renumbered or any(part.kept for part in layer)]
     removed_blocks = any(part.kept == 0 for layer in left for part in layer)
     warning = ["Stock transformers would fill the removed blocks with random weights.", ""]
     return picture + (warning if removed_blocks and manifest.stage == "checkpoint" else [])

@@ -137,7 +137,8 @@ def stock(arguments: argparse.Namespace) -> Path:
         exported(merged, arguments.lora, *options)
         classifies = "SequenceClassification" in (merged / "config.json").read_text()
         task = "text-classification" if classifies else "feature-extraction"
-        line = ["optimum-cli", "export", "openvino", "--model", merged, "--task", task, "--weight-format", "int8", output]
+        line = ["optimum-cli", "export", "openvino", "--model", merged, "--task", task]
+        line += ["--library", "transformers", "--weight-format", "int8", output]
         subprocess.run([str(part) for part in line], check=True, stdout=subprocess.DEVNULL)
     return output
 

@@ -19,6 +19,7 @@ import matplotlib
 from study import conditions, exported, lonas_edge, trained
 
 from lonas_edge.bench.statistics import paired_ratio
+from lonas_edge.data.pooling import read_pooling
 from lonas_edge.network.source import open_source
 from lonas_edge.search import LATENCY
 from lonas_edge.search.cost import CostSettings
@@ -40,11 +41,11 @@ def main() -> None:
     for name in ("--model", "--data", "--eval-data", "--test", "--work", "--output"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--bounds", nargs="+", default=["0.75", "0.5"])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS))
+    parser.add_argument("--bounds", nargs="+", type=lambda text: f"{float(text):g}", default=["0.75", "0.5"])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), help="`trailing` needs `both` before it")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--prompts", type=int, default=64, help="of a search")
-    parser.add_argument("--prompt-len", type=int, default=32, help="tokens of the latency that is bounded")
+    parser.add_argument("--prompt-len", type=int, choices=LENGTHS, default=32, help="tokens of the latency that is bounded")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args()
@@ -71,10 +72,10 @@ def main() -> None:
         rows[name]["differences"] = [each for each in report["differences"] if each["target"] == target["name"]]
     for (name, length), row in timed(networks, work / "bench", arguments.rounds).items():
         rows[name]["latency_ms"][length], rows[name]["latency"][length] = row
-    if arguments.plot:
-        draw(rows, arguments.prompt_len, arguments.plot)
     given = {name: getattr(arguments, name) for name in ("steps", "prompts", "prompt_len", "seed", "rounds")}
     arguments.output.write_text(json.dumps({"conditions": conditions(), **given, "rows": rows}, indent=1) + "\n")
+    if arguments.plot:
+        draw(rows, arguments.prompt_len, arguments.plot)
 
 
 def prepared(kind: str, arguments: argparse.Namespace) -> tuple[Path, Path]:
@@ -112,7 +113,7 @@ def remove_last_layers(folder: Path, space: Path, arguments: argparse.Namespace)
     made = folder.with_suffix(".new")
     made.mkdir(parents=True, exist_ok=True)
     for bound in sorted(arguments.bounds, key=float, reverse=True):
-        while cost(tuple(chosen.values())) > float(bound) * cost(unpruned.widths):
+        while layers and cost(tuple(chosen.values())) > float(bound) * cost(unpruned.widths):
             last = layers.pop()
             chosen |= {name: 0 for name in chosen if name in (f"{last}.self_attn", f"{last}.mlp")}
         (made / f"latency-{bound}x.json").write_text(json.dumps({"widths": chosen}))
@@ -131,7 +132,7 @@ def described(name: str, work: Path) -> dict[str, Any]:
 
 def stock(arguments: argparse.Namespace) -> Path:
     """The merged LoRA in INT8 by `optimum-cli`."""
-    output, merged = arguments.work / "stock", arguments.work / "merged"
+    output, merged = Path(arguments.work / "stock"), Path(arguments.work / "merged")
     if not output.exists():
         options = ["--model", arguments.model, "--stage", "checkpoint", "--no-verify"]
         exported(merged, arguments.lora, *options)
@@ -140,7 +141,9 @@ def stock(arguments: argparse.Namespace) -> Path:
         line = ["optimum-cli", "export", "openvino", "--model", merged, "--task", task]
         line += ["--library", "transformers", "--weight-format", "int8", output]
         subprocess.run([str(part) for part in line], check=True, stdout=subprocess.DEVNULL)
-    return output
+        if pooling := read_pooling(merged):
+            pooling.write(output, json.loads((merged / "config.json").read_text())["hidden_size"])
+    return Path(output)
 
 
 def timed(networks: dict[str, Path], output: Path, rounds: int) -> dict[tuple[str, int], tuple[float, list[float | None]]]:
@@ -171,8 +174,9 @@ def draw(rows: dict[str, Any], length: int, output: Path) -> None:
     for kind, label in LABELS.items():
         own = [row for row in rows.values() if row["kind"] == kind]
         if own:
-            points = [row["differences"][0]["points"] for row in own]
-            bars = [row["differences"][0]["half_width_95"] or 0 for row in own]
+            found = [row["differences"][0] for row in own]
+            points = [each["points"] for each in found]
+            bars = [[abs(each["points"] - each[side]) for each in found] for side in ("low", "high")]
             axis.errorbar([row["latency"][length][0] for row in own], points, bars, marker="o", capsize=3, label=label)
     axis.axhline(0, color="gray", linewidth=0.8)
     axis.set(xlabel=f"latency of {length} tokens, relative to stock INT8", ylabel="difference on the test set (points)")

@@ -137,14 +137,24 @@ def renders_pairs(tokenizer: Any) -> bool:
 
 
 def _render_pair(pair: Sequence[str], tokenizer: Any, max_length: int | None) -> list[int]:
-    """Token ids of a rendered pair; what the template writes after the document stays when it is cut."""
-    messages = [{"role": role, "content": text} for role, text in zip(_PAIR_ROLES, pair, strict=True)]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    """Token ids of a rendered pair; what the template writes after the document stays when it is cut.
+
+    The ending is what two short pairs have in common, as in sentence-transformers 6.
+    """
+
+    def render(*texts: str) -> list[int]:
+        messages = [{"role": role, "content": text} for role, text in zip(_PAIR_ROLES, texts, strict=True)]
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        return ids
+
+    ids = render(*pair)
     if max_length is None or len(ids) <= max_length:
         return ids
-    ending = tokenizer(text.rpartition(pair[1])[2], add_special_tokens=False)["input_ids"]
-    return [*ids[: max_length - len(ending)], *ending]
+    first, second = render("0", "0"), render("1 2 3 4", "1 2 3 4")
+    equal = [left == right for left, right in zip(reversed(first), reversed(second), strict=False)]
+    count = equal.index(False) if False in equal else 0
+    return [*ids[: max(0, max_length - count)], *first[len(first) - count :]][-max_length:]
 
 
 def check_padding(tokenizer: Any, padding: int | None) -> None:

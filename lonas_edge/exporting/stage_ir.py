@@ -51,7 +51,7 @@ def export_ir(job: Job) -> Outcome:
             materialized, parity["materialized"] = job.verify_weights()
         with step("convert", "Waiting for the converted graph and tokenizer"):
             graph = conversion.wait()
-            ir, held = fill(graph, matrices, attention_matrices(model.source.architecture) if options.fuse else ())
+            ir, held = fill(graph, matrices, attention_matrices(model.subnetwork) if options.fuse else ())
         fused, widths = len(matrices) - len(held), {matrix.shape[1] for matrix in matrices.values()}
         groups = {head.group_size, *(scheme.group_size for scheme in schemes.values())}
         storage = Storage.of({name: schemes[name] for name in layer_matrices(model)}, weight_format)

@@ -12,7 +12,7 @@ import numpy as np
 from openvino import opset13 as ops
 
 from lonas_edge.ir.compress import Compressed, stack
-from lonas_edge.space.architecture import Architecture
+from lonas_edge.space.subnetwork import Subnetwork
 
 GRAPH = 2  # raise it when `export` writes graphs of another latency: older measurements are then repeated
 
@@ -35,11 +35,16 @@ class _Product:
         return self.bias[0] if self.bias else self.node
 
 
-def attention_matrices(architecture: Architecture) -> list[tuple[str, ...]]:
-    """Return the names of the weight matrices of each attention block of the unpruned network."""
-    attention = [path for path, block in architecture.blocks.items() if block.kind == "attention"]
+def attention_matrices(subnetwork: Subnetwork) -> list[tuple[str, ...]]:
+    """Return the names of the weight matrices of each attention block of a materialized network."""
+    architecture, removed = subnetwork.architecture, subnetwork.removed
+    attention = [path for path, block in architecture.blocks.items() if block.kind == "attention" and path not in removed]
     return [
-        tuple(f"{name}.weight" for name in architecture.linears if name.startswith(f"{block}."))  #
+        tuple(
+            f"{architecture.renumber(name, subnetwork.numbers)}.weight"
+            for name in architecture.linears
+            if name.startswith(f"{block}.")
+        )
         for block in attention
     ]
 

@@ -154,14 +154,14 @@ class TensorFiles:
         return take(tensor, None, tuple((start - first, stop - first) for start, stop in columns))
 
     def add_score(self, score: LogitScore) -> None:
-        """Add the head [1, hidden] of a reranker that compares tokens, in fp32."""
+        """Add the head [1, hidden] of a reranker that compares tokens, which is read in fp32; its dtype is the other head's."""
         head = next((name for name in HEADS if name in self._files), None)
         if head is None:
             raise LonasEdgeError(f"{self.files[0].parent}: {HEADS[0]} is missing; a reranker's score is made of it")
         rows = [self.read(head, ((token, token + 1),)).float() for token in (score.true, score.false) if token is not None]
         self._files[SCORE] = self._files[head]
         self._computed[SCORE] = rows[0] - rows[1] if len(rows) > 1 else rows[0]
-        self.shapes[SCORE], self.dtypes[SCORE] = tuple(rows[0].shape), "float32"
+        self.shapes[SCORE], self.dtypes[SCORE] = tuple(rows[0].shape), self.dtypes[head]
 
     def rename(self, family: Family) -> None:
         """Rename tensors that are stored with another prefix of the body, or under old names, as transformers does.

@@ -1,11 +1,12 @@
 """Find models and adapters: directories, or repositories of the Hugging Face hub."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lonas_edge.data.logit_score import read_logit_score
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.files import check_model_folder, sha256
+from lonas_edge.files import check_model_folder, json_sha256, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
 from lonas_edge.network.channel_order import FILE as ORDER
@@ -94,7 +95,10 @@ def fingerprint(folder: Path) -> dict[str, str]:
         files = [folder / adapters.CONFIG, adapters.adapter_file(folder)]
     else:
         files = [folder / "config.json", *open_tensors(folder).files]
-    return {path.name: sha256(path) for path in files}
+    hashes = {path.name: sha256(path) for path in files}
+    if score := read_logit_score(folder):
+        hashes["LogitScore"] = json_sha256(asdict(score))
+    return hashes
 
 
 def locate_base(config: AdapterConfig, ours: bool, model: str | None, weights: bool) -> Located:

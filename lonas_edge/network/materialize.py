@@ -16,6 +16,7 @@ from lonas_edge.network.source import Source
 from lonas_edge.space.architecture import REMOVED
 from lonas_edge.space.subnetwork import Subnetwork
 
+_PER_LAYER = ("layer_types", "no_rope_layers")  # lists of a configuration with an entry for each layer
 BLOCK_ELEMENTS = 2**20  # 8 MB in float64
 
 
@@ -145,11 +146,9 @@ class MaterializedModel:
         architecture = self.source.architecture
         numbers, fields = self.subnetwork.numbers, self.subnetwork.layer_fields()
         layers = [fields[index] for index in numbers]
-        whole = architecture.config.num_hidden_layers
-        if len(layers) < whole:
-            known = architecture.config.to_dict().items()
-            lists = {name: value for name, value in known if isinstance(value, list) and len(value) == whole}
-            content |= {name: [value[index] for index in numbers] for name, value in lists.items()}
+        if len(layers) < architecture.config.num_hidden_layers:
+            lists = {name: getattr(architecture.config, name, None) for name in _PER_LAYER}
+            content |= {name: [value[index] for index in numbers] for name, value in lists.items() if value}
             spellings = next(names for names in architecture.family.sizes if "num_hidden_layers" in names)
             content |= {name: len(layers) for name in spellings if name in content}
         common = architecture.family.whole_fields(architecture.config)

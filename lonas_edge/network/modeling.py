@@ -143,7 +143,7 @@ def load_model(
             set_parameter(model, name, torch.empty(shape, dtype=dtype))
             continue
         stored = tensors.read(name)
-        weight = stored.to(dtype or stored.dtype, copy=True)  # the file may change
+        weight = stored.to(dtype or getattr(torch, tensors.dtypes[name]), copy=True)  # the file may change
         if damage := describe_damage(weight):
             errors.append(f"{name}: {damage}, in {tensors.file_of(name).name}")
         set_parameter(model, name, weight)

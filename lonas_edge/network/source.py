@@ -273,6 +273,8 @@ def _read_architecture(
         if family.ends_at_padding and config.pad_token_id is None and (tokenizer := load_tokenizer(base)):
             fields["pad_token_id"] = tokenizer.pad_token_id
     _refuse_other_head(config, path)
+    if "id2label" in fields:
+        content.pop("num_labels", None)  # of another head, in old files
     config = parse_config({**content, **fields}, str(path)) if fields else config
     return Architecture.from_config(config, str(base)), fields
 
@@ -284,8 +286,10 @@ def _read_pooling(folders: Sequence[Path], architecture: Architecture, warn: boo
         raise LonasEdgeError(
             f"{folders[0]}: pooling {pooling.mode}: the first token of a decoder sees no other token. Use mean or lasttoken."
         )
-    limit = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
-    return pooling.limit(limit or math.inf, architecture.context or MAX_LENGTH)
+    content = read_json(tokenizer) if tokenizer.is_file() else {}
+    limit = content.get("model_max_length", content.get("max_len"))
+    known = limit if isinstance(limit, int | float) and limit >= 1 else math.inf
+    return pooling.limit(known, architecture.context or MAX_LENGTH)
 
 
 def _stated_kind(config: AdapterConfig) -> ModelKind | None:
@@ -319,7 +323,10 @@ def _refuse_other_task(config: AdapterConfig, architecture: Architecture) -> Non
     """Raise if the adapter's task is known and not the model's."""
     ours, theirs = architecture.family.kind, _stated_kind(config)
     if theirs and theirs != ours:
+        hint = "Pass its base with --model."
+        if theirs.generates and len(output_names(architecture.config)) == 1:
+            hint = "Merge an adapter of a reranker that compares tokens first (PEFT's merge_and_unload), and pass the result."
         raise LonasEdgeError(
             f"{config.path}: task_type {theirs.peft!r}, an adapter of a {theirs.name}; the model "
-            f"({architecture.model_type}) is a {ours.name}, {ours.peft!r}. Pass its base with --model."
+            f"({architecture.model_type}) is a {ours.name}, {ours.peft!r}. {hint}"
         )

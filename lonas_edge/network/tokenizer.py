@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from lonas_edge.data.logit_score import read_logit_score
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.files import read_by, read_json, read_text
 
@@ -44,6 +45,8 @@ def load_tokenizer(folder: Path, chat_template: str | None = None, max_length: i
     elif chat_template is not None:
         named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else None
         tokenizer.chat_template = {**named, "default": chat_template} if named else chat_template
+    elif isinstance(tokenizer.chat_template, str) and (score := read_logit_score(folder)):
+        tokenizer.chat_template = score.render_by(tokenizer.chat_template)
     if max_length is not None:
         tokenizer.model_max_length = max_length
     return tokenizer

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,10 @@ def write_super_adapter(folder: Path, job: Job, trained: Trained, output: Path, 
     model.save_pretrained(folder, save_embedding_layers=False)
     if order:
         order.save(folder)
-    if pooling and pooling.stated and pooling != read_pooling(base.folder):
+    known = read_pooling(base.folder) if pooling else None
+    if pooling and known and known.max_length is None:
+        pooling = replace(pooling, max_length=None)  # the tokenizer's
+    if pooling and pooling.stated and pooling != known:
         pooling.write(folder, model.config.hidden_size)
     record.write(folder / TRAINING)
     (folder / "README.md").write_text(_card(record), encoding="utf-8")

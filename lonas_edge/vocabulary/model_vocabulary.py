@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from lonas_edge.data.logit_score import read_logit_score
 from lonas_edge.data.registry import open_data
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.source import Source, open_source
@@ -68,10 +69,14 @@ class ModelVocabulary:
 
     def __post_init__(self) -> None:
         """Refuse a model whose vocabulary cannot be trimmed."""
-        architecture = self.source.architecture
+        architecture, folder = self.source.architecture, self.source.base.folder
         if reason := architecture.family.refused_trim:
-            folder = self.source.base.folder
             raise LonasEdgeError(f"{folder}: the vocabulary of {architecture.model_type} cannot be trimmed: {reason}")
+        if read_logit_score(folder):
+            raise LonasEdgeError(
+                f"{folder}: a reranker that compares tokens. Write it as a classifier first, and trim the result: lonas-edge "
+                f"export {folder} --stage checkpoint --output CLASSIFIER"
+            )
 
     @cached_property
     def file(self) -> TokenizerFile:

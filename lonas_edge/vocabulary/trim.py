@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from lonas_edge.data.pooling import read_pooling
 from lonas_edge.files import read_json, replace_text, sha256
 from lonas_edge.network.checkpoints import TensorFiles, open_base, write_shards
 from lonas_edge.network.configuration import GENERATION, read_generation_config
@@ -47,8 +46,8 @@ def trim_model(
     tensors = open_base(base.folder, architecture, {})
     _write_configs(base.folder, folder, kept)
     tokenizer.write(folder, kept)
-    if pooling := read_pooling(base.folder):
-        pooling.write(folder, architecture.config.hidden_size)
+    if source.pooling and source.pooling.stated:
+        source.pooling.write(folder, architecture.config.hidden_size)
     _write_weights(tensors, architecture, kept, folder, done)
     hashes = {path.name: sha256(path) for path in (base.folder / "config.json", *tensors.files)}
     rows, read = architecture.config.vocab_size, {data.name: sha256(data)}

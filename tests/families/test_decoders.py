@@ -221,7 +221,8 @@ def test_poolings_of_a_decoder(tiny_models: TinyModels, tmp_path: Path) -> None:
     assert open_source(str(base)).pooling == Pooling("lasttoken", max_length=24, stated=True)
     Pooling("lasttoken").write(base, 64)
     config = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 17}))
+    del config["model_max_length"]
+    (base / "tokenizer_config.json").write_text(json.dumps(config | {"max_len": 17}))  # an old name
     data = tmp_path / "texts.jsonl"
     data.write_text('{"text": "' + "the good film " * 20 + '"}\n')
     assert open_source(str(base)).open_data(data).lengths(AutoTokenizer.from_pretrained(base)) == [17]

@@ -94,8 +94,8 @@ def test_logits_of_removed_blocks(
     assert len(model.get_sinks()) == 2 * len(cached)
     cache_elements(folder)
     names = [op.get_friendly_name() for op in model.get_ops()]
-    for layer, is_removed in removed.items():
-        assert bool([name for name in names if block_path(case, layer, "attention") in name]) != is_removed
+    left = [layer for layer in range(LAYERS) if any(block_path(case, layer, "attention") in name for name in names)]
+    assert len(left) == LAYERS - sum(removed.values())  # layers without any block disappear, and later ones are renumbered
 
 
 @pytest.mark.parametrize("case", families(*(name for name in CASES if not name.endswith("-tied") and has_heads(name))))

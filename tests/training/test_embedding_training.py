@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_bert import LAYERS, TinyBert, oracle_embeddings, oracle_hidden, tokenizer
+from tiny_bert import CONTEXT, LAYERS, TinyBert, oracle_embeddings, oracle_hidden, tokenizer
 from tiny_models import TinySource
 from training_runs import Watched, without_dropout
 
@@ -82,7 +82,7 @@ def test_an_adapter_with_its_own_pooling(tiny_bert: TinyBert, tmp_path: Path) ->
         (adapter / "modules.json").write_text(json.dumps([{"path": path, "type": kind} for path, kind in modules]))
         inputs = with_teacher(open_recovery(str(adapter), data, "minimal", str(base), space), str(adapter), str(base))
         assert train(inputs, output, TrainOptions(**{**OPTIONS, "steps": 1}))
-        assert open_source(str(output)).pooling == Pooling("cls", True, stated=True)
+        assert open_source(str(output)).pooling == Pooling("cls", True, max_length=CONTEXT, stated=True)
 
 
 def test_a_sub_network_of_a_base(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lonas_edge.exporting.manifest import MANIFEST
 from lonas_edge.exporting.options import ExportOptions
 from lonas_edge.ir.write import ACTIVATION_GROUP, remove_property
 from lonas_edge.network.source import open_source
+from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline import baselines, measure, run
 from lonas_edge.pipeline.options import CompressOptions
 from lonas_edge.pipeline.record import CompressRecord, Latency
@@ -81,17 +82,18 @@ def own_baseline(command: Command, _guards: Any) -> None:
     """Export a baseline; the files of equal weights are made once."""
     merged, output, weight_format = command.paths["model"], command.paths[""], command.settings.get("--weight-format", "int4")
     key = (merged / "model.safetensors").read_bytes(), weight_format
-    if key not in _baselines:
-        opened = open_source(str(merged))
-        export(opened, opened.select("maximal"), output, ExportOptions(weight_format=weight_format))
-        (output / MANIFEST).unlink()  # stock files have neither
-        remove_property(output, ACTIVATION_GROUP)
-        files = (path for path in output.rglob("*") if path.is_file())
-        _baselines[key] = {str(path.relative_to(output)): path.read_bytes() for path in files}
-        return
-    for name, content in _baselines[key].items():
-        (output / name).parent.mkdir(parents=True, exist_ok=True)
-        (output / name).write_bytes(content)
+    with OutputDirectory(output).open() as folder:  # complete or missing, as of `run_optimum`: tests kill runs
+        if key not in _baselines:
+            opened = open_source(str(merged))
+            export(opened, opened.select("maximal"), folder / "made", ExportOptions(weight_format=weight_format))
+            (folder / "made" / MANIFEST).unlink()  # stock files have neither
+            remove_property(folder / "made", ACTIVATION_GROUP)
+            files = [path for path in (folder / "made").rglob("*") if path.is_file()]
+            _baselines[key] = {str(path.relative_to(folder / "made")): path.read_bytes() for path in files}
+            shutil.rmtree(folder / "made")
+        for name, content in _baselines[key].items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
 
 
 @dataclass(frozen=True)

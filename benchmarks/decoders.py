@@ -114,8 +114,10 @@ def remove_last_layers(folder: Path, space: Path, arguments: argparse.Namespace)
     made.mkdir(parents=True, exist_ok=True)
     for bound in sorted(arguments.bounds, key=float, reverse=True):
         while layers and cost(tuple(chosen.values())) > float(bound) * cost(unpruned.widths):
-            last = layers.pop()
-            chosen |= {name: 0 for name in chosen if name in (f"{last}.self_attn", f"{last}.mlp")}
+            last = layers.pop()  # model.layers.29; its groups: layers.29.self_attn, layers.29.mlp
+            removed = [name for name in chosen if name.endswith(ENDINGS) and last.endswith(name.rpartition(".")[0])]
+            assert removed, last
+            chosen |= dict.fromkeys(removed, 0)
         (made / f"latency-{bound}x.json").write_text(json.dumps({"widths": chosen}))
     made.rename(folder)
 

@@ -45,7 +45,7 @@ class SpaceOptions(Options):
     depth: Names = option(
         (),
         choices=BLOCK_KINDS,
-        help="Kinds of blocks that can be removed; of encoders layer, of others attention and mlp.",
+        help="Kinds of blocks that can be removed; of encoders layer, of others attention and mlp, or layer (both).",
         unset="none; attention for an --adapter of a language model without --heads",
     )
     heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. Encoders have them anyway.")

@@ -147,15 +147,20 @@ def profile_of(source: Source) -> Profile:
     kind = source.architecture.family.kind
     reranks = kind is CLASSIFICATION and len(output_names(source.architecture.config)) == 1
     profile = RERANKER if reranks else PROFILES[kind.name]
-    if kind.generates or removed_kinds(source) == (_LAYER,):
+    if kind.generates or any(block.whole for block in source.architecture.blocks.values()):
         return profile
     sizes = {name: getattr(LANGUAGE_MODEL, name) for name in ("recovery_tokens", "micro_tokens")}
     return replace(profile, **sizes)  # a decoder: docs/benchmarks/embeddings.md
 
 
 def removed_kinds(source: Source) -> tuple[str, ...]:
-    """The kinds of blocks that may be removed: attention and MLP, or whole layers where neither can be removed alone."""
+    """The kinds of blocks that may be removed: attention and MLP, or whole layers where neither can be removed alone.
+
+    Classifiers that are decoders lose their last layers: docs/benchmarks/embeddings.md.
+    """
     known = {block.kind for block in source.architecture.blocks.values()}
+    if known and source.architecture.family.kind is CLASSIFICATION:
+        return (_LAYER,)
     return tuple(kind for kind in (_ATTENTION, _MLP) if kind in known) or ((_LAYER,) if _LAYER in known else (_ATTENTION, _MLP))
 
 

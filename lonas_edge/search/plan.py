@@ -6,6 +6,7 @@ from typing import Any
 
 from lonas_edge.data.task import MAX_LENGTH, Task
 from lonas_edge.errors import LonasEdgeError, raise_all
+from lonas_edge.families import CLASSIFICATION
 from lonas_edge.files import sha256
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source
@@ -47,6 +48,12 @@ class SearchPlan:
     def only_greedy(self) -> bool:
         """Whether the search ends with the greedy removal of blocks, when the bounds of its picks are met."""
         return self.dimensions.only_blocks and bool(self.picks)
+
+    @property
+    def last_first(self) -> bool:
+        """Whether the last layers are removed, as of classifiers that are decoders: docs/benchmarks/embeddings.md."""
+        classifies = self.source.architecture.family.kind is CLASSIFICATION
+        return classifies and any(len(group.modules) > 1 for group in self.source.space.groups if group.kind == "block")
 
     @property
     def refine_from(self) -> int:

@@ -137,7 +137,12 @@ def _silent_output() -> Iterator[None]:
 
 
 def greedy_proposer(
-    dimensions: Dimensions, table: Sensitivity, cost: CostFunction, bounds: Sequence[float], small: Callable[[Widths], bool]
+    dimensions: Dimensions,
+    table: Sensitivity,
+    cost: CostFunction,
+    bounds: Sequence[float],
+    small: Callable[[Widths], bool],
+    last_first: bool = False,
 ) -> Propose:
     """Make the function that proposes the next network of a greedy removal.
 
@@ -147,6 +152,7 @@ def greedy_proposer(
         cost: The searched cost, of which each block saves a part.
         bounds: Bounds on the quality. Blocks that fit under the lowest one are removed first, then those under the next.
         small: Whether a network is small enough for the bounds on costs, so that the removal ends.
+        last_first: Whether the last group is always removed first, whatever it loses.
     """
     alone = {dim: table[index][1] for dim, index in enumerate(dimensions.searched)}
 
@@ -166,7 +172,8 @@ def greedy_proposer(
             while (now := without(removed)) in quality and not (bound == math.inf and small(now)):
                 networks = {dim: without([*removed, dim]) for dim in losses}
                 losses |= {dim: quality[widths] - quality[now] for dim, widths in networks.items() if widths in quality}
-                fitting = sorted((dim for dim in losses if quality[now] + losses[dim] <= bound), key=price)
+                offered = [max(losses)] if last_first and losses else losses
+                fitting = sorted((dim for dim in offered if quality[now] + losses[dim] <= bound), key=price)
                 if not fitting:
                     break
                 if networks[fitting[0]] not in quality:

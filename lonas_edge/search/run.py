@@ -186,7 +186,8 @@ class _Search:
         def small(widths: Widths) -> bool:
             return bool(plan.picks) and all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
 
-        proposers = [proposals.greedy_proposer(dimensions, table, cost, bounds, small)] if dimensions.only_blocks else []
+        greedy = proposals.greedy_proposer(dimensions, table, cost, bounds, small, plan.last_first)
+        proposers = [greedy] if dimensions.only_blocks else []
         if not plan.only_greedy:
             proposers.append(proposals.pick_proposer(dimensions, aims, around))
             proposers.append(proposals.front_proposer(dimensions, table, cost))

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
-from lonas_edge.families import GroupKind, WidthRule
+from lonas_edge.families import BLOCK_KINDS, GroupKind, WidthRule
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.search_space import EXTENSION_VERSION, Role
+
+_LAYER = BLOCK_KINDS[2]
 
 DEFAULT_RATIOS = (1, 0.875, 0.75, 0.625, 0.5)
 
@@ -24,7 +26,7 @@ def generate_space(
     architecture: Architecture,
     ratios: Sequence[float] = DEFAULT_RATIOS,
     ranks: Sequence[int] | None = None,
-    blocks: Sequence[str] = (),
+    blocks: Sequence[Sequence[str]] = (),
     heads: bool = False,
     adapter: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def generate_space(
         architecture: The model.
         ratios: MLP widths (and numbers of heads) as fractions of the full ones, rounded down.
         ranks: Elastic ranks; by default those of the family's published spaces, or the same fractions of the adapter's ranks.
-        blocks: Module paths of the blocks that can be removed.
+        blocks: Module paths of the blocks that can be removed, those of a group together.
         heads: Whether attention heads are elastic where published spaces have fixed ones.
         adapter: Rank by module path of the adapter that the space is for; ranks are elastic only where it has any. When None,
             an adapter on the published layers is assumed.
@@ -135,7 +137,7 @@ def node_name(architecture: Architecture, module: str, role: Role, adapter: Mapp
     return architecture.family.node_name(architecture.model_type, index, relative, last)
 
 
-def _configuration(architecture: Architecture, groups: Sequence[_NodeGroup], blocks: Sequence[str]) -> dict[str, Any]:
+def _configuration(architecture: Architecture, groups: Sequence[_NodeGroup], blocks: Sequence[Sequence[str]]) -> dict[str, Any]:
     stage = {
         "train_dims": ["width", "depth"] if blocks else ["width"],
         "epochs": 6,
@@ -153,7 +155,7 @@ def _configuration(architecture: Architecture, groups: Sequence[_NodeGroup], blo
         width["add_dynamic_inputs"] = [node_name(architecture, module, "base") for module in dynamic]
     elasticity: dict[str, Any] = {"available_elasticity_dims": ["width"], "width": width}
     if blocks:
-        elasticity["lonas_edge"] = {"version": EXTENSION_VERSION, "blocks": [[block] for block in blocks]}
+        elasticity["lonas_edge"] = {"version": EXTENSION_VERSION, "blocks": [list(group) for group in blocks]}
     shape = {"sample_size": [1, architecture.family.kind.sequence_length], "type": "long"}
     no_adaptation = {"num_bn_adaptation_samples": 0}
     return {
@@ -179,25 +181,35 @@ def _configuration(architecture: Architecture, groups: Sequence[_NodeGroup], blo
     }
 
 
-def removable_blocks(architecture: Architecture, kinds: Sequence[str], where: str) -> list[str]:
+def removable_blocks(architecture: Architecture, kinds: Sequence[str], where: str) -> list[list[str]]:
     """Module paths of the blocks of some kinds (`BLOCK_KINDS`) that may be removed, by kind and in the model's order.
 
-    Those of the first layer, and of the last one of language models and encoders, may not: they are needed most. At least one
-    attention block, or one whole layer, is not offered: hybrids may have attention in inner layers only.
+    Each is a group of its own; whole layers of decoders are groups of their blocks. Those of the first layer, and of the last
+    one of language models and encoders, may not be removed: they are needed most. At least one attention block, or one whole
+    layer, is not offered: hybrids may have attention in inner layers only.
 
     Raises:
-        LonasEdgeError: The model, which `where` names, has no blocks of a kind.
+        LonasEdgeError: The model, which `where` names, has no blocks of a kind, or a kind includes the others.
     """
     known = dict.fromkeys(block.kind for block in architecture.blocks.values())
-    if missing := [kind for kind in kinds if kind not in known]:
+    whole = _LAYER in kinds and bool(known) and _LAYER not in known  # layers of a decoder
+    if missing := [] if whole else [kind for kind in kinds if kind not in known]:
         reason = f"expected {','.join(known)}" if known else "no blocks can be removed"
         raise LonasEdgeError(f"{where}: --depth {','.join(missing)}: {reason} for {architecture.model_type}")
-    layers, candidates = list(architecture.layers), []
-    inner = architecture.family.kind.generates or "layer" in kinds
+    if whole and len(kinds) > 1:
+        raise LonasEdgeError(f"{where}: --depth {','.join(kinds)}: a layer has all blocks; name {_LAYER} or the others")
+    layers, candidates = list(architecture.layers), dict[str, list[str]]()
+    inner = architecture.family.kind.generates or _LAYER in known
     kept = {layers[0], *(layers[-1:] if inner else ())}
+    for path, block in architecture.blocks.items():
+        if whole and block.refused:
+            kept.add(architecture.split(path)[0])
     for kind in sorted(kinds):
         for path, block in architecture.blocks.items():
-            if block.kind == kind and not block.refused and architecture.split(path)[0] not in kept:
-                candidates.append(path)
-    needed = [path for path, block in architecture.blocks.items() if block.needed]
-    return [path for path in candidates if path != needed[-1]] if needed and set(needed) <= set(candidates) else candidates
+            layer = architecture.split(path)[0]
+            if layer not in kept and not block.refused and (whole or block.kind == kind):
+                candidates.setdefault(layer if whole else path, []).append(path)
+    needed, groups = [path for path, block in architecture.blocks.items() if block.needed], list(candidates.values())
+    if needed and set(needed) <= {path for group in groups for path in group}:
+        return [group for group in groups if needed[-1] not in group]
+    return groups

@@ -63,14 +63,19 @@ def made(
 
 
 def test_the_output(made: tuple[Path, bool, CompressRecord]) -> None:
-    """Attention and MLP blocks are removed, and the result is INT8."""
+    """The classifier loses its last layer, the embedding model attention and MLP blocks. The result is INT8."""
     folder, classifies, record = made
     exported, ours = open_exported(folder / "out/model"), record.networks[-1]
     assert exported.kind is (CLASSIFICATION if classifies else EMBEDDING)
     assert ours.weight_format == "int8_sym" and record.samples == () and set(ours.latency) == {"latency"}
     subnetwork = json.loads((folder / "out/model/subnetwork.json").read_text())["widths"]
     removed = [name for name, width in subnetwork.items() if width == 0]
-    assert removed and {name.rpartition(".")[2] for name in removed} <= {"self_attn", "mlp"}
+    if classifies:
+        layers = json.loads((folder / "base/config.json").read_text())["num_hidden_layers"]
+        assert removed == [f"layers.{layers - 1}.self_attn+layers.{layers - 1}.mlp"]
+        assert json.loads((folder / "out/model/config.json").read_text())["num_hidden_layers"] == layers - 1
+    else:
+        assert removed and {name.rpartition(".")[2] for name in removed} <= {"self_attn", "mlp"}
     assert "tpot" not in (folder / "out/model/README.md").read_text().casefold()
 
 

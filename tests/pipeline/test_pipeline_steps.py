@@ -10,6 +10,7 @@ import pytest
 
 from lonas_edge.commands import Command, to_argv
 from lonas_edge.errors import LonasEdgeError
+from lonas_edge.families import CAUSAL_LM, CLASSIFICATION, EMBEDDING
 from lonas_edge.pipeline.plan import Plan
 from lonas_edge.pipeline.steps import Step, Steps
 from lonas_edge.pipeline.tasks import EMBEDDING_MODEL, LANGUAGE_MODEL, Profile, removed_kinds
@@ -32,7 +33,7 @@ def test_a_command_line_comes_from_the_options() -> None:
 
 
 def test_a_model_loses_blocks_of_the_kinds_that_it_has() -> None:
-    """One without MLPs, or with other parts, is not refused for them."""
+    """One without MLPs, or with other parts, is not refused for them. A classifier that is a decoder loses whole layers."""
     for kinds, expected in (
         (("attention", "mlp", "attention", "mlp"), ("attention", "mlp")),
         (("mamba", "attention", "mamba"), ("attention",)),
@@ -40,8 +41,9 @@ def test_a_model_loses_blocks_of_the_kinds_that_it_has() -> None:
         ((), ("attention", "mlp")),
     ):
         blocks = {str(number): SimpleNamespace(kind=kind) for number, kind in enumerate(kinds)}
-        source: Any = SimpleNamespace(architecture=SimpleNamespace(blocks=blocks))
-        assert removed_kinds(source) == expected
+        for task in (CAUSAL_LM, EMBEDDING, CLASSIFICATION):
+            source: Any = SimpleNamespace(architecture=SimpleNamespace(blocks=blocks, family=SimpleNamespace(kind=task)))
+            assert removed_kinds(source) == (("layer",) if kinds and task is CLASSIFICATION else expected)
 
 
 @pytest.mark.parametrize(

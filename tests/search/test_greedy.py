@@ -85,3 +85,13 @@ def test_blocks_that_save_nothing_stay() -> None:
     first = propose([Evaluation(0, DIMENSIONS.maximal, 0.0, 0.0, 0.0, "")], {DIMENSIONS.maximal})
     assert first and removed_of(first[0]) == (1,)
     assert not any({0, 3} & set(removed) for removed in path(propose))
+
+
+def test_the_last_one_first() -> None:
+    """Whatever it loses; a bound on the quality ends the removal there: 4 and 3 together lose 1.3."""
+    assert path(greedy_proposer(DIMENSIONS, TABLE, cost_of(SAVED), (), lambda widths: len(removed_of(widths)) >= 3, True)) == [
+        (4,),
+        (3, 4),
+        (2, 3, 4),
+    ]
+    assert path(greedy_proposer(DIMENSIONS, TABLE, cost_of(SAVED), (1.0,), lambda _: True, True)) == [(4,), (3, 4)]

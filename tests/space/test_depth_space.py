@@ -1,6 +1,7 @@
 """Search spaces with removable blocks: the file's section, sub-networks, sizes, pictures; what is refused."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from transformers import AutoConfig
 
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import CAUSAL_LM, FAMILIES
+from lonas_edge.network.source import open_source
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import bind
+from lonas_edge.space.generate import removable_blocks
 from lonas_edge.space.picture import draw, picture_of
 from lonas_edge.space.search_space import SearchSpace, parse_search_space
 from lonas_edge.space.subnetwork import Subnetwork, unpruned
@@ -38,6 +41,19 @@ def test_groups_of_blocks_come_last(tiny_models: TinyModels) -> None:
     plain = tiny_models.source("llama").opened().space
     assert space.groups[:9] == plain.groups
     assert space.hash != plain.hash and not plain.has_blocks and space.has_blocks
+
+
+@pytest.mark.parametrize(("classifies", "layers"), [(False, [1]), (True, [1, 2])])
+def test_whole_layers_of_a_decoder(classifies: bool, layers: list[int], tiny_models: TinyModels, tmp_path: Path) -> None:
+    """A group of the layer's blocks each. The first layer stays, of language models the last one, too."""
+    content = json.loads((tiny_models.base("llama") / "config.json").read_text())
+    content["architectures"] = ["LlamaForSequenceClassification" if classifies else "LlamaForCausalLM"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    architecture = open_source(str(tmp_path), weights=False, elastic=False).architecture
+    expected = [[f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"] for layer in layers]
+    assert removable_blocks(architecture, ("layer",), "m") == expected
+    with pytest.raises(LonasEdgeError, match="m: --depth layer,mlp: a layer has all blocks; name layer or the others"):
+        removable_blocks(architecture, ("layer", "mlp"), "m")
 
 
 SECTIONS = [

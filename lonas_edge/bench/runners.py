@@ -11,7 +11,7 @@ from typing import Any
 from lonas_edge.bench.variants import NPU_LENGTHS, Kind, Timing, Variant
 from lonas_edge.formats import DTYPES
 from lonas_edge.ir import MODEL, WEIGHTS
-from lonas_edge.ir.core import openvino_core
+from lonas_edge.ir.core import openvino_core, positions
 
 Prompts = Sequence[Sequence[int]]  # [batch, prompt_len]
 
@@ -67,6 +67,7 @@ class ClassifierRunner:
 
         ids = np.array(prompts, np.int64)
         values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        values["position_ids"] = positions(ids)  # of stock embedding models from decoders
         inputs = {name: values[name] for name in self._inputs}
         start = time.perf_counter()
         self._loaded.infer(inputs)

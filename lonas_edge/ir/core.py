@@ -71,10 +71,19 @@ def open_model(
 
     def infer(inputs: "Mapping[str, np.ndarray]") -> "np.ndarray":
         request.reset_state()  # of a language model: calls are independent
+        if "position_ids" in names - inputs.keys():  # optimum-intel 2.2 exports embedding models from decoders with this input
+            inputs = {**inputs, "position_ids": positions(inputs["input_ids"])}
         values: np.ndarray = request.infer({name: value for name, value in inputs.items() if name in names})[output]
         return values.copy()
 
     return infer
+
+
+def positions(ids: "np.ndarray", start: int = 0) -> "np.ndarray":
+    """Positions of token ids [texts, tokens], the first one at `start`."""
+    import numpy as np
+
+    return np.broadcast_to(np.arange(start, start + ids.shape[1]), ids.shape)
 
 
 def inputs_of(ids: "np.ndarray", start: int = 0) -> "dict[str, np.ndarray]":
@@ -85,6 +94,6 @@ def inputs_of(ids: "np.ndarray", start: int = 0) -> "dict[str, np.ndarray]":
     return {
         "input_ids": ids[:, start:],
         "attention_mask": np.ones((batch, end), np.int64),
-        "position_ids": np.broadcast_to(np.arange(start, end), (batch, end - start)),
+        "position_ids": positions(ids[:, start:], start),
         "beam_idx": np.arange(batch, dtype=np.int32),
     }

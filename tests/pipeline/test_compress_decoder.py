@@ -14,10 +14,16 @@ from pipeline_runs import make_quick
 from tiny_models import TinyModels
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from lonas_edge.bench.runners import ClassifierRunner
+from lonas_edge.bench.variants import Variant
 from lonas_edge.cli.compress import compress
+from lonas_edge.commands import Command
 from lonas_edge.exporting.exported import open_exported
+from lonas_edge.exporting.optimum import optimum_options, run_optimum
 from lonas_edge.families import CLASSIFICATION, EMBEDDING
+from lonas_edge.ir.core import open_model
 from lonas_edge.network.source import open_source
+from lonas_edge.pipeline.measure import EXACT
 from lonas_edge.pipeline.record import CompressRecord
 from lonas_edge.pipeline.tasks import LANGUAGE_MODEL, profile_of
 
@@ -119,3 +125,19 @@ def test_the_distance(made: tuple[Path, bool, CompressRecord]) -> None:
     found = record.networks[-1].quality["distance"].value
     assert len(rows) == 16 and found == pytest.approx(np.mean(distances), rel=0.1)
     assert found > record.networks[0].quality["distance"].value
+
+
+def test_the_stock_file_of_an_embedding_model(tiny_models: TinyModels, tmp_path: Path) -> None:
+    """optimum-cli's file of a decoder has an input for positions, which its own class leaves unset (optimum-intel 2.2)."""
+    base, files = write_base(tiny_models, tmp_path / "base", classifies=False), tmp_path / "stock"
+    architecture = open_source(str(base)).architecture
+    options = {**optimum_options(architecture, "int8"), "weight-format": "fp32"}
+    run_optimum(Command("optimum-cli export openvino", None, {"model": base, "": files}, options), ())
+    ids = np.array([[5, 6, 7, 8, 9], [6, 5, 8, 7, 9]])
+    with torch.inference_mode():
+        expected = AutoModel.from_pretrained(base).eval()(torch.from_numpy(ids)).last_hidden_state.numpy()
+    infer = open_model(files / "openvino_model.xml", "CPU", EXACT)
+    assert np.abs(infer({"input_ids": ids, "attention_mask": np.ones_like(ids)}) - expected).max() < 1e-4
+    runner = ClassifierRunner(Variant("stock", "ir-classifier", files, "CPU", properties=EXACT), 1)
+    runner.run(ids.tolist(), 0)
+    assert np.abs(runner._loaded.get_output_tensor(0).data - expected).max() < 1e-4

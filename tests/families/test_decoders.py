@@ -51,7 +51,7 @@ def write(models: TinyModels, case: str, folder: Path, outputs: int = 0) -> Tiny
     architecture, space = Architecture.from_config(model.config, case), folder / "space.json"
     layer = architecture.family.layer
     blocks = (f"{layer(0)}.self_attn", f"{layer(2)}.mlp")
-    space.write_text(json.dumps(generate_space(architecture, (1, 0.75, 0.5), (8, 6), blocks=blocks)))
+    space.write_text(json.dumps(generate_space(architecture, (1, 0.75, 0.5), (8, 6), blocks=[[block] for block in blocks])))
     return TinySource(case, base, folder / "adapter", space)
 
 

@@ -29,7 +29,9 @@ RANKS, MLPS, NARROWER = [8, 6, 8], [96, 64, 128], [48, 32, 64]  # of three layer
 
 def halved(base: Path, space: Path, blocks: list[str], heads: bool) -> tuple[Source, list[int]]:
     """A checkpoint with a search space of halved widths, and its widths with the smallest MLPs and heads."""
-    content = generate_space(open_source(str(base)).architecture, (1, 0.5), RANKS[:2], blocks=blocks, heads=heads)
+    content = generate_space(
+        open_source(str(base)).architecture, (1, 0.5), RANKS[:2], blocks=[[block] for block in blocks], heads=heads
+    )
     space.write_text(json.dumps(content))
     opened = open_source(str(base), nncf_config=space)
     return opened, [group.widths[0 if group.kind == "rank" else -1] for group in opened.space.groups]

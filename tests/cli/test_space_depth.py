@@ -26,7 +26,8 @@ def test_blocks_of_the_inner_layers(run_cli: Callable, tiny_models: TinyModels, 
     [
         ("bert", "attention,mlp", "--depth attention,mlp: expected layer for bert"),
         ("bert", "mlp,layer", "--depth mlp: expected layer for bert"),
-        ("llama", "layer", "--depth layer: expected attention,mlp for llama"),
+        ("llama", "mamba", "--depth mamba: expected attention,mlp for llama"),
+        ("llama", "layer,mlp", "a layer has all blocks; name layer or the others"),
     ],
 )
 def test_kinds_of_another_family(

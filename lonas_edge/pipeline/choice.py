@@ -197,8 +197,10 @@ def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: 
     shutil.rmtree(exported)
     assert difference
     share = plan.start.sizes(network).linear_weights / plan.start.sizes(plan.start.unpruned).linear_weights
-    count, blocks = len(network.removed), plan.start.architecture.blocks
-    what = "layer" if all(blocks[name].kind == "layer" for name in network.removed) else "block"
+    architecture = plan.start.architecture
+    layers = {architecture.split(name)[0] for name in network.removed}
+    whole = len(network.removed) == sum(architecture.split(name)[0] in layers for name in architecture.blocks)
+    count, what = (len(layers), "layer") if whole else (len(network.removed), "block")
     removed = f"{count} {what}{'s' * (count > 1)} removed, " if count else ""
     names = {UNPRUNED: "unpruned", ROUNDED: "unpruned by GPTQ", HEAD: "the chosen one with an INT4 head"}
     described = names.get(pick) or f"{removed}{share:.2f}x linear weights"

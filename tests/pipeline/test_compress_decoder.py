@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,19 @@ def test_the_output(made: tuple[Path, bool, CompressRecord]) -> None:
     else:
         assert removed and {name.rpartition(".")[2] for name in removed} <= {"self_attn", "mlp"}
     assert "tpot" not in (folder / "out/model/README.md").read_text().casefold()
+
+
+@pytest.mark.parametrize("made", [True], indirect=True, ids=["classifier"])
+def test_a_target_in_accuracy(made: tuple[Path, bool, CompressRecord], quick: None, tmp_path: Path) -> None:
+    """The most pruned candidate that meets the bound: all layers but the first. Layers are counted as such."""
+    folder, _, _ = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    options: dict[str, Any] = {"recovery_steps": 2, "prompt_len": 8, "target": "accuracy=-100"}
+    record = compress(tmp_path / "base", data=tmp_path / "data.jsonl", output=tmp_path / "out", **options)
+    [(target, trials)] = record.trials.items()
+    [chosen] = [each for each in record.networks if each.target == target]
+    kept = open_exported(tmp_path / "out" / str(chosen.folder)).config["num_hidden_layers"]
+    assert kept == 1 and trials[-1].network.startswith("2 layers removed, ")
 
 
 def test_labels_are_not_learned_by_a_language_model(

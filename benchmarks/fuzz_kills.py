@@ -49,10 +49,10 @@ _IR = "export adapter --model base --nncf-config space.json --weight-format fp32
 _CHECKPOINT = f"{_EXPORT} --stage checkpoint"
 _TRAIN = "train --model base --nncf-config space.json --data data.json --output out --rank 8 --alpha 16 --steps 8 "
 _TRAIN += "--batch-size 2 --lr 0.01 --template question --device cpu --max-length 64"
-_EVAL = "eval ir --datasets datasets --tasks boolq --protocol option-text --batch-size 1 --output out"
+_EVAL = "eval ir --datasets datasets --tasks boolq --protocol option-text --output out"
 _SPACE = "space --model base --output out.json"
 _COMPRESS = "compress base --data sums.json --output out --target weights<=0.95x --weight-format int8_sym --template question "
-_COMPRESS += "--draft none --recovery-steps 4 --prompt-len 8 --new-tokens 4"
+_COMPRESS += "--draft none --recovery-steps 4 --prompt-len 8"
 
 
 @dataclass(frozen=True)

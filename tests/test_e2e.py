@@ -354,7 +354,7 @@ def test_the_network_answers_new_questions(command_line: CommandLine) -> None:
     match = re.search(r"(\d+) of 30 right", finished.stdout)
     assert match and int(match.group(1)) > 15  # 3 by chance
     question, answer = re.findall(r"^  (.+) -> (\S+)$", finished.stdout, re.MULTILINE)[0]
-    chat = command_line.run("chat", command_line.searched(), "--prompt", question, "--max-new-tokens", 6)
+    chat = command_line.run("chat", command_line.searched(), "--prompt", question)
     assert chat.returncode == 0 and chat.stdout.split()[0].strip(".,").lower() == answer, chat.stderr
 
 

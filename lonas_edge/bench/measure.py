@@ -71,8 +71,8 @@ class PromptSource:
         self._vocabulary, self._random, self._count = vocabulary, random.Random(seed), 0
 
     def next(self, case: Case) -> list[list[int]]:
-        """Return the prompts of the next generation, [batch_size, prompt_len]."""
-        return [self._prompt(case.prompt_len) for _ in range(case.batch_size)]
+        """Return the prompt of the next generation, [1, prompt_len]."""
+        return [self._prompt(case.prompt_len)]
 
     def _prompt(self, length: int) -> list[int]:
         ids = [self._random.randrange(self._vocabulary) for _ in range(length)]

@@ -19,7 +19,7 @@ class BenchOptions(Options):
     Attributes:
         torch_dtype: Dtype of the PyTorch variants.
         properties: OpenVINO runtime properties of every IR.
-        cases: Prompt lengths, numbers of new tokens (0 for a classifier), and batch sizes.
+        cases: Prompt lengths and numbers of new tokens (0 for a classifier).
         schedule: Rounds, process starts, warm-ups, seed.
         cache: Directory that keeps exports of unpruned networks.
     """

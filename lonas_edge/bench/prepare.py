@@ -103,8 +103,6 @@ def _problems(names: Sequence[str], exported: Exported, options: BenchOptions) -
         for name in names
         if name not in VARIANTS and not Path(name).is_dir()
     ]
-    if exported.kind.generates and options.device.startswith("NPU") and any(case.batch_size > 1 for case in options.cases):
-        problems.append(f"--device {options.device}: an NPU runs one prompt at a time; omit --batch-size")
     labels = Counter(map(_label, names))
     repeated = [(label, count) for label, count in labels.items() if count > 1]
     problems += [f"{label}: {count} variants have this name; rename a directory" for label, count in repeated]

@@ -51,7 +51,7 @@ class Row:
     ttft: Summary | None  # time to first token; None for a classifier, as TPOT
     tpot: Summary | None
     generate_duration: Summary  # the complete generation, or the pass of a classifier
-    throughput: Summary  # tokens (sequences for a classifier) per second over the batch
+    throughput: Summary  # tokens (sequences for a classifier) per second
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class BenchRecord(Record):
     """A benchmark."""
 
     NAME = "bench"
-    VERSION = 2
+    VERSION = 3
     AGAIN = "Run `lonas-edge bench` again."
 
     model: Mapping[str, Any]  # base, adapter and sub-network, from `lonas_edge.json`
@@ -120,7 +120,7 @@ def _row(variant: str, case: Case, timings: Sequence[Timing]) -> Row:
         ttft=summaries.get("ttft"),
         tpot=summaries.get("tpot"),
         generate_duration=summaries["generate_duration"],
-        throughput=summarize([case.batch_size * (len(timing.token_times) or 1) / timing.end_to_end for timing in timings]),
+        throughput=summarize([(len(timing.token_times) or 1) / timing.end_to_end for timing in timings]),
     )
 
 

@@ -45,7 +45,6 @@ class Case:
 
     prompt_len: int
     new_tokens: int  # with `data` at most
-    batch_size: int = 1
     data: str = ""  # name of the file whose prompts are answered; `prompt_len` is their mean length
 
     def __str__(self) -> str:
@@ -53,7 +52,7 @@ class Case:
         if self.data:
             return f"{self.data}, prompts of {self.prompt_len} tokens on average, answers of at most {self.new_tokens}"
         generated = f"+{self.new_tokens}" if self.new_tokens else ""
-        return f"{self.prompt_len}{generated} tokens, batch {self.batch_size}"
+        return f"{self.prompt_len}{generated} tokens"
 
 
 @dataclass(frozen=True)

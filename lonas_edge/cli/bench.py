@@ -36,7 +36,6 @@ class BenchCommand(ReportOptions, BenchOptions):
     new_tokens: Annotated[tuple[_TwoOrMore, ...], COMMAS] = option(
         (64,), help="Tokens to generate; several numbers give several tables."
     )
-    batch_size: _Counts = option((1,), panel="Advanced", help="Prompts per batch.")
     rounds: int = option(24, panel="Advanced", minimum=1, help="Measured rounds; an interval needs at least 6.")
 
 
@@ -63,14 +62,12 @@ def run(options: BenchCommand) -> None:
         if not kind.generates:
             options.refuse_idle(("new_tokens", "draft", "data"), f"{opened.folder} is a {kind.name} and generates nothing")
         if options.data:
-            options.refuse_idle(
-                ("prompt_len", "new_tokens", "batch_size"), "--data has its own prompts, answered one at a time"
-            )
+            options.refuse_idle(("prompt_len", "new_tokens"), "--data has its own prompts")
         lengths = options.prompt_len or (kind.timed_length(opened.context),)
-        cases = product(options.batch_size, lengths, options.new_tokens if kind.generates else (0,))
+        cases = product(lengths, options.new_tokens if kind.generates else (0,))
         settings = replace(
             options.part(BenchOptions),
-            cases=tuple(Case(length, new, batch) for batch, length, new in cases),
+            cases=tuple(Case(length, new) for length, new in cases),
             schedule=Schedule.of(options.rounds),
         )
         result = bench(opened, settings, report)

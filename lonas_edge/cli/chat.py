@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _TOOL = '[{"type": "function", "function": {"name": "…", "parameters": {…}}}, …]'
 _RESET, _EXIT, _PROMPT = "/reset", "/exit", "> "
+_LONGEST = 1024  # tokens of an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,6 @@ class ChatOptions(Options):
     tools: UserPath | None = option(
         None, exists=True, metavar="FILE.json", help="Functions that answers may call: a list of definitions in OpenAI's form."
     )
-    max_new_tokens: int = option(512, minimum=1, help="Maximum number of tokens of an answer.")
     device: str = option("CPU", help="OpenVINO device: CPU, GPU, NPU, AUTO or another.")
 
 
@@ -209,8 +209,7 @@ class Chat:
         if self._multi_turn and answer:
             self._messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         if not interrupted and reasons[:1] == [GenerationFinishReason.LENGTH]:
-            full = room < self.options.max_new_tokens
-            _say(f"The answer was cut at {room} tokens ({'the context is full' if full else '--max-new-tokens'}).")
+            _say(f"The answer was cut at {room} tokens{' (the context is full)' if room < _LONGEST else ''}.")
         return not interrupted
 
     def _render(self, prompt: str) -> tuple[Any, int]:
@@ -230,11 +229,11 @@ class Chat:
         else:
             text = self._template.prompt(Example(prompt, "", "")) if self._template else prompt
             inputs = tokens = self._tokenizer.encode(text)
-        length, context, most = tokens.input_ids.shape[1], self.exported.context, self.options.max_new_tokens
+        length, context = tokens.input_ids.shape[1], self.exported.context
         if context is not None and length >= context:
             remedy = "/reset starts a new one" if len(self._messages) > 1 else "shorten the prompt"
             raise LonasEdgeError(f"the conversation has {length:,} tokens, the model's context {context:,}; {remedy}")
-        return inputs, most if context is None else min(most, context - length)
+        return inputs, _LONGEST if context is None else min(_LONGEST, context - length)
 
     def _decode(self, tokens: "SimpleQueue[list[int] | None]") -> Iterator[str]:
         """Yield the text of tokens, until None, in pieces of complete characters.

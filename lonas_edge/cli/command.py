@@ -97,7 +97,8 @@ def _parameter(option: Option) -> click.Parameter:
         if option.kind is bool:
             names[0] += f"/--no-{option.shown[2:]}" if option.default is not False else ""
             settings |= {"type": None, "metavar": None, "is_flag": True, "default": None}
-        param = TyperOption(param_decls=names, multiple=option.repeat, rich_help_panel=option.panel, **settings)
+        settings |= {"multiple": option.repeat, "hidden": option.hidden}
+        param = TyperOption(param_decls=names, rich_help_panel=option.panel, **settings)
     param.option = option
     made: click.Parameter = param
     return made

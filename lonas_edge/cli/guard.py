@@ -19,8 +19,8 @@ DEBUG = "LONAS_EDGE_DEBUG"  # an environment variable; 1 does what --debug does
 _NEEDS_LESS = {
     "compress": "Shorter examples in --data need less memory.",
     "export": "--stage checkpoint or --no-verify needs less memory.",
-    "bench": "Fewer --variants, a smaller --batch-size or a shorter --prompt-len needs less memory.",
-    "eval": "A smaller --batch-size or --protocol option-text needs less memory.",
+    "bench": "Fewer --variants or a shorter --prompt-len needs less memory.",
+    "eval": "--protocol option-text needs less memory.",
     "search": "A smaller --num-samples needs less memory.",
     "train": "A smaller --micro-batch-size, a shorter --max-length or --gradient-checkpointing needs less memory.",
 }

@@ -26,8 +26,7 @@ class SearchCommand(SearchOptions, SourceOptions):
     prompt_len: int | None = option(
         None, panel="Device", minimum=1, help="Prompt tokens of a latency.", unset="256; 128 for an encoder"
     )
-    new_tokens: int = option(64, panel="Device", minimum=2, help="Generated tokens of a latency.")
-    sampler: str = option("nsga2", panel="Advanced", choices=("nsga2",), help="Sampler of networks: NSGA-II.")
+    sampler: str = option("nsga2", choices=("nsga2",), hidden=True, help="For programs that pass it.")
 
 
 @command
@@ -40,18 +39,16 @@ def run(options: SearchCommand) -> None:
     """
     with progress() as report:
         from lonas_edge.network.source import open_source
-        from lonas_edge.search.cost import CostSettings
+        from lonas_edge.search.cost import NEW_TOKENS, CostSettings
         from lonas_edge.search.plan import make_plan
 
         report("Reading configurations", None)
         opened = open_source(options.source, options.model, options.nncf_config)
         kind = opened.architecture.family.kind
         if not kind.generates:
-            options.refuse_idle(("new_tokens",), f"a {kind.name} generates no tokens")
             options.refuse_idle(("max_length",), f"a {kind.name} cuts longer texts")
         prompt_len = options.prompt_len or kind.timed_length(opened.architecture.context)
-        new_tokens = options.new_tokens if kind.generates else 0
-        settings = CostSettings(options.weight_format, options.device, prompt_len, new_tokens)
+        settings = CostSettings(options.weight_format, options.device, prompt_len, NEW_TOKENS if kind.generates else 0)
         plan = make_plan(opened, replace(options.part(SearchOptions), cost_settings=settings))
         if options.overwrite:  # `search` knows the other inputs
             check_replaceable(options.output, True, [options.nncf_config])
@@ -60,7 +57,7 @@ def run(options: SearchCommand) -> None:
 
             check_device(options.device)
         else:
-            options.refuse_idle(("device", "prompt_len", "new_tokens"), f"nothing is timed (--cost {plan.cost})")
+            options.refuse_idle(("device", "prompt_len"), f"nothing is timed (--cost {plan.cost})")
         from lonas_edge.search.run import search
 
         record = search(plan, report)

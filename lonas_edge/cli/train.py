@@ -80,7 +80,7 @@ class TrainCommand(TrainOptions):
         yield from (f"--data {path}: no such file" for path, _ in self.data if not exists(path))
         if self.subnet and not self.start:
             yield "--subnet needs --from"
-        for name in ("rank", "alpha", "target_modules", "elastic"):
+        for name in ("rank", "alpha", "elastic"):
             if self.start and self.given(name):
                 no = "no-" if name == "elastic" else ""
                 yield f"--{no}{name.replace('_', '-')} cannot be combined with --from"

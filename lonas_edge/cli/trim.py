@@ -25,9 +25,7 @@ class TrimOptions(Options):
     data: UserPath = option(exists=True, metavar="DATA", help="Training data; the tokens that they use are kept first.")
     vocabulary: int | None = option(None, minimum=1, help="Number of tokens to keep.", unset="the tokens of --data alone")
     output: UserPath | None = option(None, panel="Output", metavar="DIR", help="Directory to write.", unset="only show sizes")
-    template: str | None = option(
-        None, choices=(*TEMPLATES, CHAT), help="Prompt template for --data.", unset="chat for conversations, else alpaca"
-    )
+    template: str | None = option(None, choices=(*TEMPLATES, CHAT), hidden=True, help="Prompt template for --data.")
     overwrite: bool = option(False, panel="Output", help="Replace an existing output directory.")
 
 

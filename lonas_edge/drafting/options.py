@@ -12,5 +12,5 @@ class DraftOptions(Options):
     exported: UserPath = option(argument=True, help="Directory of a language model for OpenVINO, also of `optimum-cli`.")
     data: UserPath = option(exists=True, metavar="DATA", help="Conversations or instructions, whose prompts the model answers.")
     output: UserPath = option(metavar="DIR", help="Directory to write. The same command continues an interrupted run.")
-    seed: int = option(42, panel="Training", minimum=0, maximum=LARGEST_SEED, help="Random seed.")
     overwrite: bool = option(False, panel="Output", help="Replace an existing output.")
+    seed: int = option(42, hidden=True, minimum=0, maximum=LARGEST_SEED, help="Random seed.")

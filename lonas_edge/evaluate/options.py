@@ -27,7 +27,7 @@ Properties = tuple[Annotated[tuple[str, str], from_text(_parse_property)], ...] 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """Devices, draft model and batch size."""
+    """Devices and draft model."""
 
     device: str = option(
         "CPU",
@@ -39,13 +39,6 @@ class RunOptions(Options):
     )
     draft: UserPath | None = option(
         None, panel="Device", metavar="DIR", help="Draft model: exported directories also answer with it, as further targets."
-    )
-    batch_size: int | None = option(
-        None,
-        panel="Device",
-        minimum=1,
-        help="Prompts per batch; answers are saved after each batch.",
-        unset="64; 16 above 1 GB of weights",
     )
 
     @property

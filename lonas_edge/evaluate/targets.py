@@ -146,7 +146,7 @@ def _exported(folder: Path, run: RunOptions) -> list[Target]:
         precision=exported.weight_format,
         prompt=_prompt_in(manifest) if manifest else choose_prompt(),
         sizes=manifest.sizes.subnetwork if manifest else None,
-        batch_size=_batch_size((folder / WEIGHTS).stat().st_size, run),
+        batch_size=_batch_size((folder / WEIGHTS).stat().st_size),
         conditions={"files": _hash_files(folder), "device": device, "properties": properties},
         load=load,
     )
@@ -225,7 +225,7 @@ def _in_torch(
 
     classifies = family is not None and family.kind == CLASSIFICATION
     kind = EMBEDDING if pooling else CLASSIFICATION if classifies else CAUSAL_LM
-    common, batch_size = _common(folder, config, kind, pooling), _batch_size(sizes.bytes["fp16"], run)
+    common, batch_size = _common(folder, config, kind, pooling), _batch_size(sizes.bytes["fp16"])
 
     def load() -> Any:
         model = network().to(device)
@@ -265,8 +265,8 @@ def _common(folder: Path, config: Mapping[str, Any], kind: ModelKind, pooling: P
     }
 
 
-def _batch_size(weight_bytes: int, run: RunOptions) -> int:
-    return run.batch_size or (64 if weight_bytes < _LARGE_BYTES else 16)
+def _batch_size(weight_bytes: int) -> int:
+    return 64 if weight_bytes < _LARGE_BYTES else 16
 
 
 def _hash_files(folder: Path) -> dict[str, str]:

@@ -50,7 +50,7 @@ class ExportOptions(Options):
     )
     prompt: str | None = None  # the prompt template of a model without a training record
     fuse: bool = True  # merge matrices with the same input (q, k and v) into one product
-    verify: bool = option(True, panel="Advanced", help="Compare logits with the super-network's, and fail if they differ.")
+    verify: bool = option(True, hidden=True, help="Compare logits with the super-network's, and fail if they differ.")
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()

@@ -117,13 +117,12 @@ class CompressOptions(Options):
     prompt_len: int | None = option(
         None, panel="Device", minimum=1, help="Prompt or text tokens of the latencies.", unset="256; of encoders 128"
     )
-    new_tokens: int | None = option(
-        None, panel="Device", minimum=2, help="Generated tokens of the latencies.", unset="64; of encoders none"
-    )
     dry_run: bool = option(False, panel="Output", help="Print the steps with estimated time, memory and disk, then stop.")
     overwrite: bool = option(
         False, panel="Output", help="Repeat finished steps whose options have changed, and the steps that depend on them."
     )
+
+    new_tokens: int | None = None  # of the latencies; the task's own if None
 
     def conflicts(self) -> Iterator[str]:
         """Refuse what is no bound or no metric of any model, before models and data are read."""

@@ -132,7 +132,7 @@ def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:
 
     values: dict[str, Any] = {"weight-format": plan.options.weight_format}
     if COSTS[str(options.cost)].timed:
-        values |= {"prompt-len": plan.options.prompt_len, "new-tokens": plan.options.new_tokens}
+        values["prompt-len"] = plan.options.prompt_len
     files = {"": paths.start, "model": paths.start_base, "nncf-config": paths.space, "pick": picks}
     command = Command("lonas-edge search", options, files, values)
     outputs = tuple(f"search/subnetworks/{pick.file}.json" for pick in plan.search_picks)
@@ -255,7 +255,7 @@ def _start_source(request: Request, paths: Paths) -> Source:
     """The model that is searched, with the adapter and the search space that the first steps will make."""
     source = request.source
     if paths.trains_lora:
-        config = AdapterConfig(Path("--target-modules"), lora_config(TrainOptions(), source.architecture))
+        config = AdapterConfig(Path("the new adapter"), lora_config(TrainOptions(), source.architecture))
         source = replace(source, adapter_config=config)
     if paths.space:
         space = parse_search_space(_make_space(source), SPACE_FILE)

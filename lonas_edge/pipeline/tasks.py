@@ -170,7 +170,6 @@ def resolve_options(profile: Profile, options: CompressOptions, source: Source) 
     for name, value in (
         ("--template", options.template),
         ("--max-length", options.max_length),
-        ("--new-tokens", options.new_tokens),
         ("--metric", options.metric),
         ("--draft", options.draft if options.draft == AUTO else None),
     ):

@@ -49,6 +49,7 @@ COSTS = {
     )
 }
 COUNTED = tuple(name for name, cost in COSTS.items() if not cost.timed)
+NEW_TOKENS = 64  # of a latency
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ class CostSettings:
     weight_format: str = DEFAULT_FORMAT  # weight format of the IR
     device: str = "CPU"  # OpenVINO device
     prompt_len: int = 256  # prompt tokens; text tokens of an encoder
-    new_tokens: int = 64  # generated tokens; 0 for an encoder
+    new_tokens: int = NEW_TOKENS  # generated tokens; 0 for an encoder
 
     @property
     def case(self) -> Case:
         """Lengths of each measurement."""
-        return Case(self.prompt_len, self.new_tokens, 1)
+        return Case(self.prompt_len, self.new_tokens)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -91,8 +92,8 @@ def context_errors(settings: CostSettings, context: int | None) -> list[str]:
         return []
     options = f"--prompt-len {settings.prompt_len}"
     if settings.new_tokens:
-        options += f", --new-tokens {settings.new_tokens}"
-    return [f"{options}: {length} tokens are beyond the model's context of {context}; choose lower ones"]
+        options += f" and {settings.new_tokens} generated tokens"
+    return [f"{options}: {length} tokens are beyond the model's context of {context}; choose a lower length"]
 
 
 def counted_cost(name: str, source: "Source", weight_format: str) -> CostFunction:

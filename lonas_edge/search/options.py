@@ -39,16 +39,6 @@ class SearchOptions(Options):
         help="Save the best network under a bound: macs=1.43e12, tpot=0.85x (of the unpruned network), kl=0.05.",
     )
     num_samples: int = option(64, panel="Data", minimum=1, help="Number of prompts from --data.")
-    max_length: int | None = option(
-        None,
-        panel="Data",
-        minimum=2,
-        help="Tokens of the longest example of a language model; longer ones are dropped.",
-        unset="4096",
-    )
-    seed: int = option(
-        0, panel="Advanced", minimum=0, maximum=LARGEST_SEED, help="Seed of the sampler and of the choice of prompts."
-    )
     storage: str | None = option(
         None,
         panel="Advanced",
@@ -57,6 +47,10 @@ class SearchOptions(Options):
         unset="a file in --output",
     )
     study: str | None = option(None, panel="Advanced", help="Name of the study in --storage.")
+    max_length: int | None = option(
+        None, hidden=True, minimum=2, help="Tokens of the longest example; longer ones are dropped.", unset="4096"
+    )
+    seed: int = option(0, hidden=True, minimum=0, maximum=LARGEST_SEED, help="Seed of the sampler and the choice of prompts.")
     overwrite: bool = option(False, panel="Output", help="Replace an earlier search in --output.")
     cost_settings: CostSettings = field(default_factory=CostSettings)
     template: str | None = None  # name of the template; that of the adapter's training if None

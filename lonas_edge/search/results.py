@@ -196,7 +196,7 @@ def _finish(axis: Any, record: SearchRecord) -> None:
         _scatter(axis, [evaluation], marker=marker, s=size, color=color, edgecolors="black", zorder=4, label=label)
     title = f"{record.model}: {len(record.evaluations)} networks, {settings['weight_format']}"
     if cost.timed:
-        case = Case(settings["prompt_len"], settings["new_tokens"], 1)
+        case = Case(settings["prompt_len"], settings["new_tokens"])
         title += f"\n{settings['device']} ({record.conditions.get('processor', 'unknown')}), {case}"
     # encoders with scores or embeddings have other distances, such as the squared distance
     quality = f"{unit} from the unpruned network" if unit.endswith("distance") else f"{QUALITIES[record.quality]} in {unit}"

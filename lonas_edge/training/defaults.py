@@ -58,7 +58,7 @@ def adapter_ranks(options: TrainOptions, architecture: Architecture) -> dict[str
     """Return the rank of each layer with an adapter, by module path; PEFT trains a classifier's head whole instead."""
     config = lora_config(options, architecture)
     config.modules_to_save = list(architecture.family.head_modules) if architecture.family.kind.new_head else None
-    return AdapterConfig(Path("--target-modules"), config).ranks(architecture)
+    return AdapterConfig(Path("the new adapter"), config).ranks(architecture)
 
 
 def default_lr(inputs: Inputs) -> float:
@@ -150,16 +150,8 @@ def _check_labels(data: Task, eval_data: Task | None) -> None:
 
 
 def _check_targets(inputs: Inputs, options: TrainOptions) -> None:
-    architecture = inputs.source.architecture
-    errors = [
-        f"target module {target!r}: the model has no such linear layer"
-        for target in options.target_modules or ()
-        if not any(name == target or name.endswith(f".{target}") for name in architecture.linears)
-    ]
-    leaves = sorted({name.rpartition(".")[2] for name in architecture.linears})
-    raise_all(f"{inputs.source.base.name}: --target-modules do not fit the model:", errors, f"It has {', '.join(leaves)}.")
     raise_all(
-        f"{inputs.nncf_config}: the search space does not fit --rank and --target-modules:",
-        rank_errors(inputs.source.elasticity, adapter_ranks(options, architecture)),
-        "Raise --rank, add --target-modules, or write a search space with other ranks (`lonas-edge space --ranks`).",
+        f"{inputs.nncf_config}: the search space does not fit the adapter:",
+        rank_errors(inputs.source.elasticity, adapter_ranks(options, inputs.source.architecture)),
+        "Raise --rank, or write a search space with other ranks (`lonas-edge space --ranks`).",
     )

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.formats import INTEGER_FORMATS
-from lonas_edge.options import LARGEST_SEED, Names, Options, from_text, option
+from lonas_edge.options import LARGEST_SEED, Options, from_text, option
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -71,9 +71,6 @@ class TrainOptions(Options):
     )
     rank: int = option(32, panel="Model", minimum=1, help="Rank of the LoRA adapters.")
     alpha: float = option(64, panel="Model", above=0, maximum=_LARGEST, help="LoRA alpha; the scale is alpha / rank.")
-    target_modules: Names | None = option(
-        None, panel="Model", help="Names of the linear layers with an adapter.", unset="the family's"
-    )
     weight_format: str | None = option(
         None, panel="Model", choices=INTEGER_FORMATS, help="Train the weights as this export format stores them (QAT)."
     )
@@ -91,6 +88,7 @@ class TrainOptions(Options):
         None, panel="Advanced", minimum=1, help="Examples per device and pass; gradients accumulate.", unset="all"
     )
     gradient_checkpointing: bool = option(False, panel="Advanced", help="Recompute activations: less memory, 1/3 more time.")
+    target_modules: tuple[str, ...] | None = None  # names of the linear layers with an adapter; the family's if None
     ratio: float = 0.8  # maximum share of layer weights in `weight_format`; those that lose most by rounding stay INT8
     reorder: bool = True  # sort channels by importance before the training
     warmup_steps: int | None = None

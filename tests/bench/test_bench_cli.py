@@ -37,12 +37,11 @@ def test_real_processes(run_cli: Callable, int8: Path, source: TinySource, tmp_p
 
 
 def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fakes: Fakes) -> None:
-    options = ["--rounds", "7", "--batch-size", "1,3"]
+    options = ["--rounds", "7"]
     ran = run_cli("bench", int8, "--variants", f"subnet,{copy}", *SHORT, *options, "--json").ok()
     report = json.loads(ran.out)
-    batches = {sample["case"]["batch_size"] for sample in report["samples"]}
     taken = {(s["variant"], s["start"], s["round"]) for s in report["samples"]}
-    assert taken == {(name, n // 4, n) for name in ("copy", "subnet") for n in range(7)} and batches == {1, 3}
+    assert taken == {(name, n // 4, n) for name in ("copy", "subnet") for n in range(7)}
     assert all((c["ratio"]["rounds"], c["ratio"]["starts"]) == (7, 2) for c in report["comparisons"])
     prompts = fakes.prompts["subnet"]
     assert prompts == fakes.prompts["copy"] and len({tuple(batch[0]) for batch in prompts}) == len(prompts)
@@ -51,11 +50,11 @@ def test_cases_rounds_and_starts(run_cli: Callable, int8: Path, copy: Path, fake
 def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fakes: Fakes) -> None:
     opened, folder = tiny_bert.source().opened(), tmp_path / "ir"
     export(opened, opened.select("minimal"), folder, ExportOptions("int8", verify=False))
-    ran = run_cli("bench", folder, "--variants", "subnet", "--rounds", "2", "--batch-size", "1,4", "--json").ok()
+    ran = run_cli("bench", folder, "--variants", "subnet", "--rounds", "2", "--json").ok()
     report = json.loads(ran.out)
     length = json.loads((folder / "config.json").read_text())["max_position_embeddings"]  # shorter than 128
     cases = [row["case"] for row in report["rows"]]
-    assert cases == [{"prompt_len": length, "new_tokens": 0, "batch_size": size, "data": ""} for size in (1, 4)]
+    assert cases == [{"prompt_len": length, "new_tokens": 0, "data": ""}]
     ran = run_cli("bench", folder, "--variants", "subnet", "--prompt-len", "16", "--rounds", "2")
     assert "latency ms" in ran.out and "sequences/s" in ran.out
     for options, code, message in (
@@ -70,7 +69,7 @@ def test_a_classifier(run_cli: Callable, tiny_bert: TinyBert, tmp_path: Path, fa
     ("options", "message"),
     [
         (["--new-tokens", "1"], "greater than or equal to 2"),
-        (["--prompt-len", "126"], "longer than the model's context of 128 tokens: - 126+4 tokens, batch 1: 130 tokens"),
+        (["--prompt-len", "126"], "longer than the model's context of 128 tokens: - 126+4 tokens: 130 tokens"),
         (["--device", "NPU"], "--device NPU: not on this machine. Present: CPU"),
         (["--variants", "nothing"], "nothing: neither a variant (subnet, draft, lora, lora-merged, unpruned) nor a directory"),
         (["--variants", "lora"], "is a local directory; pass it with --adapter"),

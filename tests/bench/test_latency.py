@@ -14,7 +14,7 @@ from lonas_edge.bench.variants import Case, Placement, Variant
 from lonas_edge.bench.worker import VariantFailedError
 from lonas_edge.errors import LonasEdgeError
 
-CASE, PASS = Case(8, 3), Case(8, 0, 4)
+CASE, PASS = Case(8, 3), Case(8, 0)
 NAMES = ["subnet", "lora", "unpruned"]
 
 
@@ -89,7 +89,7 @@ def test_medians_of_irs(fakes: Fakes, int8: Path) -> None:
     latencies = ir_latencies(irs, PASS, Schedule(3, 1, 0))
     assert latencies == [{"latency": pytest.approx(2 * t * noise)} for t in tpots.values()]
     assert {variant.kind for variant in fakes.started[3:]} == {"ir-classifier"}
-    assert [len(batch) for batch in fakes.prompts["1: minimal-int8"]] == [4] * 3
+    assert [len(batch) for batch in fakes.prompts["1: minimal-int8"]] == [1] * 3
 
 
 def test_irs_that_cannot_be_measured(fakes: Fakes, int8: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_same_tokens_for_all(int8: Path, copy: Path, tmp_path: Path) -> None
 
 
 def test_all_irs_get_the_same_properties(int8: Path, copy: Path) -> None:
-    """--property overrides the KV precision of the weight format."""
+    """A property overrides the KV precision of the weight format."""
     exported, kv = open_exported(int8), "KV_CACHE_PRECISION"
     for given, expected in (
         ({}, {kv: "u8"}),
@@ -132,8 +132,6 @@ def test_on_an_npu(int8: Path, device: str) -> None:
     assert plain.properties == {"MAX_PROMPT_LEN": "48", "MIN_RESPONSE_LEN": "8"}
     [own] = prepared(opened, replace(asked, properties=(("MAX_PROMPT_LEN", "4096"),)))
     assert own.properties == {"MAX_PROMPT_LEN": "4096", "MIN_RESPONSE_LEN": "8"}
-    with pytest.raises(LonasEdgeError, match=f"--device {device}: an NPU runs one prompt at a time; omit --batch-size"):
-        prepared(opened, replace(asked, cases=(Case(32, 8, 2),)))
 
 
 def test_a_classifier(tiny_bert: TinyBert, tmp_path: Path) -> None:

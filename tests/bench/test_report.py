@@ -65,12 +65,12 @@ def test_figures(made: BenchRecord) -> None:
 
 
 def test_a_classifier_has_one_metric() -> None:
-    case = Case(128, 0, 4)
+    case = Case(128, 0)
     samples = [Sample(name, case, n, Timing((), s)) for n in range(6) for name, s in (("subnet", 0.5), ("lora", 2.0))]
     measurement = Measurement(samples)
     variants = [describe_variant(Variant("subnet", "ir-classifier", Path(), "CPU"), None)]
     (row,) = make_rows(measurement, variants, [case])
-    assert (row.ttft, row.tpot, row.generate_duration.p50, row.throughput.p50) == (None, None, 500.0, 8.0)
+    assert (row.ttft, row.tpot, row.generate_duration.p50, row.throughput.p50) == (None, None, 500.0, 2.0)
     (comparison,) = compare(measurement, ["lora"], [case])
     assert (comparison.metric, comparison.ratio.value) == ("generate_duration", pytest.approx(0.25))
 
@@ -78,7 +78,7 @@ def test_a_classifier_has_one_metric() -> None:
 def test_files(made: BenchRecord, tmp_path: Path) -> None:
     write(made, tmp_path)
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert content["schema"] == "lonas-edge/bench/2"
+    assert content["schema"] == "lonas-edge/bench/3"
     assert BenchRecord.read(tmp_path / "bench.json") == made
     assert len(content["samples"]) == 24 and len(content["samples"][0]["timing"]["token_times"]) == 11
     markdown = (tmp_path / "bench.md").read_text()
@@ -93,11 +93,11 @@ def test_files(made: BenchRecord, tmp_path: Path) -> None:
     ("ratio", "load", "interrupted", "warnings"),
     [
         (Ratio(2.0, 1.95, 2.05, 24, 8), {"others": 0.02, "stolen": 0.03}, False, []),
-        (Ratio(2.0, 1.8, 2.2, 24, 8), {}, False, ["TTFT, 128+11 tokens, batch 1 (up to ±10%)"]),
+        (Ratio(2.0, 1.8, 2.2, 24, 8), {}, False, ["TTFT, 128+11 tokens (up to ±10%)"]),
         (Ratio(2.0, 1.95, 2.05, 24, 8), {"others": 0.06, "stolen": 0.05}, False, ["other programs used 6%"]),
         (Ratio(2.0, None, None, 4, 2), {}, False, ["4 rounds give no 95 % interval; at least 6"]),
         (Ratio(2.0, 1.95, 2.05, 24, 8), {}, True, ["Interrupted"]),
-        (Ratio(2.0, 1.95, 2.05, 15, 5), {}, False, ["lora, 128+11 tokens, batch 1: 5 of 8 starts"]),
+        (Ratio(2.0, 1.95, 2.05, 15, 5), {}, False, ["lora, 128+11 tokens: 5 of 8 starts"]),
     ],
 )
 def test_warnings(ratio: Ratio, load: dict[str, float], interrupted: bool, warnings: list[str]) -> None:
@@ -112,7 +112,7 @@ def test_noise_is_stated_once_for_each_figure() -> None:
     given = (("lora", "ttft", noisy), ("other", "ttft", wider), ("third", "ttft", noisy), ("lora", "tpot", narrow))
     comparisons = [Comparison("subnet", name, CASES[0], metric, ratio) for name, metric, ratio in given]
     [warning] = find_warnings(comparisons, {}, False, 24, 8)
-    assert "±5%: TTFT, 128+11 tokens, batch 1 (up to ±20%). Use more" in warning
+    assert "±5%: TTFT, 128+11 tokens (up to ±20%). Use more" in warning
 
 
 def test_vocabularies_are_compared_by_text(made: BenchRecord, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from systems import SIGNALS
 from tiny_models import TinyModels, say_only
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from lonas_edge.cli import chat
 from lonas_edge.exporting.export import ExportOptions, export
 from lonas_edge.network.source import open_source
 
@@ -113,13 +114,18 @@ def continued(folder: Path, text: str, tokens: int = 8) -> str:
     return str(pipeline.generate(text, max_new_tokens=tokens, do_sample=False, apply_chat_template=False))
 
 
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "_LONGEST", 8)
+
+
 @pytest.fixture
 def typed(run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs `chat` with lines on standard input, which is no terminal."""
 
     def run(folder: Path, lines: str, *options: object) -> Any:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode("utf-8-sig"))))
-        return run_cli("chat", folder, "--max-new-tokens", 8, *options)
+        return run_cli("chat", folder, *options)
 
     return run
 
@@ -129,7 +135,7 @@ def test_functions(model: Callable[..., Path], tmp_path: Path, run_cli: Callable
     knows, defined = model("tools"), [{"type": "function", "function": {"name": "set_lamp", "parameters": {"type": "object"}}}]
     (tmp_path / "tools.json").write_text(json.dumps(defined))
     (tmp_path / "one.json").write_text(json.dumps(defined[0]))
-    question = ["--prompt", "What is it?", "--max-new-tokens", 8, "--tools"]
+    question = ["--prompt", "What is it?", "--tools"]
     expected = continued(knows, "set_lamp\n" + rendered(knows, "What is it?"))
     ran = run_cli("chat", knows, *question, tmp_path / "tools.json")
     assert (ran.out, expected != continued(knows, rendered(knows, "What is it?"))) == (f"{expected}\n", True), ran.err
@@ -141,9 +147,9 @@ def test_functions(model: Callable[..., Path], tmp_path: Path, run_cli: Callable
 def test_one_prompt(letters: Path, run_cli: Callable) -> None:
     expected = continued(letters, rendered(letters, "What is it?"))
     assert re.fullmatch("[a-z]{8,}", expected)
-    ran = run_cli("chat", letters, "--prompt", "What is it?", "--max-new-tokens", 8)
+    ran = run_cli("chat", letters, "--prompt", "What is it?")
     assert (ran.code, ran.out) == (0, f"{expected}\n")
-    assert ran.err == "The answer was cut at 8 tokens (--max-new-tokens).\n"
+    assert ran.err == "The answer was cut at 8 tokens.\n"
 
 
 def test_a_turn_sees_the_turns_before(letters: Path, typed: Callable) -> None:
@@ -162,8 +168,11 @@ def test_a_conversation_with_a_system_message(letters: Path, typed: Callable) ->
     assert (ran.code, ran.out.splitlines()) == (0, [plain, brief, plain])
 
 
-def test_whole_characters_and_no_control_sequences(model: Callable[..., Path], run_cli: Callable) -> None:
+def test_whole_characters_and_no_control_sequences(
+    model: Callable[..., Path], run_cli: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = model("bytes")
+    monkeypatch.setattr(chat, "_LONGEST", 40)
     assert continued(folder, ":", 40) == " Hi👋\n\t\x1b[31m\x9b"
     ran = run_cli("chat", folder, "--prompt", "anything")
     assert (ran.code, ran.out, ran.err) == (0, " Hi👋\n\t\\x1b[31m\\x9b\n", "")
@@ -255,7 +264,7 @@ def test_refused_prompts(letters: Path, run_cli: Callable, typed: Callable) -> N
 
 def test_lines_in_another_encoding(letters: Path, run_cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("one\nzwei für drei\n".encode("latin-1"))))
-    ran = run_cli("chat", letters, "--max-new-tokens", 8)
+    ran = run_cli("chat", letters)
     assert ran.code == 1 and "error: standard input, line 2: not UTF-8" in ran.err
 
 
@@ -279,7 +288,7 @@ class Terminal:
 
         self.pid, self._descriptor = pty.fork()
         if not self.pid:
-            program = "from lonas_edge.cli import main; main()"
+            program = "from lonas_edge.cli import chat, main; chat._LONGEST = 90_000; main()"
             os.execv(sys.executable, [sys.executable, "-c", program, "chat", *map(str, arguments)])
         self.shown, self._running = "", True
 
@@ -322,7 +331,7 @@ class Terminal:
 @SIGNALS
 def test_a_conversation_in_a_terminal(model: Callable[..., Path]) -> None:
     """Ctrl-C stops an answer that would take minutes; lines are edited; Ctrl-D ends."""
-    with Terminal(model("endless"), "--max-new-tokens", 90_000) as terminal:
+    with Terminal(model("endless")) as terminal:
         terminal.until("\n> ")
         terminal.type("b\x1b[Da\n")  # the left arrow key
         terminal.until("abcdefabcdef")

@@ -56,7 +56,7 @@ def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
 
 EXAMPLES = [{"instruction": f"What is {a} plus 1?", "output": str(a + 1)} for a in range(40)]
 TURNS = [{"role": role, "content": "Hello."} for role in ("system", "user", "assistant")]
-SHORT = ("--prompt-len", 16, "--new-tokens", 4)
+SHORT = ("--prompt-len", 16)
 
 
 def test_missing_data(llama: TinySource, mistake: Callable, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_what_is_refused(llama: TinySource, start: Path, data: Path, tmp_path: P
 
 def test_wrong_usage(llama: TinySource, start: Path, data: Path, tmp_path: Path, refused: Callable) -> None:
     output = tmp_path / "out"
-    for flags, changes in ((["--rank", "4"], {}), (["--no-elastic"], {}), ([], {"target_modules": "q_proj"})):
+    for flags, changes in ((["--rank", "4"], {}), (["--no-elastic"], {})):
         error = " ".join(refused(from_(llama, start, data, output, *flags, **changes), 2).split())
         has(error, "cannot be combined with --from")
     has(refused(arguments(llama, data, output, "--subnet", "minimal"), 2), "--subnet needs --from")

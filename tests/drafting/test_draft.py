@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.bench.options import BenchOptions
 from lonas_edge.bench.prepare import prepare_variants
+from lonas_edge.cli import chat
 from lonas_edge.drafting import answers, training
 from lonas_edge.drafting.answers import generate_answers
 from lonas_edge.drafting.options import DraftOptions
@@ -227,21 +228,22 @@ def test_a_stock_directory(made: Made, quick: None, tmp_path: Path, monkeypatch:
 # the commands that take a draft
 
 
-def test_chat(made: Made, run_cli: Callable, tmp_path: Path) -> None:
+def test_chat(made: Made, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As openvino_genai answers with the draft. One next to the model, as `compress` writes it, is used without asking."""
     draft = openvino_genai.draft_model(made.draft, "CPU")
     pipeline = openvino_genai.LLMPipeline(made.model, "CPU", draft_model=draft, **made.record.properties)
     config = pipeline.get_generation_config()
     config.max_new_tokens, config.do_sample, config.num_assistant_tokens = 8, False, made.record.num_assistant_tokens
     [expected] = pipeline.generate(openvino_genai.ChatHistory([{"role": "user", "content": "say 3"}]), config).texts
-    drafted = run_cli("chat", made.model, "--draft", made.draft, "--prompt", "say 3", "--max-new-tokens", 8)
+    monkeypatch.setattr(chat, "_LONGEST", 8)
+    drafted = run_cli("chat", made.model, "--draft", made.draft, "--prompt", "say 3")
     assert (drafted.code, drafted.out) == (0, f"{expected}\n")
     shutil.copytree(made.model, tmp_path / "model")
     shutil.copytree(made.draft, tmp_path / "draft")
-    beside = run_cli("chat", tmp_path / "model", "--prompt", "say 3", "--max-new-tokens", 8)
+    beside = run_cli("chat", tmp_path / "model", "--prompt", "say 3")
     assert (beside.code, beside.out) == (0, f"{expected}\n")
     (tmp_path / "draft/openvino_model.bin").unlink()  # or that of another model
-    without = run_cli("chat", tmp_path / "model", "--prompt", "say 3", "--max-new-tokens", 8).ok()
+    without = run_cli("chat", tmp_path / "model", "--prompt", "say 3").ok()
     assert f"not used: {tmp_path / 'draft'}: the exported directory is damaged" in without.err
     assert run_cli("chat", made.model, "--draft", tmp_path / "draft", "--prompt", "say 3").code == 1
 

@@ -109,7 +109,7 @@ def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
         options = {"weight_format": "fp32"} if stage == "ir" else {}
         export(source.opened(), source.subnetwork(MINIMAL), tmp_path / stage, ExportOptions(stage=stage, **options))
     names = ["ir", f"{source.adapter.name}:maximal", f"{source.adapter.name}:minimal", "checkpoint"]
-    arguments = [tmp_path / "ir", source.adapter, tmp_path / "checkpoint", *source.arguments()[1:], "--batch-size", 7, *F32]
+    arguments = [tmp_path / "ir", source.adapter, tmp_path / "checkpoint", *source.arguments()[1:], *F32]
     arguments += ["--subnet", "maximal,minimal", "--tasks", "stsb", "--datasets", data, "--output", tmp_path / "out"]
     report = result(run_cli("eval", *arguments, "--json"))
     assert report["protocol"] == "embed" and [target["name"] for target in report["targets"]] == names

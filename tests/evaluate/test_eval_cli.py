@@ -14,6 +14,7 @@ from tiny_models import TinyModels, TinySource, say_only
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge.data.test_sets import COMMONSENSE as TASKS
+from lonas_edge.evaluate import targets
 from lonas_edge.evaluate.backends import TorchLM
 from lonas_edge.exporting.export import ExportOptions, export
 
@@ -219,7 +220,8 @@ def test_a_task_read_in_two_ways_counts_by_the_first(roomy: TinySource, run_cli:
 
 
 def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    command = ["eval", *roomy.arguments(), "--subnet", "minimal,maximal", *QUICK, "--tasks", "boolq,piqa", "--batch-size", 2]
+    command = ["eval", *roomy.arguments(), "--subnet", "minimal,maximal", *QUICK, "--tasks", "boolq,piqa"]
+    monkeypatch.setattr(targets, "_batch_size", lambda weight_bytes: 2)
     expected = result(run_cli(*command))
     batches: list[int] = []
     loglikelihood = TorchLM.loglikelihood
@@ -237,9 +239,9 @@ def test_a_killed_evaluation_continues(roomy: TinySource, run_cli: Callable, tmp
     assert ran.code == 1 and [path.name for path in tmp_path.glob("out*")] == ["out.partial"]
     assert f"The work so far is kept in {tmp_path / 'out.partial'}. The same command continues from it." in ran.err
     assert str(roomy.base.parent) not in (tmp_path / "out.partial/answers.jsonl").read_text()
-    ran = run_cli(*command, "--limit", 3, "--protocol", "answer-word", "--template", "question", "--batch-size", 3)
+    ran = run_cli(*command, "--limit", 3, "--protocol", "answer-word", "--template", "question")
     assert ran.code == 1
-    changes = ("protocol: was option-text, is answer-word", "prompt: ", "limit: ", "targets adapter:minimal batch_size: was 2")
+    changes = ("protocol: was option-text, is answer-word", "prompt: ", "limit: ")
     assert all(change in ran.err for change in changes)
     found = result(run_cli(*command))
     assert [target["answered"] for target in expected["targets"]] == [11, 11]

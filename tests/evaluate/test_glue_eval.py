@@ -98,8 +98,6 @@ def test_every_kind_of_target(tiny_bert: TinyBert, run_cli: Callable, tmp_path: 
         "rte,MRPC",
         "--datasets",
         data,
-        "--batch-size",
-        7,
         "--property",
         "INFERENCE_PRECISION_HINT=f32",
     ]

@@ -191,7 +191,7 @@ def test_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path: Pat
     data.write_text(rows + json.dumps({"text": "a", "label": "medium"}) + "\n")
     assert "line 97: label medium: expected a class: low, middle, high, or 0 to 2" in refused(base, data=data)
     data.write_text(rows)
-    assert "--new-tokens 4: a sequence classifier generates no text; omit it" in refused(base, data=data, new_tokens=4)
+    assert "--max-length 9: a sequence classifier generates no text; omit it" in refused(base, data=data, max_length=9)
     assert "--template alpaca: a reranker generates no text; omit it" in refused(
         reranker(tiny_bert, tmp_path / "one", 1), data=data, template="alpaca"
     )

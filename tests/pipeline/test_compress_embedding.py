@@ -90,10 +90,10 @@ def embedding_refused(refused: Callable[..., str], tiny_bert: TinyBert, tmp_path
 
 def test_options_of_language_models_are_refused(embedding_refused: Callable[..., str]) -> None:
     message, no_text = (
-        embedding_refused(template="alpaca", new_tokens=4, prompt_len=65, epochs=2),
+        embedding_refused(template="alpaca", max_length=9, prompt_len=65, epochs=2),
         "a sentence embedding model generates no text",
     )
-    assert f"--template alpaca: {no_text}" in message and f"--new-tokens 4: {no_text}" in message
+    assert f"--template alpaca: {no_text}" in message and f"--max-length 9: {no_text}" in message
     assert "--epochs 2: a sentence embedding model is compressed without fine-tuning; omit it" in message
     assert "--prompt-len 65: 65 tokens are beyond the model's context of 64" in message
     message = embedding_refused(target="tpot<=0.7x")

@@ -49,7 +49,7 @@ def test_refused_options(refused: Callable[..., str], tmp_path: Path) -> None:
     """Lengths that fit the context of 128 tokens get as far as the next mistake."""
     assert "--weight-format fp32" in refused(weight_format="fp32")
     assert "expected keep, auto or a number" in refused(vocabulary="some")
-    long = "--prompt-len 101, --new-tokens 28: 129 tokens are beyond the model's context of 128; choose"
+    long = "--prompt-len 101 and 28 generated tokens: 129 tokens are beyond the model's context of 128; choose"
     assert long in refused(prompt_len=101, new_tokens=28)
     assert "the vocabulary has only" in refused(prompt_len=100, new_tokens=28, template="question", vocabulary=9999)
     assert "--vocabulary 20: below the" in refused(vocabulary=20, template="question")

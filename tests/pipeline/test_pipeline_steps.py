@@ -21,14 +21,14 @@ from lonas_edge.training.options import TrainOptions
 
 def test_a_command_line_comes_from_the_options() -> None:
     """Options that are given, by their names; nothing for a default, and nothing for None."""
-    options = TrainOptions(steps=5, target_modules=("q_proj", "v_proj"), gradient_checkpointing=True, seed=42)
+    options = TrainOptions(steps=5, max_length=9, gradient_checkpointing=True, seed=42)
     files = {"model": Path("base"), "eval-data": None, "": "start", "pick": ["kl<=1", "macs<=2"]}
     argv = to_argv(Command("lonas-edge train", options, files, {"size": 7, "prompt": None}))
     assert argv[:10] == [
         "lonas-edge", "train", "--model", "base", "start", "--pick", "kl<=1", "--pick", "macs<=2", "--size",
     ]  # fmt: skip
     rest = " ".join(argv[10:])
-    assert rest.startswith("7 ") and "--target-modules q_proj,v_proj" in rest and "--steps 5" in rest
+    assert rest.startswith("7 ") and "--max-length 9" in rest and "--steps 5" in rest
     assert "--gradient-checkpointing" in rest and "--seed" not in rest
 
 

@@ -42,7 +42,7 @@ def test_a_search(bert: TinySource, device: Device, run_cli: Callable, tmp_path:
     ]
     run_cli(*command).ok()
     record = json.loads((tmp_path / "out/search.json").read_text())
-    assert [str(arguments[0]) for arguments in device.arguments] == ["64 tokens, batch 1"], "no longer than the context"
+    assert [str(arguments[0]) for arguments in device.arguments] == ["64 tokens"], "no longer than the context"
     assert record["units"] == {"kl": "nats", "latency": "ms"}
     evaluations = record["evaluations"]
     for evaluation in evaluations:

@@ -19,7 +19,7 @@ def test_lengths_beyond_the_context(llama: TinySource, data: Path, tmp_path: Pat
     lengths = CostSettings(prompt_len=120, new_tokens=9)
     options = SearchOptions(data, tmp_path / "out", num_samples=8, template="alpaca", cost="macs", cost_settings=lengths)
     assert not make_plan(llama.opened(), options).timed
-    message = "--prompt-len 120, --new-tokens 9: 129 tokens are beyond the model's context of 128"
+    message = "--prompt-len 120 and 9 generated tokens: 129 tokens are beyond the model's context of 128"
     with pytest.raises(LonasEdgeError, match=message):
         make_plan(llama.opened(), replace(options, cost="tpot"))
 

@@ -31,11 +31,12 @@ def words(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trim(run_cli: Callable, words: Path) -> Callable[..., list[int]]:
+def trim(run_cli: Callable, tmp_path: Path) -> Callable[..., list[int]]:
     """Trim by the command line; return the kept ids."""
+    texts = write_data(tmp_path / "texts.json", [{"text": TEXT}])
 
     def run(base: Path, output: Path, *options: object) -> list[int]:
-        run_cli("trim", base, "--data", words, "--template", "question", *options, "--output", output).ok()
+        run_cli("trim", base, "--data", texts, *options, "--output", output).ok()
         return json.loads((output / "vocabulary.json").read_text())["kept"]
 
     return run
@@ -105,7 +106,7 @@ def test_a_teacher_with_the_whole_vocabulary(
 
 
 def test_an_adapter_is_not_trimmed(llama: TinySource, run_cli: Callable, words: Path, tmp_path: Path) -> None:
-    ran = run_cli("trim", llama.adapter, "--data", words, "--template", "question", "--output", tmp_path / "out")
+    ran = run_cli("trim", llama.adapter, "--data", words, "--output", tmp_path / "out")
     assert ran.code == 1 and f"{llama.adapter}: is an adapter. Trim its base" in " ".join(ran.err.split())
     assert not (tmp_path / "out").exists()
 

@@ -150,7 +150,8 @@ def profile_of(source: Source) -> Profile:
     if kind.generates or any(block.whole for block in source.architecture.blocks.values()):
         return profile
     sizes = {name: getattr(LANGUAGE_MODEL, name) for name in ("recovery_tokens", "micro_tokens")}
-    return replace(profile, **sizes)  # a decoder: docs/benchmarks/embeddings.md
+    target = "macs<=0.67x" if profile is CLASSIFIER else profile.target
+    return replace(profile, target=target, **sizes)  # a decoder: docs/benchmarks/embeddings.md
 
 
 def removed_kinds(source: Source) -> tuple[str, ...]:

@@ -65,7 +65,9 @@ def made(
         quick: dict[str, Any] = {"recovery_steps": 2, "prompt_len": 8, "target": "macs<=0.8x"}
         record = compress(base, data=folder / "data.jsonl", output=folder / "out", **quick)
     source = open_source(str(base))
-    assert profile_of(source).micro_tokens == LANGUAGE_MODEL.micro_tokens  # not that of encoders
+    profile = profile_of(source)
+    assert profile.micro_tokens == LANGUAGE_MODEL.micro_tokens  # not that of encoders
+    assert profile.target == ("macs<=0.67x" if request.param else "kl<=0.2")
     return folder, request.param, record
 
 

@@ -44,7 +44,7 @@ def command(folder: Path, program: list[str], source: str, output: str) -> dict[
     """A run with very short trainings in `place`, for `subprocess`."""
     line = [*program, "compress", source, "--data", "chat.jsonl", "--output", output]
     line += ["--weight-format", "int4_sym", "--recovery-steps", "2", "--draft", "none"]
-    line += ["--prompt-len", "32""4"]
+    line += ["--prompt-len", "32"]
     return {"args": line, "cwd": folder, "env": {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}}
 
 

@@ -5,8 +5,8 @@
 
 Every kind is searched by KL and the TPOT of INT4 files. The network under each bound, relative to the unpruned INT4 model, is
 recovered for --steps steps; the result is its loss on held-out examples. `none` is the unpruned model with the same steps.
-`layer` removes whole layers greedily by KL. `widths` orders the MLPs' channels by importance first, as `train` does. A stopped
-study continues from --work.
+`layer` removes whole layers greedily by KL. `widths` offers attention blocks and MLP widths, whose channels are
+ordered by importance first, as `train` does. A stopped study continues from --work.
 """
 
 import argparse

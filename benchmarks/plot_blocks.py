@@ -18,7 +18,7 @@ KINDS = {
     "mlp": "MLP blocks",
     "layer": "whole layers",
     "mixed": "both, by KL per saved TPOT",
-    "widths": "MLP widths",
+    "widths": "MLP widths, attention blocks",
 }
 
 
@@ -35,19 +35,20 @@ def main() -> None:
         title, _, file = result.rpartition("=")
         draw(axis, title, json.loads(Path(file).read_text())["rows"])
     axes[0][0].set_ylabel("held-out loss (nats per learned token)")
-    axes[0][0].legend(title="removed")
+    entries = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0][0].legend(entries.values(), entries.keys(), title="removed")
     figure.savefig(arguments.output, dpi=120)
 
 
 def draw(axis: Any, title: str, rows: dict[str, Any]) -> None:
     """Draw a panel: lines between networks of a kind, from the unpruned one."""
     unpruned = rows["none"]["losses"][-1][1]
-    for kind, label in KINDS.items():
+    for number, (kind, label) in enumerate(KINDS.items()):
         own = sorted((row for row in rows.values() if row["kind"] == kind), key=lambda row: -row.get("tpot", row["bound"]))
         if not own:
             continue
         speeds = [1.0, *(row.get("tpot", row["bound"]) for row in own)]
-        axis.plot(speeds, [unpruned, *(row["losses"][-1][1] for row in own)], marker="o", label=label)
+        axis.plot(speeds, [unpruned, *(row["losses"][-1][1] for row in own)], marker="o", color=f"C{number}", label=label)
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(ticker.ScalarFormatter())

@@ -82,9 +82,7 @@ class Option:
     argument: bool = False  # whether it is positional
     exists: bool = False  # whether it names a file that must exist
     repeat: bool = False  # whether it may be repeated; other tuples are lists with commas
-    hidden: bool = (
-        False  # whether the help leaves it out: messages that concern it name it, or commands that `compress` prints have it
-    )
+    hidden: bool = False  # whether the help leaves it out; messages or commands that `compress` prints name it
 
     @property
     def required(self) -> bool:

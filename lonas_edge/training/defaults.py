@@ -123,7 +123,7 @@ def check(inputs: Inputs, options: TrainOptions) -> None:
     if adapter:
         load_adapter(adapter.path.parent, adapter, architecture, base)
     else:
-        _check_targets(inputs, options)
+        _check_ranks(inputs, options)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise LonasEdgeError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     if options.dtype == "fp16" and device_of(options) == "cpu":
@@ -149,7 +149,7 @@ def _check_labels(data: Task, eval_data: Task | None) -> None:
     )
 
 
-def _check_targets(inputs: Inputs, options: TrainOptions) -> None:
+def _check_ranks(inputs: Inputs, options: TrainOptions) -> None:
     raise_all(
         f"{inputs.nncf_config}: the search space does not fit the adapter:",
         rank_errors(inputs.source.elasticity, adapter_ranks(options, inputs.source.architecture)),

@@ -5,23 +5,20 @@
 
 Every kind is searched by KL and the TPOT of INT4 files. The network under each bound, relative to the unpruned INT4 model, is
 recovered for --steps steps; the result is its loss on held-out examples. `none` is the unpruned model with the same steps.
-`layer` removes whole layers greedily by KL. `widths` offers attention blocks and MLP widths, whose channels are
-ordered by importance first, as `train` does. A stopped study continues from --work.
+`layer` removes whole layers greedily by KL. `widths` offers MLP widths, `all` these and blocks, as `compress` does. A stopped
+study continues from --work.
 """
 
 import argparse
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
-from study import conditions, exported, lonas_edge
+from study import conditions, lonas_edge
 
 from lonas_edge.data.registry import open_data
-from lonas_edge.network.channel_order import by_importance
-from lonas_edge.network.modeling import load_model
 from lonas_edge.network.source import open_source
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import require_tokenizer
@@ -29,15 +26,17 @@ from lonas_edge.search import LATENCY
 from lonas_edge.search.cost import CostSettings
 from lonas_edge.search.latency_table import LatencyTable, predicted_cost
 
+RATIOS = "1,0.75,0.5,0.25"
 KINDS = {
     "attention": ["--depth", "attention", "--ratios", "1"],
     "mlp": ["--depth", "mlp", "--ratios", "1"],
     "mixed": ["--depth", "attention,mlp", "--ratios", "1"],
     "layer": ["--depth", "attention,mlp", "--ratios", "1"],  # both blocks of a layer at once; needs the search of `mixed`
-    "widths": ["--ratios", "1,0.875,0.75,0.625,0.5,0.375,0.25"],
+    "widths": ["--ratios", RATIOS],
+    "all": ["--depth", "attention,mlp", "--ratios", RATIOS],
 }
 ENDINGS = {"attention": ".self_attn", "mlp": ".mlp"}
-PROMPTS, LAYER_PROMPTS, CALIBRATION = 32, 8, 64  # of a search; of the removal of layers; to order channels
+PROMPTS, LAYER_PROMPTS = 32, 8  # of a search; of the removal of layers
 
 
 def main() -> None:
@@ -56,37 +55,33 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}
     for kind in arguments.kinds:
-        lora, space, search = prepared(kind, arguments)
+        space, search = prepared(kind, arguments)
         picks = {bound: search / "subnetworks" / f"tpot-{bound}x.json" for bound in arguments.bounds}
         if not rows:
-            rows["none"] = {"kind": "none", "losses": recovered("none", lora, space, "maximal", arguments)}
+            rows["none"] = {"kind": "none", "losses": recovered("none", space, "maximal", arguments)}
         for bound, pick in picks.items():
             if not pick.exists():
                 continue  # no network of this kind is as fast
             name = f"{kind}-{bound}"
-            rows[name] = {"kind": kind, "bound": float(bound), "losses": recovered(name, lora, space, pick, arguments)}
+            rows[name] = {"kind": kind, "bound": float(bound), "losses": recovered(name, space, pick, arguments)}
             rows[name] |= described(pick, search)
             print(name, rows[name], flush=True)
     result = {"conditions": conditions(), "steps": arguments.steps, "seed": arguments.seed, "rows": rows}
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def prepared(kind: str, arguments: argparse.Namespace) -> tuple[Path, Path, Path]:
-    """The LoRA of a kind, its space and its search."""
+def prepared(kind: str, arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """The space of a kind, and its search."""
     space, lora, search = arguments.work / f"{kind}.json", arguments.lora, arguments.work / f"search-{kind}"
-    model = ["--model", arguments.model]
+    model, data = ["--model", arguments.model], ["--data", arguments.data] if RATIOS in KINDS[kind] else []
     if not space.exists():
-        lonas_edge("space", "--adapter", lora, *model, *KINDS[kind], "--output", space)
-    if kind == "widths":
-        lora = arguments.work / "lora-by-importance"
-        if not lora.exists():
-            order_channels(lora, space, arguments)
+        lonas_edge("space", "--adapter", lora, *model, *KINDS[kind], *data, "--output", space)
     if kind == "layer":
         remove_layers(search / "subnetworks", space, arguments)
     elif not (search / "search.json").exists():
         bounds = sorted(arguments.bounds, key=float, reverse=True)
         options = ["--data", arguments.eval_data, "--num-samples", arguments.prompts, "--weight-format", "int4_sym"]
-        options += ["--nncf-config", space, "--evals", 60 if kind == "widths" else 240, "--seed", arguments.seed]
+        options += ["--nncf-config", space, "--evals", 480, "--seed", arguments.seed]
         while not (search / "search.json").exists():
             picks = [part for bound in bounds for part in ("--pick", f"tpot={bound}x")]
             try:
@@ -95,7 +90,7 @@ def prepared(kind: str, arguments: argparse.Namespace) -> tuple[Path, Path, Path
                 if len(bounds) == 1:
                     raise
                 bounds.pop()  # no network of this kind is as fast
-    return lora, space, search
+    return space, search
 
 
 def remove_layers(folder: Path, space: Path, arguments: argparse.Namespace) -> None:
@@ -129,21 +124,6 @@ def remove_layers(folder: Path, space: Path, arguments: argparse.Namespace) -> N
     made.rename(folder)
 
 
-def order_channels(folder: Path, space: Path, arguments: argparse.Namespace) -> None:
-    """Copy the LoRA with an order of its channels by importance in the merged model."""
-    merged = exported(
-        arguments.work / "merged", arguments.lora, "--model", arguments.model, "--stage", "checkpoint", "--no-verify"
-    )
-    source = open_source(str(arguments.lora), str(arguments.model), space)
-    model = load_model(source.architecture, merged, torch.float32)
-    data = open_data(arguments.data, source.architecture, None, record=source.prompt_record)
-    prompts = data.prompts(range(CALIBRATION), require_tokenizer(merged, "calibration"), 1024)
-    order = by_importance(model, source.elasticity, prompts)
-    shutil.copytree(arguments.lora, folder.with_suffix(".new"))
-    order.save(folder.with_suffix(".new"))
-    folder.with_suffix(".new").rename(folder)
-
-
 def described(pick: Path, search: Path) -> dict[str, Any]:
     """The numbers of removed blocks, and the search's KL and cost of a pick, if a search made it."""
     widths = json.loads(pick.read_text())["widths"]
@@ -157,7 +137,7 @@ def described(pick: Path, search: Path) -> dict[str, Any]:
     return {**removed, "kl": chosen["quality"], "tpot": chosen["cost"] / whole["cost"]}
 
 
-def recovered(name: str, lora: Path, space: Path, subnet: object, arguments: argparse.Namespace) -> list[tuple[int, float]]:
+def recovered(name: str, space: Path, subnet: object, arguments: argparse.Namespace) -> list[tuple[int, float]]:
     """Recover a network in INT4; return its losses on the held-out examples, by step."""
     adapter = arguments.work / f"{name}-adapter"
     if not adapter.exists():
@@ -165,7 +145,7 @@ def recovered(name: str, lora: Path, space: Path, subnet: object, arguments: arg
         options += ["--data", arguments.data, "--eval-data", arguments.eval_data, "--weight-format", "int4_sym"]
         options += ["--dtype", "bf16", "--steps", arguments.steps, "--seed", arguments.seed, "--overwrite"]
         options += ["--micro-batch-size", arguments.micro_batch_size]
-        lonas_edge("train", "--from", lora, "--subnet", subnet, *options, "--output", adapter)
+        lonas_edge("train", "--from", arguments.lora, "--subnet", subnet, *options, "--output", adapter)
     record = json.loads((adapter / "training.json").read_text())
     return [(each["step"], each["loss"]) for each in record["eval_data"]["losses"]]
 

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-ORDER = "channel_order.safetensors"  # next to the adapter: index i of the order holds that channel of the base
+# Index i of the order holds that channel of the base. The file is next to the adapter, or `space.safetensors` by `space.json`.
+ORDER = "channel_order.safetensors"
 _CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj", "gate_up_proj": "down_proj", "dense_h_to_4h": "dense_4h_to_h"}
 _CONSUMER |= {"input_linear": "output_linear"}
 _READS_HEADS = {"q_proj": "o_proj", "k_proj": "o_proj", "v_proj": "o_proj", "qkv_proj": "o_proj", "query_key_value": "dense"}
@@ -41,7 +42,9 @@ def oracle_model(
     model = auto.from_pretrained(base, dtype=torch.float64, **fields).eval()
     weights = dict(model.named_parameters())
     ranks, outputs = read_groups(space, widths) if space else ({}, {})
-    order = load_file(adapter / ORDER) if adapter and (adapter / ORDER).exists() else {}
+    files = [adapter / ORDER] if adapter else []
+    files += [space.with_suffix(".safetensors")] if space else []
+    order = next((load_file(file) for file in files if file.exists()), {})
     with torch.no_grad():
         if adapter:
             merge(weights, adapter, ranks)

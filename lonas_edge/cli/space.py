@@ -1,6 +1,5 @@
 """`lonas-edge space`: write a search space for a model."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from lonas_edge.cli.command import command
 from lonas_edge.cli.terminal import console, progress
+from lonas_edge.data.templates import CHAT, TEMPLATES
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.families import BLOCK_KINDS
 from lonas_edge.options import COMMAS, Names, Options, PathOrName, UserPath, option
@@ -37,10 +37,16 @@ class SpaceOptions(Options):
     adapter: PathOrName | None = option(
         None, metavar="ADAPTER", help="LoRA adapter that the space is for; sets ranks and target modules."
     )
+    data: UserPath | None = option(
+        None,
+        exists=True,
+        metavar="FILE",
+        help="Examples by whose importance to sort channels, of a model without elastic training; adds FILE.safetensors.",
+    )
     ratios: Annotated[tuple[_Ratio, ...], COMMAS] = option(
         (),
         help="MLP widths, as fractions of the full width.",
-        unset="1,0.875,0.75,0.625,0.5; 1 for an --adapter of a language model without --heads",
+        unset="1,0.875,0.75,0.625,0.5; 1 for an --adapter of a language model without --heads and --data",
     )
     depth: Names = option(
         (),
@@ -48,13 +54,16 @@ class SpaceOptions(Options):
         help="Kinds of blocks that can be removed; of encoders layer, of others attention and mlp, or layer (both).",
         unset="none; attention for an --adapter of a language model without --heads",
     )
-    heads: bool = option(False, help="Add elastic attention heads, with the fractions of --ratios. Encoders have them anyway.")
+    heads: bool = option(
+        False, panel="Advanced", help="Add elastic attention heads, with the fractions of --ratios. Encoders have them anyway."
+    )
     ranks: Annotated[tuple[int, ...], COMMAS] | None = option(
         None,
         panel="Advanced",
         help="LoRA ranks.",
         unset="the family's published ones (32,28; encoders: 8,4,2), or the same fractions of the adapter's rank",
     )
+    template: str | None = option(None, choices=(*TEMPLATES, CHAT), hidden=True, help="Prompt template for --data.")
     overwrite: bool = option(False, panel="Output", help="Replace an existing file.")
 
     def conflicts(self) -> Iterator[str]:
@@ -67,29 +76,29 @@ class SpaceOptions(Options):
 def run(options: SpaceOptions) -> None:
     """Write a search space: elastic LoRA ranks, elastic widths of MLPs and attention, and blocks that can be removed."""
     with progress(left=False):
-        from lonas_edge.files import replace_text
         from lonas_edge.network.source import open_source
+        from lonas_edge.network.super_network import write_space
         from lonas_edge.space.generate import generate_space, removable_blocks
 
     check_replaceable(options.output, options.overwrite, (options.model, options.adapter), directory=False)
-    source = open_source(
-        options.adapter or options.model, options.model if options.adapter else None, weights=False, elastic=False
-    )
+    base = options.model if options.adapter else None
+    source = open_source(options.adapter or options.model, base, weights=options.data is not None, elastic=False)
     _check_adapter(options, source)
     architecture, ranks = source.architecture, source.ranks() or None
     ratios, depth = _freedom(options, architecture)
     offered = removable_blocks(architecture, depth, str(source.base.folder))
-    content = generate_space(architecture, ratios, options.ranks, offered, options.heads, ranks)
-    replace_text(options.output, json.dumps(content, indent=2) + "\n")
+    content = generate_space(architecture, ratios, options.ranks, offered, options.heads, ranks, bool(options.data))
+    data = source.open_data(options.data, options.template) if options.data else None
+    write_space(source, content, options.output, data)
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     name = (source.adapter or source.base).name
     console(stderr=True, soft_wrap=True).print(f"{options.output}: {len(groups) + len(offered)} elastic groups for {name}")
 
 
 def _freedom(options: SpaceOptions, architecture: "Architecture") -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """The MLP widths and the removable blocks. Channels of a plain adapter are not sorted: its MLPs stay full by default."""
+    """The MLP widths and the removable blocks. MLPs of a plain adapter whose channels are not sorted stay full."""
     attention = any(block.kind == _ATTENTION for block in architecture.blocks.values())
-    if options.heads or not options.adapter or not attention:
+    if options.heads or options.data or not options.adapter or not attention:
         return options.ratios or _RATIOS, options.depth
     return options.ratios or (1.0,), options.depth or (_ATTENTION,)
 

@@ -35,7 +35,7 @@ class RunOptions(Options):
         help="OpenVINO device of exported directories; cuda runs models in PyTorch there and exports on the CPU.",
     )
     properties: Properties = option(
-        (), panel="Device", flag="property", metavar="NAME=VALUE", repeat=True, help="OpenVINO runtime property."
+        (), hidden=True, flag="property", metavar="NAME=VALUE", repeat=True, help="OpenVINO runtime property."
     )
     draft: UserPath | None = option(
         None, panel="Device", metavar="DIR", help="Draft model: exported directories also answer with it, as further targets."

@@ -4,8 +4,8 @@ Permuting the channels between two layers (rows of the producers and columns of 
 whole network's function as it is and changes what a slice keeps. Importance is activation-aware, as in Wanda (Sun et al., ICLR
 2024): the RMS of a channel over calibration prompts times the norm of its column in the consumer.
 
-Files keep the base's own order. A super-adapter directory records its order in `channel_order.safetensors`; loading applies it
-to base and adapter.
+Files keep the base's own order. A super-adapter directory records its order in `channel_order.safetensors`, a search space of a
+model without elastic training in a file next to it; loading applies it to base and adapter.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from lonas_edge.errors import raise_all
+from lonas_edge.files import json_sha256
 from lonas_edge.network.adapters import LoraFactors, plain_name
 from lonas_edge.network.checkpoints import load_tensors
 from lonas_edge.network.modeling import Inputs, body_inputs
@@ -102,11 +103,16 @@ class ChannelOrder:
             if wanted(name) and self.touches(name):
                 parameter.data = self.apply(name, parameter.data)
 
-    def save(self, folder: Path) -> None:
-        """Write `channel_order.safetensors` into a directory."""
-        partial = folder / f"{FILE}.incomplete"
+    @property
+    def sha256(self) -> str:
+        """The hash of the permutations."""
+        return json_sha256({name: order.tolist() for name, order in self.columns.items()})
+
+    def save(self, path: Path) -> None:
+        """Write a file, such as `channel_order.safetensors` in the directory of a super-adapter."""
+        partial = path.with_name(f"{path.name}.incomplete")
         save_file({name: order.contiguous().cpu() for name, order in self.columns.items()}, partial)
-        partial.replace(folder / FILE)
+        partial.replace(path)
 
 
 def _permute_rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torch.Tensor:
@@ -120,9 +126,13 @@ def _permute_rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torc
     return torch.cat(rows)
 
 
-def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder:
-    """Read a super-adapter's channel order; the base's own order without a file."""
-    path = folder / FILE
+def order_of_space(space: Path) -> Path:
+    """The file with the channel order that belongs to a search space: `space.safetensors` for `space.json`."""
+    return space.with_suffix(".safetensors")
+
+
+def read_channel_order(path: Path, architecture: Architecture) -> ChannelOrder:
+    """Read a channel order; the base's own order without a file."""
     if not path.exists():
         return ChannelOrder()
     columns = load_tensors(path)
@@ -137,7 +147,8 @@ def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder
             errors.append(f"{name}: not a permutation of its {size} input channels; found {order.dtype} {list(order.shape)}")
         elif not _keeps_units(order, architecture.units[name]):
             errors.append(f"{name}: splits units of {architecture.units[name]} channels (heads that share keys and values)")
-    raise_all(f"{path}: the channel order does not fit the model:", errors, "Copy the super-adapter again, whole.")
+    hint = "Copy the super-adapter again, whole, or write the search space again."
+    raise_all(f"{path}: the channel order does not fit the model:", errors, hint)
     return ChannelOrder.of(architecture, columns)
 
 

@@ -28,7 +28,8 @@ from lonas_edge.families import (
 from lonas_edge.files import read_json, sha256
 from lonas_edge.network import adapters
 from lonas_edge.network.adapters import AdapterConfig
-from lonas_edge.network.channel_order import ChannelOrder, read_channel_order
+from lonas_edge.network.channel_order import FILE as ORDER
+from lonas_edge.network.channel_order import ChannelOrder, order_of_space, read_channel_order
 from lonas_edge.network.configuration import parse_config, read_config, read_generation_config
 from lonas_edge.network.location import SEARCH_SPACE, TRAINING, Located, locate, locate_base
 from lonas_edge.network.modeling import check_builds
@@ -46,9 +47,9 @@ from lonas_edge.space.subnetwork import Sizes, Subnetwork, unpruned
 class Source:
     """The network of a command. `adapter` and `adapter_config` are None for a base model.
 
-    Base and adapter are stored in the base's channel order; `order` is that of the super-network. `training` is the record of
-    the training, if there is one. `head` has the fields of the base's config.json that the task and the adapter's own head
-    change. `pooling` is that of a sentence embedding model.
+    Base and adapter are stored in the base's channel order; `order` is that of the super-network, or of the search space.
+    `training` is the record of the training, if there is one. `head` has the fields of the base's config.json that the task
+    and the adapter's own head change. `pooling` is that of a sentence embedding model.
     """
 
     base: Located
@@ -84,6 +85,11 @@ class Source:
         """The sub-network that the adapter was fine-tuned for; None for a super-adapter."""
         made = self.training.recovered if self.training else None
         return self.subnetwork(made.widths, made.subnetwork) if made and len(made.widths) == len(self.space.groups) else None
+
+    @property
+    def ordered_by_space(self) -> bool:
+        """Whether the channel order is that of the search space, which `space --data` wrote after the training."""
+        return bool(self.order) and not (self.folder / ORDER).exists()
 
     @property
     def trained_as(self) -> str | None:
@@ -228,7 +234,9 @@ def open_source(
     if weights:
         check_builds(architecture, base.folder / "config.json")
     elasticity = bind(architecture, space, str(nncf_config))
-    order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
+    orders = [adapter.folder / ORDER] if adapter else []
+    orders += [order_of_space(nncf_config)] if nncf_config else []
+    order = next(filter(None, (read_channel_order(path, architecture) for path in orders)), ChannelOrder())
     check_base(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)
     pooling = _read_pooling(folders, architecture, weights) if architecture.family.kind is EMBEDDING else None
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head, pooling)

@@ -1,6 +1,8 @@
 """A loaded super-network: sub-networks are activated and scored in it without loading anything again."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,17 +11,21 @@ from torch import nn
 
 from lonas_edge.data.registry import task_of
 from lonas_edge.data.task import Batch, Task
-from lonas_edge.files import read_by
+from lonas_edge.files import read_by, replace_text
 from lonas_edge.network.adapters import load_adapter
+from lonas_edge.network.channel_order import ChannelOrder, by_importance, order_of_space
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
 from lonas_edge.network.location import fingerprint
 from lonas_edge.network.modeling import body_inputs, empty_model, lazy_zeros, load_model, set_parameter
 from lonas_edge.network.source import Source, check_base
-from lonas_edge.space.elasticity import Elasticity
+from lonas_edge.network.tokenizer import require_tokenizer
+from lonas_edge.space.elasticity import Elasticity, bind
+from lonas_edge.space.search_space import parse_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 
+CALIBRATION = 64  # examples on which the importance of channels is measured
 HEAD_POSITIONS = 256  # whose logits are in memory at once: 50 MB with a vocabulary of 49,152
 Score = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]  # of hidden states, labels, and the batch's number
 
@@ -144,6 +150,24 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
         model = PeftModel.from_pretrained(model, str(source.adapter.folder))
     source.order.apply_to_model(model)
     return SuperNetwork(model.eval(), source.elasticity, task_of(source.architecture, source.pooling))
+
+
+def write_space(source: Source, content: Mapping[str, Any], path: Path, data: Task | None = None) -> None:
+    """Write a search space for a model, and next to it the order of its channels by importance for examples of `data`.
+
+    Importance is that in the merged model. `source` is opened without a search space.
+    """
+    order = ChannelOrder()
+    if data:
+        elasticity = bind(source.architecture, parse_search_space(content, str(path)), str(path))
+        tokenizer = require_tokenizer(source.base.folder, "the order of channels")
+        model = load_super_network(source, torch.bfloat16).model  # the order must not depend on what is faster here
+        merged = model.merge_and_unload() if source.adapter else model
+        order = by_importance(merged, elasticity, data.typical(tokenizer, CALIBRATION))
+    order_of_space(path).unlink(missing_ok=True)
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+    if order:
+        order.save(order_of_space(path))
 
 
 def empty_super_network(source: Source) -> SuperNetwork:

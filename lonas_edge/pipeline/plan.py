@@ -14,7 +14,7 @@ from lonas_edge.network.location import fingerprint
 from lonas_edge.network.source import Source, open_source
 from lonas_edge.pipeline.options import KEEP, OWN, CompressOptions
 from lonas_edge.pipeline.targets import MetricBound, candidate_picks
-from lonas_edge.pipeline.tasks import Profile, cost_settings, removed_kinds
+from lonas_edge.pipeline.tasks import Profile, cost_settings, removed_kinds, width_ratios
 from lonas_edge.pipeline.training import Probe
 from lonas_edge.search.options import SearchOptions
 from lonas_edge.search.picks import Pick
@@ -26,7 +26,7 @@ from lonas_edge.training.schedule import Plateau
 
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
 SPACE_FILE, ADAPTERS = "space.json", "adapters"
-_EVALS_PER_BLOCK, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each block it removes
+_EVALS_PER_STEP, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each of its steps
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 _TOKENIZER = (
@@ -247,15 +247,16 @@ class Plan(Request):
     @property
     def search_options(self) -> SearchOptions:
         """Options of the search."""
-        blocks = self.source.architecture.blocks.values()
-        removable = sum(block.kind in removed_kinds(self.source) for block in blocks)
+        architecture = self.source.architecture
+        steps = sum(block.kind in removed_kinds(self.source) for block in architecture.blocks.values())
+        steps += (len(width_ratios(self.source)) - 1) * len(architecture.layers)
         least, most = self.profile.prompts
         prompts = max(least, min(most, round(self.profile.search_tokens / self.probe.tokens)))
         return SearchOptions(
             data=self.paths.held_out,
             output=self.paths.work / "search",
             cost=self.cost,
-            evals=max(_LEAST_EVALS, _EVALS_PER_BLOCK * removable),
+            evals=max(_LEAST_EVALS, _EVALS_PER_STEP * steps),
             num_samples=min(self.fitting, prompts),
             template=self.options.template,
             max_length=self.options.max_length,
@@ -273,10 +274,10 @@ class Plan(Request):
     def search_seconds(self) -> float:
         """Estimate the seconds of the search.
 
-        A removal of blocks ends early, and reuses what its networks have in common: it took 22 of 240 evaluations, in 198
+        A greedy removal ends early, and reuses what its networks have in common: it took 22 of 240 evaluations, in 198
         seconds (results/decoder_compress.json).
         """
-        evals = self.search_options.evals / (_EVALS_PER_BLOCK if self.paths.space else 1)
+        evals = self.search_options.evals / (_EVALS_PER_STEP if self.paths.space else 1)
         return round(evals * self.search_options.num_samples * self.probe.evaluation, 1)
 
     @property

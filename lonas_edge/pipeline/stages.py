@@ -1,6 +1,5 @@
 """The steps of `compress`: for each one the command that does the same, and the work, by the code of that command."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,9 +11,10 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answer_metrics import identity
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.files import link, replace_text
+from lonas_edge.files import link
 from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
+from lonas_edge.network.super_network import write_space as write_space_file
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import compared, compares_gptq, export_baselines, export_gptq
 from lonas_edge.pipeline.choice import choose, export_options, recovered_adapter, unpruned_export
@@ -38,7 +38,7 @@ from lonas_edge.pipeline.steps import (
     Step,
 )
 from lonas_edge.pipeline.targets import MetricBound
-from lonas_edge.pipeline.tasks import removed_kinds
+from lonas_edge.pipeline.tasks import removed_kinds, width_ratios
 from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
 from lonas_edge.search import SEARCH as SEARCH_FILE
@@ -100,23 +100,29 @@ def trim_vocabulary(plan: Plan) -> Step:
 
 
 def write_space(plan: Plan) -> Step:
-    """Write the search space of a model without one: blocks that can be removed."""
-    paths = plan.paths
+    """Write the search space of a model without one: blocks that can be removed, and of language models MLP widths."""
+    paths, ratios = plan.paths, width_ratios(plan.source)
+    narrows = len(ratios) > 1
 
-    def work(_progress: Progress) -> None:
-        replace_text(Path(str(paths.space)), json.dumps(_make_space(plan.unpruned), indent=2) + "\n")
+    def work(progress: Progress) -> None:
+        progress("Ordering channels" if narrows else "Writing the search space", None)
+        data = plan.open_data(paths.train) if narrows else None
+        write_space_file(plan.unpruned, _make_space(plan.unpruned), Path(str(paths.space)), data)
 
-    files: dict[str, Any] = {"model": paths.base, "output": paths.space}
+    files: dict[str, Any] = {"model": paths.base, "output": paths.space, "data": paths.train if narrows else None}
     files |= {"adapter": paths.unpruned} if paths.unpruned_base else {"ranks": NEW_RANK}
-    command = Command("lonas-edge space", None, files, {"depth": removed_kinds(plan.source), "ratios": 1})
+    values = {"depth": removed_kinds(plan.source), "ratios": ratios, "template": plan.options.template if narrows else None}
+    command = Command("lonas-edge space", None, files, values)
     return Step(SPACE, [command], work, (SPACE_FILE,), (LORA,) if paths.trains_lora else (), plan.inputs)
 
 
 def _make_space(source: Source) -> dict[str, Any]:
-    """As `space --depth KINDS --ratios 1` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
+    """As `space --depth KINDS --ratios RATIOS` with `--adapter ADAPTER`, or for a base with `--ranks RANK`."""
     architecture, ranks = source.architecture, source.ranks()
     blocks = removable_blocks(architecture, removed_kinds(source), str(source.base.folder))
-    return generate_space(architecture, (1.0,), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None)
+    return generate_space(
+        architecture, width_ratios(source), None if ranks else (NEW_RANK,), blocks=blocks, adapter=ranks or None, grouped=True
+    )
 
 
 def search_networks(plan: Plan, needs: tuple[str, ...]) -> Step:

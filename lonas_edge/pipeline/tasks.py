@@ -154,6 +154,11 @@ def profile_of(source: Source) -> Profile:
     return replace(profile, target=target, **sizes)  # a decoder: docs/benchmarks/embeddings.md
 
 
+def width_ratios(source: Source) -> tuple[float, ...]:
+    """The MLP widths of the search space, relative to the full width: of language models alone, docs/benchmarks/larger.md."""
+    return (1, 0.75, 0.5, 0.25) if source.architecture.family.kind.generates else (1,)
+
+
 def removed_kinds(source: Source) -> tuple[str, ...]:
     """The kinds of blocks that may be removed: attention and MLP, or whole layers where neither can be removed alone.
 

@@ -41,6 +41,12 @@ class Dimensions:
         """Whether removable blocks are all that is searched."""
         return all(self.space.groups[index].kind == "block" for index in self.searched)
 
+    @cached_property
+    def blocks(self) -> dict[int, int]:
+        """`inside` by position in `searched`, without groups that are not searched."""
+        dims = {index: dim for dim, index in enumerate(self.searched)}
+        return {dims[group]: dims[block] for group, block in self.inside.items() if group in dims and block in dims}
+
     @property
     def levels_of_groups(self) -> list[int]:
         """Number of levels of each searched group."""

@@ -45,9 +45,14 @@ class SearchPlan:
         return COSTS[self.cost].timed
 
     @property
+    def greedy(self) -> bool:
+        """Whether networks are proposed by a greedy removal: of blocks alone, and of models without elastic training."""
+        return self.dimensions.only_blocks or self.source.ordered_by_space
+
+    @property
     def only_greedy(self) -> bool:
-        """Whether the search ends with the greedy removal of blocks, when the bounds of its picks are met."""
-        return self.dimensions.only_blocks and bool(self.picks)
+        """Whether the search ends with the greedy removal, when the bounds of its picks are met."""
+        return self.greedy and bool(self.picks)
 
     @property
     def last_first(self) -> bool:
@@ -58,7 +63,7 @@ class SearchPlan:
     @property
     def refine_from(self) -> int:
         """Evaluations after which proposals come before the sampler."""
-        if self.dimensions.only_blocks:
+        if self.greedy:
             return 0
         bounded = any(pick.measure not in QUALITIES for pick in self.picks)
         return round(self.options.evals * (1 - (REFINED_PICKS if bounded else REFINED)))
@@ -88,6 +93,7 @@ class SearchPlan:
             **({"max_length": options.max_length} if options.max_length not in (None, MAX_LENGTH) else {}),
             "weights": fingerprint(source.base.folder),
             **({"pooling": asdict(source.pooling)} if source.pooling else {}),
+            **({"channel_order": source.order.sha256} if source.ordered_by_space else {}),
         }
 
 

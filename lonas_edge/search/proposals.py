@@ -2,9 +2,9 @@
 
 Warm start: maximal, heuristic and minimal, then knapsack solutions for the picks and for a ladder of budgets.
 
-Greedy removal: remove the block that loses least for what it saves, in the network without those already removed. Losses rarely
-fall when more blocks are removed. So only the block that was best when it was last measured is evaluated again (lazy greedy,
-Minoux 1978). Where the best one is beyond a bound, others may still fit.
+Greedy removal: remove the block, or narrow the width by one level, that loses least for what it saves, in the network as it is.
+Losses rarely fall when more is removed. So only the step that was best when it was last measured is evaluated again (lazy
+greedy, Minoux 1978). Where the best one is beyond a bound, others may still fit.
 
 Refinement: move widths between two groups at nearly the same cost. Picks come first. The table of the maximal network predicts
 little for a network with many cuts, so a table is measured around the best network of each pick, and its most promising moves
@@ -65,9 +65,7 @@ def warm_start(
         Origin of each network, by its widths.
     """
     rows = [table[index] for index in dimensions.searched]
-    dims = {index: dim for dim, index in enumerate(dimensions.searched)}
-    inside = {dims[group]: dims[block] for group, block in dimensions.inside.items() if group in dims and block in dims}
-    origins = named_origins(dimensions)
+    inside, origins = dimensions.blocks, named_origins(dimensions)
     for pick, bounded in aims.items():
         costs, largest = _list_costs(dimensions, bounded, inside), bounded(dimensions.maximal)
         budget = sum(row[0] for row in costs) - (largest - pick.limit(largest))
@@ -147,43 +145,76 @@ def greedy_proposer(
     """Make the function that proposes the next network of a greedy removal.
 
     Args:
-        dimensions: The dimensions of the search: blocks alone.
-        table: The loss of each block removed alone.
-        cost: The searched cost, of which each block saves a part.
-        bounds: Bounds on the quality. Blocks that fit under the lowest one are removed first, then those under the next.
+        dimensions: The dimensions of the search.
+        table: The sensitivity table.
+        cost: The searched cost, of which each step saves a part.
+        bounds: Bounds on the quality. Steps that fit under the lowest one are taken first, then those under the next.
         small: Whether a network is small enough for the bounds on costs, so that the removal ends.
         last_first: Whether the last group is always removed first, whatever it loses.
     """
-    alone = {dim: table[index][1] for dim, index in enumerate(dimensions.searched)}
-
-    def without(removed: Sequence[int]) -> Widths:
-        return dimensions.widths([int(dim in removed) for dim in alone])
-
-    saved = {dim: cost(dimensions.maximal) - cost(without([dim])) for dim in alone}
 
     def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
         quality = {evaluation.widths: evaluation.quality for evaluation in evaluations}
-        losses, removed = {dim: loss for dim, loss in alone.items() if saved[dim] > 0}, list[int]()
-
-        def price(dim: int) -> float:
-            return losses[dim] / saved[dim] if losses[dim] > 0 else losses[dim] * saved[dim]
-
+        removal = _Removal(dimensions, table, cost)
         for bound in (*sorted(bounds), math.inf):
-            while (now := without(removed)) in quality and not (bound == math.inf and small(now)):
-                networks = {dim: without([*removed, dim]) for dim in losses}
+            while (now := removal.network()) in quality and not (bound == math.inf and small(now)):
+                networks, losses = {dim: removal.network(dim) for dim in removal.losses}, removal.losses
                 losses |= {dim: quality[widths] - quality[now] for dim, widths in networks.items() if widths in quality}
                 offered = [max(losses)] if last_first and losses else losses
-                fitting = sorted((dim for dim in offered if quality[now] + losses[dim] <= bound), key=price)
+                fitting = sorted((dim for dim in offered if quality[now] + losses[dim] <= bound), key=removal.price)
                 if not fitting:
                     break
                 if networks[fitting[0]] not in quality:
                     unknown = [dim for dim in fitting if networks[dim] not in known]
                     return (networks[unknown[0]], "greedy") if unknown else None  # else other workers evaluate all of them
-                removed.append(fitting[0])
-                del losses[fitting[0]]
+                removal.take(fitting[0])
         return None
 
     return propose
+
+
+class _Removal:
+    """A network of a greedy removal, and what the next step of each group loses and saves: a block less, or a width narrower.
+
+    Attributes:
+        losses: By dimension, in nats: measured, or of the group alone.
+    """
+
+    def __init__(self, dimensions: Dimensions, table: Sensitivity, cost: CostFunction):
+        """Start with the maximal network."""
+        self._dimensions, self._costs = dimensions, dimensions.costs(cost)
+        self._rows = [table[index] for index in dimensions.searched]
+        self._blocks = dimensions.blocks
+        self._levels = [0] * len(self._rows)
+        self.losses: dict[int, float] = {}
+        self._saved: dict[int, float] = {}
+        for dim in range(len(self._rows)):
+            self._offer(dim)
+
+    def network(self, dim: int | None = None) -> Widths:
+        """The widths now, or after a step of a dimension."""
+        return self._dimensions.widths([level + (index == dim) for index, level in enumerate(self._levels)])
+
+    def price(self, dim: int) -> float:
+        """What a step loses for each millisecond that it saves."""
+        loss, saved = self.losses[dim], self._saved[dim]
+        return loss / saved if loss > 0 else loss * saved
+
+    def take(self, dim: int) -> None:
+        """Take a step. A narrower width leaves its block less to lose and to save; in a removed one it changes nothing."""
+        block = self._blocks.get(dim)
+        if block in self.losses:
+            self.losses[block] = max(self.losses[block] - self.losses[dim], 0.0)
+            self._saved[block] -= self._saved[dim]
+        self._levels[dim] += 1
+        del self.losses[dim]
+        self._offer(dim)
+
+    def _offer(self, dim: int) -> None:
+        """Offer the next step of a dimension, if there is one that saves something."""
+        level, row, costs = self._levels[dim], self._rows[dim], self._costs[dim]
+        if level + 1 < len(row) and costs[level] > costs[level + 1]:
+            self.losses[dim], self._saved[dim] = row[level + 1] - row[level], costs[level] - costs[level + 1]
 
 
 def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, CostFunction], around: Around) -> Propose:

@@ -117,13 +117,13 @@ class _Search:
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
         propose, required = self._proposals(network, table, cost, aims), proposals.named_origins(plan.dimensions)
         worker = Worker(self.study, plan.dimensions, options.evals, propose, plan.refine_from, not plan.only_greedy, required)
-        if plan.dimensions.only_blocks:
+        if plan.greedy:
             worker.enqueue(required)
         else:
             worker.enqueue(proposals.warm_start(plan.dimensions, options.evals, table, cost, aims))
 
         # networks of a greedy removal are alike
-        reused = options.quality == "kl" and plan.dimensions.only_blocks and Prefixes.fit(network, self.batches)
+        reused = options.quality == "kl" and plan.greedy and Prefixes.fit(network, self.batches)
         prefixes = Prefixes(network, self.batches) if reused else None
 
         def measure(widths: Widths) -> tuple[float, float]:
@@ -171,7 +171,7 @@ class _Search:
     def _proposals(
         self, network: SuperNetwork, table: Sensitivity, cost: CostFunction, aims: Mapping[Pick, CostFunction]
     ) -> proposals.Propose:
-        """Propose a greedy removal where blocks alone are searched, then moves of the picks, then of the front."""
+        """Propose a greedy removal, then moves of the picks, then of the front."""
         plan, dimensions = self.plan, self.plan.dimensions
         largest = {pick: bounded(dimensions.maximal) for pick, bounded in aims.items()}
         bounds = [pick.bound for pick in plan.picks if pick.measure == plan.options.quality]
@@ -187,7 +187,7 @@ class _Search:
             return bool(plan.picks) and all(pick.meets(bounded(widths), largest[pick]) for pick, bounded in aims.items())
 
         greedy = proposals.greedy_proposer(dimensions, table, cost, bounds, small, plan.last_first)
-        proposers = [greedy] if dimensions.only_blocks else []
+        proposers = [greedy] if plan.greedy else []
         if not plan.only_greedy:
             proposers.append(proposals.pick_proposer(dimensions, aims, around))
             proposers.append(proposals.front_proposer(dimensions, table, cost))

@@ -6,11 +6,14 @@ from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
 from lonas_edge.families import BLOCK_KINDS, GroupKind, WidthRule
+from lonas_edge.formats import FORMATS
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.search_space import EXTENSION_VERSION, Role
 
 _LAYER = BLOCK_KINDS[2]
 
+_INT4 = FORMATS["int4_sym"]
+_FEWEST_GROUPS = 2  # openvino 2026.4 crashes on AMX where every layer has as many inputs as a group of INT8 activations
 DEFAULT_RATIOS = (1, 0.875, 0.75, 0.625, 0.5)
 
 
@@ -29,6 +32,7 @@ def generate_space(
     blocks: Sequence[Sequence[str]] = (),
     heads: bool = False,
     adapter: Mapping[str, int] | None = None,
+    grouped: bool = False,
 ) -> dict[str, Any]:
     """Generate a search space: the published groups of LLaMA-7B, or the corresponding ones of another family.
 
@@ -44,6 +48,8 @@ def generate_space(
         heads: Whether attention heads are elastic where published spaces have fixed ones.
         adapter: Rank by module path of the adapter that the space is for; ranks are elastic only where it has any. When None,
             an adapter on the published layers is assumed.
+        grouped: Whether MLP widths are rounded down to multiples of the model's INT4 group size, which a narrower network then
+            keeps: larger groups decode faster (docs/benchmarks/latency.md).
 
     Returns:
         The NNCF configuration, ready for `json.dump`.
@@ -64,12 +70,13 @@ def generate_space(
     if heads and GroupKind(family.head_rule) not in kinds:
         kinds.append(GroupKind(family.head_rule))
     groups: list[_NodeGroup] = []
+    multiple = (_INT4.group_size(linear.in_features for linear in architecture.linears.values()) if grouped else None) or 1
     for kind in kinds:
         for layer in architecture.layers:
             if kind.rule is None:
                 groups += _rank_groups(architecture, kind, layer, ranks, adapter)
             elif (layer, kind.rule) in architecture.rules and _choices(architecture, layer, kind.rule):
-                groups.append(_width_group(architecture, kind.rule, layer, ratios, adapter))
+                groups.append(_width_group(architecture, kind.rule, layer, ratios, adapter, multiple))
     return _configuration(architecture, groups, blocks)
 
 
@@ -97,7 +104,12 @@ def _choices(architecture: Architecture, layer: str, rule: WidthRule) -> bool:
 
 
 def _width_group(
-    architecture: Architecture, rule: WidthRule, layer: str, ratios: Sequence[float], adapter: Mapping[str, int] | None
+    architecture: Architecture,
+    rule: WidthRule,
+    layer: str,
+    ratios: Sequence[float],
+    adapter: Mapping[str, int] | None,
+    multiple: int,
 ) -> _NodeGroup:
     nodes = []
     for name in rule.producers:
@@ -107,7 +119,10 @@ def _width_group(
             nodes.append(node_name(architecture, module, "lora_B", adapter))
     full, unit = rule.full(architecture.of_layer(layer)), rule.unit(architecture.of_layer(layer))
     if unit == 1:
-        return _NodeGroup(nodes, _sort_widths([int(full * ratio) for ratio in ratios], f"widths of {rule.config_field} {full}"))
+        widths = [int(full * ratio) for ratio in ratios]
+        if multiple > 1:
+            widths = [*{max(width // multiple, _FEWEST_GROUPS) * multiple for width in widths}]
+        return _NodeGroup(nodes, _sort_widths(widths, f"widths of {rule.config_field} {full}"))
     shares = {max(1, int(full // unit * ratio)) for ratio in ratios}
     return _NodeGroup(nodes, _sort_widths([unit * share for share in shares], "numbers of heads"))
 

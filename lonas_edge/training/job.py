@@ -20,11 +20,12 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 from lonas_edge.data.task import Encoded
 from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES, FORMATS
+from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
 from lonas_edge.network.modeling import load_model
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
 from lonas_edge.network.stored import layer_storage
-from lonas_edge.network.super_network import SuperNetwork
+from lonas_edge.network.super_network import CALIBRATION, SuperNetwork
 from lonas_edge.training.checkpoints import INT8_LAYERS, STATE, step_of
 from lonas_edge.training.defaults import base_dtype, lora_config
 from lonas_edge.training.elastic_trainer import ElasticTrainer, InactiveKept, Progress, Watch, restore_adapter
@@ -34,7 +35,6 @@ from lonas_edge.training.schedule import Schedule
 from lonas_edge.training.tokens import EpochSampler, Tokenized
 
 _EVAL_BATCH, _EVAL_TOKENS = 16, 16 * 1024  # held-out examples at a time, and their tokens with padding
-_CALIBRATION_EXAMPLES = 64  # to measure the importance of channels
 _ROUNDING_EXAMPLES, _ROUNDING_TOKENS, _ROUNDING_BATCH = 32, 128, 8  # to measure the costs of rounding: tokens of each
 
 
@@ -90,16 +90,16 @@ class Job:
         elasticity = self.inputs.source.elasticity
         if not (self.options.reorder and elasticity.in_group):
             return ChannelOrder()
-        order = read_channel_order(self.folder, elasticity.architecture)
+        order = read_channel_order(self.folder / ORDER, elasticity.architecture)
         if not order:
             order = by_importance(self._load_base().to(self.state.device), elasticity, self._prompts())
-            order.save(self.folder)
+            order.save(self.folder / ORDER)
         return order
 
     def _prompts(self) -> Iterator[dict[str, torch.Tensor]]:
         """A fixed choice of the training's prompts, one by one."""
         count = len(self.inputs.data.inputs)
-        indices = Random(self.options.seed).sample(range(count), min(_CALIBRATION_EXAMPLES, count))
+        indices = Random(self.options.seed).sample(range(count), min(CALIBRATION, count))
         assert self.options.max_length
         for batch in self.inputs.data.prompts(indices, self.tokens.tokenizer, self.options.max_length):
             yield {name: tensor.to(self.state.device) for name, tensor in batch.items()}

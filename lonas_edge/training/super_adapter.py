@@ -85,6 +85,7 @@ def identity(job: Job, hashes: Hashes) -> dict[str, Any]:
         "pooling": asdict(inputs.data.pooling) if inputs.data.pooling else None,
         "widths": inputs.subnetwork.widths if inputs.subnetwork else (),
         "search_space": inputs.source.space.hash,
+        **({"channel_order": inputs.source.order.sha256} if inputs.source.ordered_by_space else {}),
         "stages": [{name: value for name, value in asdict(stage).items() if name != "lr"} for stage in job.schedule.stages],
         "processes": job.state.num_processes,
         "options": {name: value for name, value in asdict(job.options).items() if name not in free},
@@ -162,7 +163,7 @@ def write_super_adapter(folder: Path, job: Job, trained: Trained, output: Path, 
         config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, save_embedding_layers=False)
     if order:
-        order.save(folder)
+        order.save(folder / ORDER)
     known = read_pooling(base.folder) if pooling else None
     if pooling and known and known.max_length is None:
         pooling = replace(pooling, max_length=None)  # the tokenizer's

@@ -1,17 +1,20 @@
 """The order of channels: permutations in live models and files, and the importance they come from."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from oracle import oracle_logits
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_models import LAYERS, MLP, TinyModels, TinySource, mlp_consumers, mlp_name, mlp_names, random_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lonas_edge import load_checkpoint
+from lonas_edge.data.registry import open_data
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.network.channel_order import FILE, ChannelOrder, by_importance
 from lonas_edge.network.super_network import load_super_network
@@ -134,12 +137,13 @@ def test_activations_that_are_not_finite(llama: TinySource, ids: torch.Tensor) -
 # --- an adapter with a file; every family: test_heads, test_depth
 
 
-@pytest.mark.parametrize("options", [{"bias": "all"}, {"lora_bias": True}])
-def test_an_adapter_with_a_channel_order(options: dict, tiny_models, tmp_path, choose, materialize, ids) -> None:
+@pytest.mark.parametrize(("options", "of_space"), [({"bias": "all"}, False), ({"lora_bias": True}, False), ({}, True)])
+def test_an_adapter_with_a_channel_order(options: dict, of_space, tiny_models, tmp_path, choose, materialize, ids) -> None:
     """Materialized and activated; one layer keeps the base's order."""
     source = tiny_models.source("llama-biased", **options).copied_to(tmp_path)
     plain = oracle_logits(source.base, source.adapter, source.space, choose(source, "unequal:1"), ids)
-    save_file(permutations(5, [DOWN[0], DOWN[2]]), source.adapter / FILE)
+    file = source.space.with_suffix(".safetensors") if of_space else source.adapter / FILE
+    save_file(permutations(5, [DOWN[0], DOWN[2]]), file)
     network = load_super_network(source.opened())
     network.model.double()
     for name in ("maximal", "unequal:1"):
@@ -151,3 +155,45 @@ def test_an_adapter_with_a_channel_order(options: dict, tiny_models, tmp_path, c
             name
         )
     assert (expected - plain).abs().max() > 0.1  # the order decides what is cut
+
+
+def test_the_order_of_an_adapter_comes_before_that_of_its_space(llama: TinySource, tmp_path: Path) -> None:
+    source = llama.copied_to(tmp_path)
+    save_file(permutations(1), source.space.with_suffix(".safetensors"))
+    assert source.opened().ordered_by_space
+    save_file(permutations(2), source.adapter / FILE)
+    opened = source.opened()
+    assert not opened.ordered_by_space
+    assert torch.equal(opened.order.columns[DOWN[0]], permutations(2)[DOWN[0]])
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_the_space_command_orders_a_finished_model(
+    adapted: bool, tiny_models: TinyModels, run_cli: Callable, tmp_path: Path
+) -> None:
+    """By importance in the merged model, for the tokens of whole texts; the file of an earlier space is removed."""
+    source = tiny_models.source("llama").copied_to(tmp_path)
+    texts = ["the cat sat", "one plus two is three", "a"]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    given = ("--adapter", source.adapter, "--model", source.base) if adapted else ("--model", source.base)
+    space, order = tmp_path / "made.json", tmp_path / "made.safetensors"
+    run_cli("space", *given, "--ratios", "1,.5", "--data", tmp_path / "texts.jsonl", "--output", space).ok()
+
+    model = live(source.base, source.adapter if adapted else None, torch.float32)
+    merged = model.merge_and_unload() if adapted else model
+    task = open_data(tmp_path / "texts.jsonl", source.opened().architecture)
+    tokenizer = AutoTokenizer.from_pretrained(source.base)
+    batches = task.batches(tokenizer, 3, 0)
+    pairs = [each for batch in batches for each in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    rows = [row[mask.bool()] for row, mask in pairs]
+    assert sorted(len(tokenizer(text)["input_ids"]) for text in texts) <= sorted(map(len, rows))
+    expected = importance(merged.double(), rows)
+    found = load_file(order)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        ordered = value[found[name]]
+        assert (ordered[1:] <= ordered[:-1] * 1.1).all(), name  # in bf16
+        assert sorted(found[name].tolist()) == list(range(MLP))
+
+    run_cli("space", *given, "--ratios", "1,.5", "--output", space, "--overwrite").ok()
+    assert space.exists() and not order.exists()

@@ -1,7 +1,7 @@
 """Greedy removal: the path of an exhaustive greedy search, with fewer evaluations."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -62,6 +62,61 @@ def test_the_path_is_that_of_all_evaluations(count: int, saved: tuple[float, ...
     networks = proposals(count, saved)
     assert networks[-1] == tuple(sorted(expected))
     assert len(networks) == len(set(networks)) < 5 * count or count == 1
+
+
+WIDTHS = (8, 6, 4, 2)
+
+
+def test_widths_and_blocks_in_one_path() -> None:
+    """Each step removes a block or narrows a width by a level, whichever loses least for what it saves."""
+    names = ("a", "a.mlp", "b", "b.mlp")
+    groups = [Group((Member(f"{name}.up", "base", f"{name}.up"),), WIDTHS) for name in names[1::2]]
+    groups += [Group((Member(name, "block", name),), BLOCK_WIDTHS) for name in names]
+    space = SearchSpace(tuple(groups))  # widths of two MLPs; two attention blocks, and the MLPs as blocks: 3 and 5
+
+    def canonical(widths: Sequence[int]) -> Widths:
+        return (widths[0] if widths[3] else 8, widths[1] if widths[5] else 8, *widths[2:])
+
+    dimensions = Dimensions(space, tuple(range(6)), canonical, {0: 3, 1: 5})
+    narrow = {8: 0.0, 6: 0.1, 4: 0.2, 2: 0.9}
+
+    def mlps(widths: Widths) -> list[tuple[int, int, float]]:  # width, whether it is there, weight
+        return [(widths[0], widths[3], 1.0), (widths[1], widths[5], 0.6)]
+
+    def quality(widths: Widths) -> float:
+        first, second = (weight * (narrow[width] if kept else 0.8) for width, kept, weight in mlps(widths))
+        attention = 0.3 * (not widths[2]) + 0.15 * (not widths[4])
+        return first + second + attention + 0.5 * first * second + 0.1 * (attention > 0.5)
+
+    def cost(widths: Widths) -> float:
+        return sum(0.5 * width + 3 for width, kept, _ in mlps(widths) if kept) + 2.0 * widths[2] + 2.0 * widths[4]
+
+    def alone(dim: int, level: int) -> float:
+        return quality(dimensions.widths([level if index == dim else 0 for index in range(6)]))
+
+    table = [[alone(dim, level) for level in range(count)] for dim, count in enumerate(dimensions.levels_of_groups)]
+    expected, levels = [], [0] * 6
+    for _ in range(6):
+        now, steps = dimensions.widths(levels), {}
+        for dim, count in enumerate(dimensions.levels_of_groups):
+            inside_removed = dim in (0, 1) and not now[{0: 3, 1: 5}[dim]]
+            if levels[dim] + 1 < count and not inside_removed:
+                after = dimensions.widths([level + (index == dim) for index, level in enumerate(levels)])
+                steps[dim] = (quality(after) - quality(now)) / (cost(now) - cost(after))
+        best = min(steps, key=lambda dim: steps[dim])
+        levels[best] += 1
+        expected.append(dimensions.widths(levels))
+    assert expected[2:4] == [(8, 8, 1, 1, 1, 0), (8, 8, 1, 1, 0, 0)]  # the narrowed MLP, then its attention
+
+    limit = cost(expected[-1])
+    propose = greedy_proposer(dimensions, table, cost, (), lambda widths: cost(widths) <= limit)
+    networks = [dimensions.maximal]
+    while proposal := propose(
+        [Evaluation(i, each, quality(each), 0.0, 0.0, "") for i, each in enumerate(networks)], set(networks)
+    ):
+        networks.append(proposal[0])
+    assert networks[-1] == expected[-1] and set(expected) <= set(networks)
+    assert len(networks) < 12
 
 
 def test_ends_where_the_quality_is_out_of_bounds() -> None:

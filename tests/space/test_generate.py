@@ -90,6 +90,23 @@ def test_widths_are_whole_and_sorted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("full", "hidden", "widths"),
+    [
+        (4864, 896, [4864, 3584, 2432, 1152]),  # groups of 128: 38, 28, 19 and 9
+        (1536, 576, [1536, 1152, 768, 384]),  # of 192
+        (320, 64, [320, 192, 128]),  # of 64; a quarter has one group alone, a half two
+        (100, 64, [100, 75, 50, 25]),  # no group size divides 100
+    ],
+)
+def test_widths_keep_the_int4_groups(full: int, hidden: int, widths: list[int]) -> None:
+    shapes = {"intermediate_size": full, "hidden_size": hidden, "num_attention_heads": hidden // 32, "head_dim": 32}
+    config = AutoConfig.for_model(**{**CASES["llama"], **shapes, "num_key_value_heads": 1})
+    config.num_key_value_heads = hidden // 32
+    content = generate_space(Architecture.from_config(config, "llama"), (1, 0.75, 0.5, 0.25), grouped=True)
+    assert content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups_widths"][3] == widths
+
+
+@pytest.mark.parametrize(
     ("ratios", "ranks", "error"),
     [
         ((1.5, -0.5), (8,), "ratio 1.5: expected more than 0 and at most 1"),

@@ -19,24 +19,25 @@ KINDS = {
     "layer": "whole layers",
     "mixed": "both, by KL per saved TPOT",
     "widths": "MLP widths, attention blocks",
+    "all": "MLP widths and both (default)",
 }
 
 
 def main() -> None:
-    """Draw the panels side by side."""
+    """Draw the panels, two in a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", metavar="TITLE=FILE")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    figure, axes = pyplot.subplots(
-        1, len(arguments.results), figsize=(5.5 * len(arguments.results), 4), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, result in zip(axes[0], arguments.results, strict=True):
+    rows = (len(arguments.results) + 1) // 2
+    figure, axes = pyplot.subplots(rows, 2, figsize=(11, 4 * rows), sharey=True, squeeze=False, layout="constrained")
+    for axis, result in zip(axes.flat, arguments.results, strict=False):
         title, _, file = result.rpartition("=")
         draw(axis, title, json.loads(Path(file).read_text())["rows"])
-    axes[0][0].set_ylabel("held-out loss (nats per learned token)")
-    entries = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    axes[0][0].legend(entries.values(), entries.keys(), title="removed")
+    for row in axes:
+        row[0].set_ylabel("held-out loss (nats per learned token)")
+    entries = {label: line for axis in axes.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[0][-1].legend(entries.values(), entries.keys(), title="removed")
     figure.savefig(arguments.output, dpi=120)
 
 

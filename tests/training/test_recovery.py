@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import read_groups
+from oracle import oracle_logits, read_groups
 from peft import PeftModel
-from tiny_models import TinyModels, TinySource
+from safetensors.torch import load_file, save_file
+from tiny_models import LAYERS, MLP, TinyModels, TinySource
 from torch import nn
 from training_runs import (
     ADAPTER,
@@ -154,6 +155,26 @@ def test_a_plain_lora_adapter(
     assert record.losses[-1].loss < record.losses[0].loss
     card = (tmp_path / "out/README.md").read_text()
     assert f"started from `{llama.adapter.name}`" in card and "lonas," not in card
+
+
+def test_the_channel_order_of_a_search_space(
+    llama: TinySource, data: Path, tmp_path: Path, choose: Callable, materialize: Callable, ids: torch.Tensor
+) -> None:
+    """A plain adapter is pruned in the order of `space --data`, and the result keeps that order."""
+    source, widths = llama.copied_to(tmp_path), choose(llama, "unequal:5")
+    columns = {f"model.layers.{layer}.mlp.down_proj": torch.arange(MLP).flip(0).roll(layer) for layer in range(LAYERS)}
+    save_file(columns, source.space.with_suffix(".safetensors"))
+    subnet = tmp_path / "subnet.json"
+    subnet.write_text(json.dumps({"widths": widths}))
+    inputs = open_recovery(str(source.adapter), data, str(subnet), str(source.base), source.space)
+    train(inputs, tmp_path / "out", TrainOptions(**{**OPTIONS, **FEW, "steps": 1, "lr": 1e-6}))
+
+    kept = load_file(tmp_path / "out" / ORDER)
+    assert kept.keys() == columns.keys() and all(torch.equal(kept[name], columns[name]) for name in columns)
+    expected = oracle_logits(source.base, source.adapter, source.space, widths, ids)
+    stored = oracle_logits(llama.base, llama.adapter, llama.space, widths, ids)
+    recovered = logits_of(load_checkpoint(materialize(open_source(str(tmp_path / "out")), widths), torch.float64), ids)
+    assert (recovered - expected).abs().max() < 1e-3 < 0.1 < (recovered - stored).abs().max()
 
 
 # refused

@@ -13,8 +13,8 @@ import pytest
 import torch
 from pipeline_runs import PROBE, QUICK, Finished, forbidden, plan_steps, write_data
 from safetensors.torch import load_file, save_file
-from tiny_models import TinyModels, TinySource
-from transformers import AutoModelForCausalLM
+from tiny_models import CASES, LAYERS, TinyModels, TinySource, tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lonas_edge.bench import machine
 from lonas_edge.cli.compress import compress
@@ -51,6 +51,25 @@ def test_the_output_runs_and_is_smaller(finished: Finished) -> None:
     ]  # fmt: skip
     assert all(step.seconds > 0 for step in record.steps)
     assert [step.name for step in record.steps if step.estimated_seconds] == ["fine-tune", "search", RECOVER]
+
+
+def test_mlps_get_narrower(tmp_path: Path, data: Path, quick: None, run_cli: Callable[..., Any]) -> None:
+    """Widths are multiples of the group size, 64; channels are sorted for the training examples by the printed command."""
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**CASES["llama"], "intermediate_size": 320}))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    compress(tmp_path / "base", data=data, output=tmp_path / "out", **{**QUICK, "target": "weights<=0.7x"})
+    subnet = json.loads((tmp_path / "out/model/subnetwork.json").read_text())
+    widths = [width for name, width in subnet["widths"].items() if name.endswith(".mlp.width")]
+    assert len(widths) == LAYERS and set(widths) <= {320, 192, 128} and min(widths) < 320
+
+    [made] = [step for step in CompressRecord.read(tmp_path / "out/compress.json").steps if step.name == "space"]
+    steps = tmp_path / "out/steps"
+    assert f"--data {steps}/data/train.jsonl" in made.command and "--ratios 1,0.75,0.5,0.25" in made.command
+    first, second = again(made.command, run_cli, tmp_path / "again.json")
+    assert first.read_bytes() == second.read_bytes()
+    orders = [load_file(path.with_suffix(".safetensors")) for path in (first, second)]
+    assert len(orders[0]) == LAYERS and all(torch.equal(order, orders[1][name]) for name, order in orders[0].items())
 
 
 def test_another_processor(finished: Finished, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:

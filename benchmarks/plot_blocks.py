@@ -18,7 +18,7 @@ KINDS = {
     "mlp": "MLP blocks",
     "layer": "whole layers",
     "mixed": "both, by KL per saved TPOT",
-    "widths": "MLP widths, attention blocks",
+    "widths": "MLP widths, attention blocks",  # of widths_half_billion.json; `blocks.py` now offers widths alone
     "all": "MLP widths and both (default)",
 }
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-# Index i of the order holds that channel of the base. The file is next to the adapter, or `space.safetensors` by `space.json`.
+# Index i of the order holds that channel of the base. The file is next to the adapter; else the search space may have an order.
 ORDER = "channel_order.safetensors"
 _CONSUMER = {"gate_proj": "down_proj", "up_proj": "down_proj", "gate_up_proj": "down_proj", "dense_h_to_4h": "dense_4h_to_h"}
 _CONSUMER |= {"input_linear": "output_linear"}
@@ -42,9 +42,7 @@ def oracle_model(
     model = auto.from_pretrained(base, dtype=torch.float64, **fields).eval()
     weights = dict(model.named_parameters())
     ranks, outputs = read_groups(space, widths) if space else ({}, {})
-    files = [adapter / ORDER] if adapter else []
-    files += [space.with_suffix(".safetensors")] if space else []
-    order = next((load_file(file) for file in files if file.exists()), {})
+    order = load_file(adapter / ORDER) if adapter and (adapter / ORDER).exists() else order_of_space(space)
     with torch.no_grad():
         if adapter:
             merge(weights, adapter, ranks)
@@ -54,6 +52,12 @@ def oracle_model(
         for block in read_removed(space, widths) if space else []:
             silence(weights, block)
     return model
+
+
+def order_of_space(space: Path | None) -> dict[str, torch.Tensor]:
+    """The order of channels in our section of a search space."""
+    section = json.loads(space.read_text())["bootstrapNAS"]["training"]["elasticity"].get("lonas_edge", {}) if space else {}
+    return {name: torch.tensor(list(map(int, text.split()))) for name, text in section.get("channel_order", {}).items()}
 
 
 def bloom_logits(weights: dict[str, Any], config: Any, ids: torch.Tensor) -> torch.Tensor:

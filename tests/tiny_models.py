@@ -7,7 +7,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -254,6 +254,15 @@ class TinySource:
         shutil.copytree(self.adapter, folder)
         save_file(columns, folder / "channel_order.safetensors")
         return replace(self, adapter=folder)
+
+    def with_order(self, folder: Path, columns: Mapping[str, torch.Tensor]) -> "TinySource":
+        """A copy whose search space has an order of channels."""
+        copy = self.copied_to(folder)
+        content = json.loads(copy.space.read_text())
+        section = content["bootstrapNAS"]["training"]["elasticity"].setdefault("lonas_edge", {"version": 1})
+        section["channel_order"] = {name: " ".join(map(str, channels.tolist())) for name, channels in columns.items()}
+        copy.space.write_text(json.dumps(content))
+        return copy
 
     def with_blocks(self, folder: Path, *blocks: str) -> "TinySource":
         """A copy in which these blocks can be removed, each alone."""

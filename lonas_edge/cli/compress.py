@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def run(options: CompressOptions) -> None:
     """Make a model or LoRA adapter smaller and faster, and measure what it costs.
 
-    Fine-tunes a LoRA (skipped for an adapter, and by --epochs 0), searches which blocks to remove on this machine,
+    Fine-tunes a LoRA (skipped for an adapter, and by --epochs 0), searches what to remove on this machine,
     recovers the accuracy with the unpruned model as teacher, exports to OpenVINO, trains a draft model, and compares with what
     optimum-cli writes. Embedding models, rerankers and classifiers are not fine-tuned; encoders lose whole layers. Ctrl-C is
     safe: the same command continues.

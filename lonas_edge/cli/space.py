@@ -1,5 +1,6 @@
 """`lonas-edge space`: write a search space for a model."""
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,7 @@ class SpaceOptions(Options):
     model: PathOrName | None = option(
         None,
         metavar="MODEL",
-        help="Base model, a directory (config.json is enough) or hub id (ID or ID@REVISION).",
+        help="Base model, a directory (config.json is enough without --data) or hub id (ID or ID@REVISION).",
         unset="the one that --adapter names",
     )
     output: UserPath = option(metavar="FILE.json", help="NNCF configuration to write.")
@@ -41,7 +42,7 @@ class SpaceOptions(Options):
         None,
         exists=True,
         metavar="FILE",
-        help="Examples by whose importance to sort channels, of a model without elastic training; adds FILE.safetensors.",
+        help="Examples by which to sort the channels of a model without elastic training, the most important one first.",
     )
     ratios: Annotated[tuple[_Ratio, ...], COMMAS] = option(
         (),
@@ -52,7 +53,7 @@ class SpaceOptions(Options):
         (),
         choices=BLOCK_KINDS,
         help="Kinds of blocks that can be removed; of encoders layer, of others attention and mlp, or layer (both).",
-        unset="none; attention for an --adapter of a language model without --heads",
+        unset="none; attention for an --adapter of a language model without --heads and --data",
     )
     heads: bool = option(
         False, panel="Advanced", help="Add elastic attention heads, with the fractions of --ratios. Encoders have them anyway."
@@ -64,6 +65,7 @@ class SpaceOptions(Options):
         unset="the family's published ones (32,28; encoders: 8,4,2), or the same fractions of the adapter's rank",
     )
     template: str | None = option(None, choices=(*TEMPLATES, CHAT), hidden=True, help="Prompt template for --data.")
+    max_length: int | None = option(None, hidden=True, minimum=2, help="Tokens of the longest example of --data.")
     overwrite: bool = option(False, panel="Output", help="Replace an existing file.")
 
     def conflicts(self) -> Iterator[str]:
@@ -76,8 +78,9 @@ class SpaceOptions(Options):
 def run(options: SpaceOptions) -> None:
     """Write a search space: elastic LoRA ranks, elastic widths of MLPs and attention, and blocks that can be removed."""
     with progress(left=False):
+        from lonas_edge.files import replace_text
         from lonas_edge.network.source import open_source
-        from lonas_edge.network.super_network import write_space
+        from lonas_edge.network.super_network import order_channels
         from lonas_edge.space.generate import generate_space, removable_blocks
 
     check_replaceable(options.output, options.overwrite, (options.model, options.adapter), directory=False)
@@ -88,8 +91,10 @@ def run(options: SpaceOptions) -> None:
     ratios, depth = _freedom(options, architecture)
     offered = removable_blocks(architecture, depth, str(source.base.folder))
     content = generate_space(architecture, ratios, options.ranks, offered, options.heads, ranks, bool(options.data))
-    data = source.open_data(options.data, options.template) if options.data else None
-    write_space(source, content, options.output, data)
+    if options.data:
+        data = source.open_data(options.data, options.template, max_length=options.max_length)
+        order_channels(source, content, data, str(options.output))
+    replace_text(options.output, json.dumps(content, indent=2) + "\n")
     groups = content["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"]
     name = (source.adapter or source.base).name
     console(stderr=True, soft_wrap=True).print(f"{options.output}: {len(groups) + len(offered)} elastic groups for {name}")
@@ -106,6 +111,8 @@ def _freedom(options: SpaceOptions, architecture: "Architecture") -> tuple[tuple
 def _check_adapter(options: SpaceOptions, source: "Source") -> None:
     if options.adapter and source.adapter is None:
         raise LonasEdgeError(f"--adapter {options.adapter}: {source.folder} is a base model; pass it as --model")
+    if options.data and (source.order or (source.training and source.training.search_space)):
+        raise LonasEdgeError(f"--data: {source.folder} is trained elastically, and has its own order of channels. Omit --data.")
     if source.training and source.training.recovered and source.training.recovered.widths:
         name = source.training.recovered.subnetwork
         raise LonasEdgeError(f"{source.folder}: fine-tuned for its {name} sub-network alone; pass the super-adapter instead")

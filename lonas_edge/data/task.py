@@ -37,7 +37,7 @@ from lonas_edge.space.architecture import Architecture
 
 MAX_LENGTH = 4096  # tokens of an example of a language model without --max-length; longer ones are dropped
 BATCH_TOKENS = 1024  # of a held-out batch, padding included; 4096 take twice the time: each large tensor is new memory
-_TYPICAL_TOKENS = 16_384  # of the examples that measure the importance of channels
+_TYPICAL_TOKENS = 8_192  # of the examples that measure the importance of channels
 LEAST = 16  # held-out and training examples of a split
 SHARE = 10  # one of this many examples is held out
 
@@ -276,8 +276,10 @@ class Task(ABC):
 
     def typical(self, tokenizer: Any, count: int) -> list[dict[str, torch.Tensor]]:
         """Tokenize inputs with their answers, `count` at most and fewer long ones, in batches of similar length."""
-        encoded = self._held_out(self.inputs[:: max(1, len(self.inputs) // count)], tokenizer)[:count]
-        while len(encoded) > 1 and sum(len(each["input_ids"]) for each in encoded) > _TYPICAL_TOKENS:
+        encoded = self._held_out(self.inputs[:: max(1, len(self.inputs) // count)], tokenizer)
+        if not encoded:
+            raise LonasEdgeError(f"{self.path}: no example has at most {self.context} tokens.")
+        while len(encoded) > count or (len(encoded) > 1 and sum(len(each["input_ids"]) for each in encoded) > _TYPICAL_TOKENS):
             encoded = encoded[::2]
         return [self.collator(tokenizer)(batch) for batch in _pack(encoded)]
 

@@ -4,8 +4,8 @@ Permuting the channels between two layers (rows of the producers and columns of 
 whole network's function as it is and changes what a slice keeps. Importance is activation-aware, as in Wanda (Sun et al., ICLR
 2024): the RMS of a channel over calibration prompts times the norm of its column in the consumer.
 
-Files keep the base's own order. A super-adapter directory records its order in `channel_order.safetensors`, a search space of a
-model without elastic training in a file next to it; loading applies it to base and adapter.
+Files keep the base's own order. A super-adapter directory records its order in `channel_order.safetensors`, the search space of
+a model without elastic training in its own section; loading applies it to base and adapter.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +24,7 @@ from lonas_edge.network.checkpoints import load_tensors
 from lonas_edge.network.modeling import Inputs, body_inputs
 from lonas_edge.space.architecture import Architecture
 from lonas_edge.space.elasticity import Elasticity
+from lonas_edge.space.search_space import SearchSpace
 
 FILE = "channel_order.safetensors"
 
@@ -126,16 +127,17 @@ def _permute_rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torc
     return torch.cat(rows)
 
 
-def order_of_space(space: Path) -> Path:
-    """The file with the channel order that belongs to a search space: `space.safetensors` for `space.json`."""
-    return space.with_suffix(".safetensors")
-
-
 def read_channel_order(path: Path, architecture: Architecture) -> ChannelOrder:
-    """Read a channel order; the base's own order without a file."""
-    if not path.exists():
-        return ChannelOrder()
-    columns = load_tensors(path)
+    """Read a super-adapter's channel order; the base's own order without a file."""
+    return _checked(load_tensors(path), architecture, path) if path.exists() else ChannelOrder()
+
+
+def order_of_space(space: SearchSpace, architecture: Architecture, path: Path | None) -> ChannelOrder:
+    """The channel order of a search space; the base's own order without one."""
+    return _checked({name: torch.tensor(channels) for name, channels in space.order.items()}, architecture, path)
+
+
+def _checked(columns: Mapping[str, torch.Tensor], architecture: Architecture, path: Path | None) -> ChannelOrder:
     producers = architecture.producers
     errors = []
     for name, order in columns.items():

@@ -88,7 +88,7 @@ class Source:
 
     @property
     def ordered_by_space(self) -> bool:
-        """Whether the channel order is that of the search space, which `space --data` wrote after the training."""
+        """Whether the channel order is that of the search space, made by `space --data` after the training."""
         return bool(self.order) and not (self.folder / ORDER).exists()
 
     @property
@@ -234,9 +234,9 @@ def open_source(
     if weights:
         check_builds(architecture, base.folder / "config.json")
     elasticity = bind(architecture, space, str(nncf_config))
-    orders = [adapter.folder / ORDER] if adapter else []
-    orders += [order_of_space(nncf_config)] if nncf_config else []
-    order = next(filter(None, (read_channel_order(path, architecture) for path in orders)), ChannelOrder())
+    order = read_channel_order(adapter.folder / ORDER, architecture) if adapter else ChannelOrder()
+    if not order and not (training and training.search_space):
+        order = order_of_space(space, architecture, nncf_config)
     check_base(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)
     pooling = _read_pooling(folders, architecture, weights) if architecture.family.kind is EMBEDDING else None
     opened = Source(base, adapter, adapter_config, elasticity, order, training, head, pooling)

@@ -1,8 +1,6 @@
 """A loaded super-network: sub-networks are activated and scored in it without loading anything again."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +9,9 @@ from torch import nn
 
 from lonas_edge.data.registry import task_of
 from lonas_edge.data.task import Batch, Task
-from lonas_edge.files import read_by, replace_text
+from lonas_edge.files import read_by
 from lonas_edge.network.adapters import load_adapter
-from lonas_edge.network.channel_order import ChannelOrder, by_importance, order_of_space
+from lonas_edge.network.channel_order import by_importance
 from lonas_edge.network.checkpoints import open_base
 from lonas_edge.network.depth import ElasticBlock, make_block_elastic
 from lonas_edge.network.elastic import ElasticLinear, ElasticLoraLinear, activate, make_elastic
@@ -22,7 +20,7 @@ from lonas_edge.network.modeling import body_inputs, empty_model, lazy_zeros, lo
 from lonas_edge.network.source import Source, check_base
 from lonas_edge.network.tokenizer import require_tokenizer
 from lonas_edge.space.elasticity import Elasticity, bind
-from lonas_edge.space.search_space import parse_search_space
+from lonas_edge.space.search_space import EXTENSION_VERSION, parse_search_space
 from lonas_edge.space.subnetwork import Subnetwork
 
 CALIBRATION = 64  # examples on which the importance of channels is measured
@@ -152,22 +150,18 @@ def load_super_network(source: Source, dtype: torch.dtype = torch.float32) -> Su
     return SuperNetwork(model.eval(), source.elasticity, task_of(source.architecture, source.pooling))
 
 
-def write_space(source: Source, content: Mapping[str, Any], path: Path, data: Task | None = None) -> None:
-    """Write a search space for a model, and next to it the order of its channels by importance for examples of `data`.
+def order_channels(source: Source, content: dict[str, Any], data: Task, where: str) -> None:
+    """Add the order of channels by importance for examples of `data` to a search space.
 
-    Importance is that in the merged model. `source` is opened without a search space.
+    Importance is that in the merged model, in fp32: the order must not depend on what is faster here. `source` has no search
+    space yet.
     """
-    order = ChannelOrder()
-    if data:
-        elasticity = bind(source.architecture, parse_search_space(content, str(path)), str(path))
-        tokenizer = require_tokenizer(source.base.folder, "the order of channels")
-        model = load_super_network(source, torch.bfloat16).model  # the order must not depend on what is faster here
-        merged = model.merge_and_unload() if source.adapter else model
-        order = by_importance(merged, elasticity, data.typical(tokenizer, CALIBRATION))
-    order_of_space(path).unlink(missing_ok=True)
-    replace_text(path, json.dumps(content, indent=2) + "\n")
-    if order:
-        order.save(order_of_space(path))
+    elasticity = bind(source.architecture, parse_search_space(content, where), where)
+    batches = data.typical(require_tokenizer(source.base.folder, "the order of channels"), CALIBRATION)
+    model = load_super_network(source).model
+    order = by_importance(model.merge_and_unload() if source.adapter else model, elasticity, batches)
+    section = content["bootstrapNAS"]["training"]["elasticity"].setdefault("lonas_edge", {"version": EXTENSION_VERSION})
+    section["channel_order"] = {name: " ".join(map(str, channels.tolist())) for name, channels in order.columns.items()}
 
 
 def empty_super_network(source: Source) -> SuperNetwork:

@@ -1,7 +1,7 @@
 """A target in a metric, `exact-match>=-1`: choose the most pruned network whose measured difference meets the bound.
 
-The search removes one block after another, and bounds on its KL divergence, of encoders on the MACs, give candidates. One with
-fewer removed blocks answers better, so a bisection tries few of them, each after its whole recovery: shorter and gradual ones
+The search removes one part after another, and bounds on its KL divergence, of encoders on the MACs, give candidates. One with
+fewer removed parts answers better, so a bisection tries few of them, each after its whole recovery: shorter and gradual ones
 end far below (docs/benchmarks/recovery.md). Where no pruned network meets the bound, the unpruned one in the weight format is
 tried, first recovered, then, of language models, by GPTQ; where both miss it, the result is the unpruned model in INT8.
 

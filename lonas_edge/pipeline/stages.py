@@ -1,5 +1,6 @@
 """The steps of `compress`: for each one the command that does the same, and the work, by the code of that command."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,10 +12,10 @@ from lonas_edge.errors import LonasEdgeError
 from lonas_edge.evaluate.answer_metrics import identity
 from lonas_edge.exporting.export import export
 from lonas_edge.exporting.options import ExportOptions
-from lonas_edge.files import link
+from lonas_edge.files import link, replace_text
 from lonas_edge.network.adapters import CONFIG, AdapterConfig
 from lonas_edge.network.source import Source, open_source
-from lonas_edge.network.super_network import write_space as write_space_file
+from lonas_edge.network.super_network import order_channels
 from lonas_edge.output import OutputDirectory
 from lonas_edge.pipeline.baselines import compared, compares_gptq, export_baselines, export_gptq
 from lonas_edge.pipeline.choice import choose, export_options, recovered_adapter, unpruned_export
@@ -105,13 +106,17 @@ def write_space(plan: Plan) -> Step:
     narrows = len(ratios) > 1
 
     def work(progress: Progress) -> None:
-        progress("Ordering channels" if narrows else "Writing the search space", None)
-        data = plan.open_data(paths.train) if narrows else None
-        write_space_file(plan.unpruned, _make_space(plan.unpruned), Path(str(paths.space)), data)
+        content = _make_space(plan.unpruned)
+        if narrows:
+            progress("Sorting channels", None)
+            order_channels(plan.unpruned, content, plan.open_data(paths.train), SPACE_FILE)
+        replace_text(Path(str(paths.space)), json.dumps(content, indent=2) + "\n")
 
     files: dict[str, Any] = {"model": paths.base, "output": paths.space, "data": paths.train if narrows else None}
     files |= {"adapter": paths.unpruned} if paths.unpruned_base else {"ranks": NEW_RANK}
-    values = {"depth": removed_kinds(plan.source), "ratios": ratios, "template": plan.options.template if narrows else None}
+    values: dict[str, Any] = {"depth": removed_kinds(plan.source), "ratios": ratios}
+    if narrows:
+        values |= {"template": plan.options.template, "max-length": plan.options.max_length}
     command = Command("lonas-edge space", None, files, values)
     return Step(SPACE, [command], work, (SPACE_FILE,), (LORA,) if paths.trains_lora else (), plan.inputs)
 

@@ -188,12 +188,13 @@ class _Removal:
         self._levels = [0] * len(self._rows)
         self.losses: dict[int, float] = {}
         self._saved: dict[int, float] = {}
+        self._next: dict[int, int] = {}
         for dim in range(len(self._rows)):
             self._offer(dim)
 
     def network(self, dim: int | None = None) -> Widths:
         """The widths now, or after a step of a dimension."""
-        return self._dimensions.widths([level + (index == dim) for index, level in enumerate(self._levels)])
+        return self._dimensions.widths([self._next[dim] if index == dim else level for index, level in enumerate(self._levels)])
 
     def price(self, dim: int) -> float:
         """What a step loses for each millisecond that it saves."""
@@ -206,15 +207,19 @@ class _Removal:
         if block in self.losses:
             self.losses[block] = max(self.losses[block] - self.losses[dim], 0.0)
             self._saved[block] -= self._saved[dim]
-        self._levels[dim] += 1
+            if self._saved[block] <= 0:
+                del self.losses[block]
+        self._levels[dim] = self._next[dim]
         del self.losses[dim]
         self._offer(dim)
 
     def _offer(self, dim: int) -> None:
-        """Offer the next step of a dimension, if there is one that saves something."""
+        """Offer the next step of a dimension that saves something, if there is one."""
         level, row, costs = self._levels[dim], self._rows[dim], self._costs[dim]
-        if level + 1 < len(row) and costs[level] > costs[level + 1]:
-            self.losses[dim], self._saved[dim] = row[level + 1] - row[level], costs[level] - costs[level + 1]
+        cheaper = next((later for later in range(level + 1, len(row)) if costs[later] < costs[level]), None)
+        if cheaper is not None:
+            self._next[dim] = cheaper
+            self.losses[dim], self._saved[dim] = row[cheaper] - row[level], costs[level] - costs[cheaper]
 
 
 def pick_proposer(dimensions: Dimensions, aims: Mapping[Pick, CostFunction], around: Around) -> Propose:

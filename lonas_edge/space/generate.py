@@ -70,7 +70,7 @@ def generate_space(
     if heads and GroupKind(family.head_rule) not in kinds:
         kinds.append(GroupKind(family.head_rule))
     groups: list[_NodeGroup] = []
-    multiple = (_INT4.group_size(linear.in_features for linear in architecture.linears.values()) if grouped else None) or 1
+    multiple = _int4_group(architecture) if grouped else 1
     for kind in kinds:
         for layer in architecture.layers:
             if kind.rule is None:
@@ -78,6 +78,13 @@ def generate_space(
             elif (layer, kind.rule) in architecture.rules and _choices(architecture, layer, kind.rule):
                 groups.append(_width_group(architecture, kind.rule, layer, ratios, adapter, multiple))
     return _configuration(architecture, groups, blocks)
+
+
+def _int4_group(architecture: Architecture) -> int:
+    """The group size of the unpruned model in INT4; 1 where none fits."""
+    linears = {name: linear for name, linear in architecture.linears.items() if linear.used and architecture.split(name)[0]}
+    grouped = [linear for name, linear in linears.items() if f"{name}.weight" not in architecture.eight_bits]
+    return _INT4.group_size(linear.in_features for linear in grouped) or 1
 
 
 def _rank_groups(
@@ -120,7 +127,7 @@ def _width_group(
     full, unit = rule.full(architecture.of_layer(layer)), rule.unit(architecture.of_layer(layer))
     if unit == 1:
         widths = [int(full * ratio) for ratio in ratios]
-        if multiple > 1:
+        if multiple > 1 and full >= _FEWEST_GROUPS * multiple:
             widths = [*{max(width // multiple, _FEWEST_GROUPS) * multiple for width in widths}]
         return _NodeGroup(nodes, _sort_widths(widths, f"widths of {rule.config_field} {full}"))
     shares = {max(1, int(full // unit * ratio)) for ratio in ratios}

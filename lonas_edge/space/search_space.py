@@ -7,14 +7,15 @@ The published format has no removable blocks. They are in a section of our own n
 
     "lonas_edge": {"version": 1, "blocks": [["model.layers.7.self_attn"], ["model.layers.9.self_attn", "model.layers.9.mlp"]]}
 
-Each list is a group of the widths 1 and 0, after the groups of `width`; 0 removes its blocks. `add_dynamic_inputs` is not read:
-what follows elastic heads is known.
+Each list is a group of the widths 1 and 0, after the groups of `width`; 0 removes its blocks. `channel_order` in it has the
+channels of a layer's input, the most important one first: {"model.layers.0.mlp.down_proj": "17 4 …"}. `add_dynamic_inputs` is
+not read: what follows elastic heads is known.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from pydantic import (
     AliasChoices,
     AliasPath,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -124,6 +126,7 @@ class SearchSpace:
     stages: tuple[TrainingStage, ...] = ()
     search: SearchSettings = field(default_factory=SearchSettings)
     sequence_length: int | None = None
+    order: Mapping[str, Sequence[int]] = field(default_factory=dict)  # of channels, as in ChannelOrder.columns
 
     @property
     def hash(self) -> str:
@@ -183,6 +186,7 @@ def _check_order(widths: list[int]) -> list[int]:
 
 
 _Nodes = Annotated[list[str], Field(min_length=1), AfterValidator(_check_nodes)]
+_Order = Annotated[list[int], BeforeValidator(lambda text: list(map(int, text.split())))]
 _Widths = Annotated[list[Count], Field(min_length=1), AfterValidator(_check_order)]
 
 
@@ -200,6 +204,7 @@ class _Configuration(_Section):
     kernel: Any = Field(None, validation_alias=_elasticity("kernel"))
     version: Literal[1] = Field(EXTENSION_VERSION, validation_alias=_elasticity("lonas_edge", "version"))
     blocks: list[Annotated[list[str], Field(min_length=1)]] = Field([], validation_alias=_elasticity("lonas_edge", "blocks"))
+    order: dict[str, _Order] = Field({}, validation_alias=_elasticity("lonas_edge", "channel_order"))
     stages: list[TrainingStage] = Field(
         [], validation_alias=AliasPath("bootstrapNAS", "training", "schedule", "list_stage_descriptions")
     )
@@ -246,7 +251,7 @@ def parse_search_space(content: Any, where: str) -> SearchSpace:
     for paths in parsed.blocks:
         groups.append(Group(tuple(Member(path, "block", path) for path in dict.fromkeys(paths)), BLOCK_WIDTHS))
     raise_all(headline, _duplicate_errors(groups), hint)
-    return SearchSpace(tuple(groups), tuple(parsed.stages), parsed.search, parsed.sequence_length)
+    return SearchSpace(tuple(groups), tuple(parsed.stages), parsed.search, parsed.sequence_length, parsed.order)
 
 
 def _duplicate_errors(groups: Sequence[Group]) -> list[str]:

@@ -119,6 +119,19 @@ def test_widths_and_blocks_in_one_path() -> None:
     assert len(networks) < 12
 
 
+def test_a_width_that_saves_nothing_is_skipped() -> None:
+    """The next narrower one that does is offered; a block that its widths leave nothing to save is not."""
+    space = SearchSpace((Group((Member("up", "base", "up"),), (8, 6, 4)), Group((Member("b", "block", "b"),), BLOCK_WIDTHS)))
+    dimensions = Dimensions(space, (0, 1), tuple, {0: 1})
+    saved = {(8, 1): 0.0, (6, 1): -0.5, (4, 1): 2.0, (8, 0): 2.0, (6, 0): 2.0, (4, 0): 2.0}
+    table = [[0.0, 0.1, 0.2], [0.0, 5.0]]
+    propose = greedy_proposer(dimensions, table, lambda widths: 9 - saved[tuple(widths)], (), lambda _: False)
+    first = Evaluation(0, (8, 1), 0.0, 0.0, 0.0, "")
+    proposal = propose([first], {(8, 1)})
+    assert proposal and proposal[0] == (4, 1)
+    assert propose([first, Evaluation(1, (4, 1), 0.2, 0.0, 0.0, "")], {(8, 1), (4, 1)}) is None
+
+
 def test_ends_where_the_quality_is_out_of_bounds() -> None:
     """2 fits (0.1); then 3 is tried (0.35 in all), and nothing else fits. The second bound admits 3, and no other."""
     assert path(greedy_proposer(DIMENSIONS, TABLE, cost_of(EQUAL), (0.32,), lambda _: True)) == [(2,), (2, 3)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracle import oracle_logits, read_groups
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_models import LAYERS, MLP, TinyModels, TinySource
 from torch import nn
 from training_runs import (
@@ -161,9 +161,9 @@ def test_the_channel_order_of_a_search_space(
     llama: TinySource, data: Path, tmp_path: Path, choose: Callable, materialize: Callable, ids: torch.Tensor
 ) -> None:
     """A plain adapter is pruned in the order of `space --data`, and the result keeps that order."""
-    source, widths = llama.copied_to(tmp_path), choose(llama, "unequal:5")
+    widths = choose(llama, "unequal:5")
     columns = {f"model.layers.{layer}.mlp.down_proj": torch.arange(MLP).flip(0).roll(layer) for layer in range(LAYERS)}
-    save_file(columns, source.space.with_suffix(".safetensors"))
+    source = llama.with_order(tmp_path, columns)
     subnet = tmp_path / "subnet.json"
     subnet.write_text(json.dumps({"widths": widths}))
     inputs = open_recovery(str(source.adapter), data, str(subnet), str(source.base), source.space)

@@ -34,8 +34,8 @@ def run(options: SearchCommand) -> None:
     """Search the sub-networks with the best quality at each cost.
 
     First measures the sensitivity to each elastic group. Then evaluates a warm start, NSGA-II's networks and refinements of
-    the best. Blocks alone, and spaces by `space --data`, are searched greedily until --pick is met. The same command continues an
-    interrupted search; a higher --evals continues a finished one.
+    the best. Blocks alone, and spaces by `space --data`, are searched greedily until --pick is met. The same command continues
+    an interrupted search; a higher --evals continues a finished one.
     """
     with progress() as report:
         from lonas_edge.network.source import open_source

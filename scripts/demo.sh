@@ -43,10 +43,10 @@ mkdir -p "$DATA"
 run python scripts/orders.py "$DATA/chat.jsonl" --examples 128
 
 heading "Compress: LoRA, search, recovery, INT4, export, comparison with optimum-cli"
-# short trainings and latencies, so that the demo takes minutes; a real run leaves the last six options out. A target in time,
+# short trainings and latencies, so that the demo takes minutes; a real run leaves the last five options out. A target in time,
 # such as tpot=0.7x, would first measure latencies for the search.
 run lonas-edge compress "$MODEL" --data "$DATA/chat.jsonl" --output "$DEMO" --target weights=0.97x --epochs 1 \
-  --recovery-steps 12 --prompt-len 128 --new-tokens 32 --draft none
+  --recovery-steps 12 --prompt-len 128 --draft none
 
 heading "Answer: the compressed model"
 question=$(python - "$DATA/chat.jsonl" <<'PY'

@@ -1,4 +1,4 @@
-"""Every `lonas-edge` command in README and docs has valid options; the commands are parsed, not run."""
+"""Every `lonas-edge` command in README, docs and the demo has valid options; the commands are parsed, not run."""
 
 import importlib
 import re
@@ -13,21 +13,23 @@ from lonas_edge.cli.command import _RENAMED
 from lonas_edge.cli.commands import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "scripts/demo.sh"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OLD = {"docs/benchmarks/not-adopted.md"}  # commands of removed features
 FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def commands(page: Path) -> Iterator[str]:
-    for block in FENCE.findall(page.read_text()):
+    for block in [page.read_text()] if page == DEMO else FENCE.findall(page.read_text()):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            line = line.removeprefix("run ")
             if line.startswith(("lonas-edge ", "torchrun ")) and "…" not in line:
                 yield line
 
 
 DOCUMENTED = [
     pytest.param(line, id=f"{page.relative_to(ROOT)}: {line[:60]}")
-    for page in PAGES
+    for page in (*PAGES, DEMO)
     if str(page.relative_to(ROOT)) not in OLD
     for line in commands(page)
 ]
@@ -48,6 +50,7 @@ def test_the_command_is_valid(line: str) -> None:
 
 def test_the_pages_have_commands() -> None:
     assert len(DOCUMENTED) > 40
+    assert sum("demo.sh" in str(parameter.id) for parameter in DOCUMENTED) == 2
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def commands(page: Path) -> Iterator[str]:
-    for block in [page.read_text()] if page == DEMO else FENCE.findall(page.read_text()):
+    text = page.read_text()
+    scripted = "\n".join(re.findall(r"^run (lonas-edge (?:\\\n|.)*)", text, re.MULTILINE))
+    for block in [scripted] if page == DEMO else FENCE.findall(text):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            line = line.removeprefix("run ")
             if line.startswith(("lonas-edge ", "torchrun ")) and "…" not in line:
                 yield line
 

@@ -111,8 +111,8 @@ def _freedom(options: SpaceOptions, architecture: "Architecture") -> tuple[tuple
 def _check_adapter(options: SpaceOptions, source: "Source") -> None:
     if options.adapter and source.adapter is None:
         raise LonasEdgeError(f"--adapter {options.adapter}: {source.folder} is a base model; pass it as --model")
-    if options.data and (source.order or (source.training and source.training.search_space)):
-        raise LonasEdgeError(f"--data: {source.folder} is trained elastically, and has its own order of channels. Omit --data.")
     if source.training and source.training.recovered and source.training.recovered.widths:
         name = source.training.recovered.subnetwork
         raise LonasEdgeError(f"{source.folder}: fine-tuned for its {name} sub-network alone; pass the super-adapter instead")
+    if options.data and (source.order or (source.training and source.training.search_space)):
+        raise LonasEdgeError(f"--data: {source.folder} is trained elastically, and has its own order of channels. Omit --data.")

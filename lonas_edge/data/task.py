@@ -276,10 +276,12 @@ class Task(ABC):
 
     def typical(self, tokenizer: Any, count: int) -> list[dict[str, torch.Tensor]]:
         """Tokenize inputs with their answers, `count` at most and fewer long ones, in batches of similar length."""
-        encoded = self._held_out(self.inputs[:: max(1, len(self.inputs) // count)], tokenizer)
+        count = min(count, len(self.inputs))
+        spread = [self.inputs[index * len(self.inputs) // count] for index in range(count)]
+        encoded = self._held_out(spread, tokenizer)
         if not encoded:
             raise LonasEdgeError(f"{self.path}: no example has at most {self.context} tokens.")
-        while len(encoded) > count or (len(encoded) > 1 and sum(len(each["input_ids"]) for each in encoded) > _TYPICAL_TOKENS):
+        while len(encoded) > 1 and sum(len(each["input_ids"]) for each in encoded) > _TYPICAL_TOKENS:
             encoded = encoded[::2]
         return [self.collator(tokenizer)(batch) for batch in _pack(encoded)]
 

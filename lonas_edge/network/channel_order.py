@@ -109,11 +109,11 @@ class ChannelOrder:
         """The hash of the permutations."""
         return json_sha256({name: order.tolist() for name, order in self.columns.items()})
 
-    def save(self, path: Path) -> None:
-        """Write a file, such as `channel_order.safetensors` in the directory of a super-adapter."""
-        partial = path.with_name(f"{path.name}.incomplete")
+    def save(self, folder: Path) -> None:
+        """Write `channel_order.safetensors` into a directory."""
+        partial = folder / f"{FILE}.incomplete"
         save_file({name: order.contiguous().cpu() for name, order in self.columns.items()}, partial)
-        partial.replace(path)
+        partial.replace(folder / FILE)
 
 
 def _permute_rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torch.Tensor:
@@ -127,8 +127,9 @@ def _permute_rows(order: torch.Tensor, unit: int, blocks: Sequence[int]) -> torc
     return torch.cat(rows)
 
 
-def read_channel_order(path: Path, architecture: Architecture) -> ChannelOrder:
+def read_channel_order(folder: Path, architecture: Architecture) -> ChannelOrder:
     """Read a super-adapter's channel order; the base's own order without a file."""
+    path = folder / FILE
     return _checked(load_tensors(path), architecture, path) if path.exists() else ChannelOrder()
 
 

@@ -234,7 +234,7 @@ def open_source(
     if weights:
         check_builds(architecture, base.folder / "config.json")
     elasticity = bind(architecture, space, str(nncf_config))
-    order = read_channel_order(adapter.folder / ORDER, architecture) if adapter else ChannelOrder()
+    order = read_channel_order(adapter.folder, architecture) if adapter else ChannelOrder()
     if not order and not (training and training.search_space):
         order = order_of_space(space, architecture, nncf_config)
     check_base(training, {"config.json": sha256(base.folder / "config.json")}, base.folder)

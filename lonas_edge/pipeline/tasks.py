@@ -155,7 +155,7 @@ def profile_of(source: Source) -> Profile:
 
 
 def width_ratios(source: Source) -> tuple[float, ...]:
-    """The MLP widths of the search space, relative to the full width: of language models alone, docs/benchmarks/larger.md."""
+    """The MLP widths of the search space, of language models alone: docs/benchmarks/structure.md."""
     return (1, 0.75, 0.5, 0.25) if source.architecture.family.kind.generates else (1,)
 
 

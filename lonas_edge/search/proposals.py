@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import MappingProxyType
 
 import numpy as np
@@ -153,9 +154,11 @@ def greedy_proposer(
         last_first: Whether the last group is always removed first, whatever it loses.
     """
 
+    rows, costs, network = [table[index] for index in dimensions.searched], dimensions.costs(cost), cache(dimensions.widths)
+
     def propose(evaluations: Sequence[Evaluation], known: set[Widths]) -> Proposal | None:
         quality = {evaluation.widths: evaluation.quality for evaluation in evaluations}
-        removal = _Removal(dimensions, table, cost)
+        removal = _Removal(rows, costs, dimensions.blocks, network)
         for bound in (*sorted(bounds), math.inf):
             while (now := removal.network()) in quality and not (bound == math.inf and small(now)):
                 networks, losses = {dim: removal.network(dim) for dim in removal.losses}, removal.losses
@@ -180,12 +183,16 @@ class _Removal:
         losses: By dimension, in nats: measured, or of the group alone.
     """
 
-    def __init__(self, dimensions: Dimensions, table: Sensitivity, cost: CostFunction):
-        """Start with the maximal network."""
-        self._dimensions, self._costs = dimensions, dimensions.costs(cost)
-        self._rows = [table[index] for index in dimensions.searched]
-        self._blocks = dimensions.blocks
-        self._levels = [0] * len(self._rows)
+    def __init__(
+        self,
+        rows: Sequence[Sequence[float]],
+        costs: Sequence[Sequence[float]],
+        blocks: Mapping[int, int],
+        widths: Callable[[tuple[int, ...]], Widths],
+    ):
+        """Start with the maximal network. Rows and costs have a figure per level of each dimension."""
+        self._rows, self._costs, self._blocks, self._widths = rows, costs, blocks, widths
+        self._levels = [0] * len(rows)
         self.losses: dict[int, float] = {}
         self._saved: dict[int, float] = {}
         self._next: dict[int, int] = {}
@@ -194,7 +201,7 @@ class _Removal:
 
     def network(self, dim: int | None = None) -> Widths:
         """The widths now, or after a step of a dimension."""
-        return self._dimensions.widths([self._next[dim] if index == dim else level for index, level in enumerate(self._levels)])
+        return self._widths(tuple(self._next[dim] if index == dim else level for index, level in enumerate(self._levels)))
 
     def price(self, dim: int) -> float:
         """What a step loses for each millisecond that it saves."""

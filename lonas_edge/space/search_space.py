@@ -186,7 +186,7 @@ def _check_order(widths: list[int]) -> list[int]:
 
 
 _Nodes = Annotated[list[str], Field(min_length=1), AfterValidator(_check_nodes)]
-_Order = Annotated[list[int], BeforeValidator(lambda text: list(map(int, text.split())))]
+_Order = Annotated[list[int], BeforeValidator(lambda text: list(map(int, str(text).split())))]
 _Widths = Annotated[list[Count], Field(min_length=1), AfterValidator(_check_order)]
 
 

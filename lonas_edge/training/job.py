@@ -20,7 +20,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 from lonas_edge.data.task import Encoded
 from lonas_edge.files import read_by, read_json, replace_text
 from lonas_edge.formats import DTYPES, FORMATS
-from lonas_edge.network.channel_order import FILE as ORDER
 from lonas_edge.network.channel_order import ChannelOrder, by_importance, read_channel_order
 from lonas_edge.network.modeling import load_model
 from lonas_edge.network.rounding import attention_inputs, most_sensitive, rounding_costs
@@ -90,10 +89,10 @@ class Job:
         elasticity = self.inputs.source.elasticity
         if not (self.options.reorder and elasticity.in_group):
             return ChannelOrder()
-        order = read_channel_order(self.folder / ORDER, elasticity.architecture)
+        order = read_channel_order(self.folder, elasticity.architecture)
         if not order:
             order = by_importance(self._load_base().to(self.state.device), elasticity, self._prompts())
-            order.save(self.folder / ORDER)
+            order.save(self.folder)
         return order
 
     def _prompts(self) -> Iterator[dict[str, torch.Tensor]]:

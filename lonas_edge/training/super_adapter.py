@@ -163,7 +163,7 @@ def write_super_adapter(folder: Path, job: Job, trained: Trained, output: Path, 
         config.target_modules = sorted(config.target_modules)
     model.save_pretrained(folder, save_embedding_layers=False)
     if order:
-        order.save(folder / ORDER)
+        order.save(folder)
     known = read_pooling(base.folder) if pooling else None
     if pooling and known and known.max_length is None:
         pooling = replace(pooling, max_length=None)  # the tokenizer's

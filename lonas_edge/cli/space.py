@@ -47,13 +47,13 @@ class SpaceOptions(Options):
     ratios: Annotated[tuple[_Ratio, ...], COMMAS] = option(
         (),
         help="MLP widths, as fractions of the full width.",
-        unset="1,0.875,0.75,0.625,0.5; 1 for an --adapter of a language model without --heads and --data",
+        unset="1,0.875,0.75,0.625,0.5; 1 for an --adapter of a language model without --heads or --data",
     )
     depth: Names = option(
         (),
         choices=BLOCK_KINDS,
         help="Kinds of blocks that can be removed; of encoders layer, of others attention and mlp, or layer (both).",
-        unset="none; attention for an --adapter of a language model without --heads and --data",
+        unset="none; attention for an --adapter of a language model without --heads or --data",
     )
     heads: bool = option(
         False, panel="Advanced", help="Add elastic attention heads, with the fractions of --ratios. Encoders have them anyway."

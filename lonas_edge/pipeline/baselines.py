@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from lonas_edge.bench.machine import instructions
 from lonas_edge.commands import Command
 from lonas_edge.errors import LonasEdgeError
 from lonas_edge.exporting.export import export
@@ -42,13 +43,16 @@ class Baseline:
 
 
 def compared(plan: Plan) -> list[Baseline]:
-    """The baselines in the order of reports: each as stored, then with the activation group that our exports have."""
-    found = list[Baseline]()
+    """The baselines in the order of reports: each as stored, then with the activation group that our exports have.
+
+    AMX computes in bf16 and rounds no activations, so a group changes nothing there.
+    """
+    found, rounds_activations = list[Baseline](), "amx_bf16" not in instructions()
     for stored, rows in (("int8", PER_CHANNEL), ("int4", gptq_options(plan.source.architecture)["group-size"] or PER_CHANNEL)):
         if stored == "int8" or compares_gptq(plan):
             group = activation_group([each.in_features for each in plan.source.architecture.linears.values()], rows)
             found.append(Baseline(NAMES[stored], stored))
-            found += [Baseline(NAMES[stored] + GROUPED, stored, group)] if group else []
+            found += [Baseline(NAMES[stored] + GROUPED, stored, group)] if group and rounds_activations else []
     return found
 
 

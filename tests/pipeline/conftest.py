@@ -1,6 +1,6 @@
 """Fixtures of `compress`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,15 @@ from tiny_models import TinyModels, TinySource
 
 from lonas_edge.cli.compress import compress
 from lonas_edge.errors import LonasEdgeError
-from lonas_edge.pipeline import run
+from lonas_edge.pipeline import baselines, run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_amx() -> Iterator[None]:
+    """All machines compare with the same files."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(baselines, "instructions", list)
+        yield
 
 
 @pytest.fixture

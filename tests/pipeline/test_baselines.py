@@ -57,6 +57,15 @@ def test_stock_files_with_and_without_an_activation_group(
     assert [network.name for network in other.networks][: len(names) - 1] == names[:-1]
 
 
+def test_amx_needs_no_activation_group(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rounds no activations, so the outputs are the same to the last bit."""
+    monkeypatch.setattr(baselines, "instructions", lambda: ["avx512f", "amx_int8", "amx_bf16"])
+    monkeypatch.setattr(baselines, "_SHARE", 0.0)
+    assert [network.name for network in compressed(llama, tmp_path, data).networks] == [INT8, "compressed INT8"]
+
+
 def test_gptq_that_takes_too_long_is_a_command(
     llama: TinySource, tmp_path: Path, data: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ class SearchRecord(Record):
     """Content of `search.json`."""
 
     NAME: ClassVar[str] = "search"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     AGAIN: ClassVar[str] = "Search again with --overwrite."
     study: str
     model: str  # name of the base model
@@ -61,9 +61,6 @@ class SearchRecord(Record):
     front: tuple[int, ...]  # the Pareto front: numbers of evaluations, the cheapest first
     named: tuple[Named, ...]  # evaluations with a name: the front, heuristic, maximal, minimal
     picks: tuple[Named, ...]  # the picks, by expression
-    # after each evaluation, the dominated share of the area between the ideal point (quality of the maximal network, cost of
-    # the minimal one) and the reference point (the reverse)
-    hypervolume: tuple[float, ...]
     conditions: dict[str, Any]  # processor, versions, date
     seconds: dict[str, float]  # duration of each step in the last run
 
@@ -75,28 +72,3 @@ def front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
         if not members or evaluation.quality < members[-1].quality:
             members.append(evaluation)
     return members
-
-
-def hypervolume(
-    points: Sequence[tuple[float, float]], ideal: tuple[float, float], reference: tuple[float, float]
-) -> list[float]:
-    """Compute the share of the area between two points that the points so far dominate.
-
-    Args:
-        points: (quality, cost) in order; both minimized.
-        ideal: The best of both.
-        reference: The worst of both; points beyond it do not count.
-
-    Returns:
-        The share after each point.
-    """
-    shares = []
-    box = (reference[0] - ideal[0]) * (reference[1] - ideal[1])
-    for count in range(1, len(points) + 1):
-        area, least = 0.0, reference[0]
-        for quality, cost in sorted(points[:count], key=lambda point: (point[1], point[0])):
-            if quality < least and cost < reference[1]:
-                area += (least - quality) * (reference[1] - cost)
-                least = quality
-        shares.append(area / box if box > 0 else 0.0)
-    return shares

@@ -13,7 +13,7 @@ from lonas_edge.search import SEARCH, SUBNETWORKS
 from lonas_edge.search.cost import COSTS, QUALITIES
 from lonas_edge.search.dimensions import Sensitivity
 from lonas_edge.search.plan import SearchPlan
-from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front, hypervolume
+from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front
 from lonas_edge.search.study import SAMPLER
 from lonas_edge.space.selection import SubnetworkRecord
 from lonas_edge.space.subnetwork import SearchOrigin, Subnetwork
@@ -50,13 +50,10 @@ def make_record(
     unseen = all(file.sha256 != data for file in training.data) if training else None
     known = {evaluation.widths: evaluation for evaluation in evaluations}
     presets = {name: known[widths] for name, widths in plan.dimensions.named().items()}
-    maximal, minimal = presets["maximal"], presets["minimal"]
     members = front(evaluations)
     named = [Named(name, evaluation.number) for name, evaluation in presets.items()]
     for rank, member in enumerate(members, 1):
         named.append(Named(f"front:{rank}", member.number, f"front-{rank:02}"))
-    points = [(evaluation.quality, evaluation.cost) for evaluation in evaluations]
-    ideal = maximal.quality, min(evaluation.cost for evaluation in evaluations)
     return SearchRecord(
         study=study,
         model=plan.source.base.name,
@@ -79,7 +76,6 @@ def make_record(
         front=tuple(member.number for member in members),
         named=tuple(named),
         picks=(),
-        hypervolume=tuple(hypervolume(points, ideal, (minimal.quality, maximal.cost))),
         conditions={**describe("CPU"), **machine, "versions": versions(_PACKAGES)},
         seconds={},
     )
@@ -120,11 +116,10 @@ def write_plots(record: SearchRecord, folder: Path) -> None:
 
 def to_csv(record: SearchRecord) -> str:
     """Write one line per evaluation, in order."""
-    headings = ["evaluation", "widths", record.cost, record.quality, "hypervolume", "origin", "seconds"]
+    headings = ["evaluation", "widths", record.cost, record.quality, "origin", "seconds"]
     rows = []
-    for point, area in zip(record.evaluations, record.hypervolume, strict=True):
-        widths = json.dumps(list(point.widths))
-        rows.append([point.number, widths, point.cost, point.quality, area, point.origin, point.seconds])
+    for point in record.evaluations:
+        rows.append([point.number, json.dumps(list(point.widths)), point.cost, point.quality, point.origin, point.seconds])
     return Table(headings, rows).to_csv()
 
 
@@ -139,18 +134,15 @@ def table(record: SearchRecord) -> Table:
 
 
 def draw_progression(record: SearchRecord) -> Any:
-    """Draw cost and quality of every evaluation, colored by order as in the reference, and the hypervolume."""
+    """Draw cost and quality of every evaluation, colored by order as in the reference."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 8), layout="constrained")
-    axis, below = figure.subplots(2, 1, height_ratios=(2.4, 1))
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axis = figure.subplots()
     numbers = range(1, len(record.evaluations) + 1)
     points = _scatter(axis, record.evaluations, c=numbers, cmap="viridis", marker="D", s=16, alpha=0.8)
     figure.colorbar(points, ax=axis, label="evaluation")
     _finish(axis, record)
-    below.plot(numbers, record.hypervolume, drawstyle="steps-post", color="tab:blue")
-    below.set(xlabel="evaluations", ylabel="hypervolume", xlim=(1, None))
-    below.grid(alpha=0.3)
     return figure
 
 

@@ -1,10 +1,10 @@
-"""Pareto front and hypervolume, by their definitions; costs in the report of `compress`."""
+"""Pareto front, by its definition; costs in the report of `compress`."""
 
 import random
 
 import pytest
 
-from lonas_edge.search.record import Evaluation, front, hypervolume
+from lonas_edge.search.record import Evaluation, front
 
 
 def drawn(seed: int, count: int = 60) -> list[Evaluation]:
@@ -26,18 +26,3 @@ def test_front(seed: int) -> None:
     members = front(evaluations)
     assert {(member.quality, member.cost) for member in members} == expected
     assert len(members) == len(expected) and [m.cost for m in members] == sorted(m.cost for m in members)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_hypervolume_counts_cells(seed: int) -> None:
-    points = [(round(point.quality * 20), int(point.cost)) for point in drawn(seed, 25)]
-    ideal, reference = (0, 2), (15, 17)
-    shares = hypervolume(points, ideal, reference)
-    for count, share in enumerate(shares, 1):
-        cells = {
-            (x, y)
-            for x in range(reference[0])
-            for y in range(reference[1])
-            if any(q <= x and c <= y for q, c in points[:count])
-        }
-        assert share * 15 * 15 == pytest.approx(len(cells))

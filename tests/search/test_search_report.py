@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from lonas_edge.search import results
-from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front, hypervolume
+from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front
 
 WIDTHS, GROUPS = (1536, 1344, 1152, 960, 768), 30
 
@@ -27,7 +27,6 @@ def made_up() -> SearchRecord:
     members = front(evaluated)
     named = [Named(name, number) for number, name in enumerate(("maximal", "heuristic", "minimal"))]
     named += [Named(f"front:{level}", member.number, f"front-{level:02}") for level, member in enumerate(members, 1)]
-    pairs, ideal, worst = [(each.quality, each.cost) for each in evaluated], (0, evaluated[2].cost), (0.6, evaluated[0].cost)
     return SearchRecord(
         study="search",
         model="smollm2-135m",
@@ -43,7 +42,6 @@ def made_up() -> SearchRecord:
         front=tuple(member.number for member in members),
         named=tuple(named),
         picks=(Named("pick:tpot<=0.85x", members[1].number, "a"), Named("pick:kl<=0.05", members[-1].number, "b")),
-        hypervolume=tuple(hypervolume(pairs, ideal, worst)),
         conditions={"processor": "Intel(R) Xeon(R) Processor", "date": "2026-11-25"},
         seconds={"evaluations": 300.0},
     )
@@ -53,8 +51,8 @@ def test_the_csv_has_a_line_for_each_evaluation_in_order() -> None:
     record = made_up()
     rows = list(csv.DictReader(results.to_csv(record).splitlines()))
     assert [int(row["evaluation"]) for row in rows] == list(range(40))
-    for row, network, area in zip(rows, record.evaluations, record.hypervolume, strict=True):
-        assert (float(row["tpot"]), float(row["kl"]), float(row["hypervolume"])) == (network.cost, network.quality, area)
+    for row, network in zip(rows, record.evaluations, strict=True):
+        assert (float(row["tpot"]), float(row["kl"])) == (network.cost, network.quality)
         assert (tuple(json.loads(row["widths"])), row["origin"]) == (network.widths, network.origin)
 
 

@@ -1,6 +1,7 @@
 """This process, its parent and its children: Ctrl-C, memory, and ending together."""
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -84,9 +85,12 @@ def end_with_parent(parent: int) -> None:
 def freed_memory_kept() -> Iterator[None]:
     """Keep freed memory for the next tensors of the block, and return it at its end, on Linux with glibc. Not to be nested.
 
+    What an earlier block left is freed first: the Trainer (transformers 5.5) refers to itself, and so holds its models.
+
     glibc returns every tensor above 32 MB at once, and the kernel clears each page of the next one: a recovery of 0.5 billion
     parameters spent half of its time there (docs/benchmarks/larger.md).
     """
+    gc.collect()
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
         yield

@@ -1,14 +1,17 @@
 """Ctrl-C while a process starts or a report is written; memory."""
 
+import gc
 import multiprocessing
 import resource
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -95,6 +98,21 @@ def test_freed_memory_is_kept_within_the_block() -> None:
         assert resident() > before + size
     assert resident() < before + size / 10
     assert faults() > pages
+
+
+def test_what_refers_to_itself_is_freed_first() -> None:
+    """As a Trainer does; the collector runs when it wants."""
+    cycle: Any = type("Cycle", (), {})()
+    cycle.itself = cycle
+    gone = weakref.ref(cycle)
+    gc.disable()
+    try:
+        del cycle
+        assert gone()
+        with freed_memory_kept():
+            assert not gone()
+    finally:
+        gc.enable()
 
 
 def test_peak_memory_on_each_system(monkeypatch: pytest.MonkeyPatch) -> None:

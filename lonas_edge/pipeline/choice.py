@@ -79,7 +79,7 @@ def choose(plan: Plan, target: str) -> Step:
             chosen, of_gptq = (chosen, None) if chosen or paths.trims else _by_gptq(plan, bound, progress)
             of_head = _with_head(plan, bound, chosen, progress) if chosen else None
             trials = [*filter(None, (of_gptq, *trials, of_head))]
-            head_format = HEAD_FORMAT if of_head and of_head.difference.value >= bound.bound else None
+            head_format = HEAD_FORMAT if of_head and _met(plan, bound, of_head) else None
         ChoiceRecord(chosen.expression if chosen else None, head_format, tuple(trials)).write(folder / CHOICE)
 
     training = plan.recovery_command("CANDIDATE", folder / "CANDIDATE", plan.recovery_options)
@@ -103,16 +103,20 @@ def _most_pruned(plan: Plan, bound: MetricBound, progress: Progress) -> tuple[Pi
         known, adapter = _known_trials(plan, bound), plan.adapter(network).name
         trials[middle] = known.get(adapter) or _try(plan, bound, pick, progress)
         TrialsRecord({**known, adapter: trials[middle]}).write(plan.paths.choice(bound) / TRIALS)
-        low, high = (middle, high) if trials[middle].difference.value >= bound.bound else (low, middle)
+        low, high = (middle, high) if _met(plan, bound, trials[middle]) else (low, middle)
     chosen, network = candidates[low] if low >= 0 else (None, plan.start.select("maximal"))
     SubnetworkRecord.of(network).write(plan.paths.subnetwork(bound))
     return chosen, [trials[index] for index in sorted(trials)]
 
 
+def _met(plan: Plan, bound: MetricBound, trial: Trial) -> bool:
+    return bound.allows(trial.difference.value, plan.counts["held_out"])
+
+
 def _by_gptq(plan: Plan, bound: MetricBound, progress: Progress) -> tuple[Pick | None, Trial | None]:
     """Try the unpruned network by GPTQ."""
     trial = _try_on_data(plan, bound, ROUNDED, None, progress)
-    return ROUNDED if trial and trial.difference.value >= bound.bound else None, trial
+    return ROUNDED if trial and _met(plan, bound, trial) else None, trial
 
 
 def _with_head(plan: Plan, bound: MetricBound, chosen: Pick, progress: Progress) -> Trial | None:

@@ -19,7 +19,8 @@ from lonas_edge.training.options import AUTO, EpochsOrNone
 
 KEEP, NONE = "keep", "none"
 OWN = "metric"  # in a target, the metric of --metric
-LABEL_METRICS = ("accuracy", "spearman")  # of classifiers; of rerankers and embedding models
+SPEARMAN = "spearman"
+LABEL_METRICS = ("accuracy", SPEARMAN)  # of classifiers; of rerankers and embedding models
 _NAME = re.compile(r"[\s<>=]")  # ends the name in a target
 
 

@@ -167,7 +167,7 @@ def _remarks(plan: Plan, targets: Mapping[str, str], qualities: Qualities) -> li
         difference = next(figures[name].difference for name, each in targets.items() if each == target)
         assert difference
         half = (difference.high - difference.low) / 2
-        if difference.value < bound.bound:
+        if not bound.allows(difference.value, count):
             remarks.append(f"{target} is missed: {difference.value:+.3g}. The unpruned INT8 file loses nothing.")
         if bound.bound and half > abs(bound.bound):
             needed = math.ceil(count * (half / bound.bound) ** 2 / 100) * 100

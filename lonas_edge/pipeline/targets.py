@@ -11,13 +11,14 @@ from lonas_edge.data.language import question_and_reference, read_examples
 from lonas_edge.data.task import SHARE, Task
 from lonas_edge.errors import UsageError
 from lonas_edge.evaluate.answer_metrics import METRICS, choose_metric, suited
-from lonas_edge.pipeline.options import LABEL_METRICS, OWN, named_measure
+from lonas_edge.pipeline.options import LABEL_METRICS, OWN, SPEARMAN, named_measure
 from lonas_edge.pipeline.tasks import Profile
 from lonas_edge.search.cost import COSTS, default_cost
 from lonas_edge.search.picks import Pick, parse_picks
 from lonas_edge.training.options import AUTO
 
 LEAST_EXAMPLES = 50  # held-out examples whose answers say something
+_ROUNDING = 1e-9
 _FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>?=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
 _LEVELS = (0.02, 0.4)  # KL divergences of the candidates, before their recovery: docs/benchmarks/compress.md
 _SHARES = (0.1, 0.3, 0.6)  # of what can be removed, in MACs: the candidates of encoders
@@ -31,6 +32,11 @@ class MetricBound(Pick):
     def file(self) -> str:
         """File name: `exact-match-1` for `exact-match>=-1`."""
         return f"{self.measure}-{abs(self.bound):g}"
+
+    def allows(self, difference: float, examples: int) -> bool:
+        """Whether a measured difference is within the bound. Of few examples, one answer may be lost, unless the bound is 0."""
+        answer = 0.0 if self.measure in (OWN, SPEARMAN) or not self.bound else 100 / examples
+        return difference >= min(self.bound, -answer) - _ROUNDING
 
 
 def _parse_bound(text: str, profile: Profile, metric: str | None) -> MetricBound | None:

@@ -29,6 +29,7 @@ from lonas_edge.search.picks import Pick
 from lonas_edge.space.subnetwork import Subnetwork
 
 TARGET = "exact-match>=-1"
+ALLOWS = MetricBound.allows
 LEVELS = ["kl<=0.02", "kl<=0.4"]
 
 
@@ -64,6 +65,12 @@ def chosen(llama: TinySource, searched: Callable[[str], Path], quick: None, tmp_
         return compress(llama.base, data=tmp_path / "data.json", output=tmp_path / "out", **options)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def many_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds count as they are, as with many held-out examples."""
+    monkeypatch.setattr(MetricBound, "allows", lambda bound, difference, _examples: ALLOWS(bound, difference, 1000))
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[str]:
@@ -124,6 +131,26 @@ def test_the_most_pruned_network_within_the_bound(
     assert best or not any(part.kept < part.full for layer in ours.removed for part in layer)
     assert ours.name == ("compressed INT8" if best else f"unpruned INT8 ({TARGET})")
     assert any("No candidate met exact-match>=-1" in warning for warning in record.warnings) == (best is None)
+
+
+@pytest.mark.parametrize(
+    ("target", "difference", "examples", "met"),
+    [
+        ("exact-match>=-1", -100 / 60, 60, True),  # one answer
+        ("exact-match>=-1", -200 / 60, 60, False),
+        ("exact-match>=-1", -200 / 210, 210, True),
+        ("exact-match>=-1", -300 / 210, 210, False),
+        ("exact-match>=0", -100 / 60, 60, False),
+        ("spearman>=-1", -1.1, 60, False),
+    ],
+)
+def test_one_of_few_answers_may_be_lost(target: str, difference: float, examples: int, met: bool) -> None:
+    name, _, bound = target.partition(">=")
+    trial = Trial("kl<=0.02", "", Interval(difference, -9, 9))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(MetricBound, "allows", ALLOWS)
+        plan: Any = SimpleNamespace(counts={"held_out": examples})
+        assert choice._met(plan, MetricBound(target, name, float(bound)), trial) == met
 
 
 @pytest.mark.parametrize(("candidates", "unpruned", "trials"), [(2, False, 2), (2, True, 2), (3, False, 2), (3, True, 3)])

@@ -20,7 +20,7 @@ from lonas_edge.training.options import AUTO
 LEAST_EXAMPLES = 50  # held-out examples whose answers say something
 _ROUNDING = 1e-9
 _FORM = re.compile(r"\s*([a-z0-9]+(?:-[a-z0-9]+)*)\s*>?=\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*", re.IGNORECASE)
-_LEVELS = (0.02, 0.4)  # KL divergences of the candidates, before their recovery: docs/benchmarks/compress.md
+_LEVELS = (0.005, 0.05)  # KL divergences of the candidates, before their recovery: docs/benchmarks/compress.md
 _SHARES = (0.1, 0.3, 0.6)  # of what can be removed, in MACs: the candidates of encoders
 
 

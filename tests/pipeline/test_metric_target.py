@@ -30,7 +30,7 @@ from lonas_edge.space.subnetwork import Subnetwork
 
 TARGET = "exact-match>=-1"
 ALLOWS = MetricBound.allows
-LEVELS = ["kl<=0.02", "kl<=0.4"]
+LEVELS = ["kl<=0.005", "kl<=0.05"]
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +100,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, points: dict[str, float]) -> list[
 @pytest.mark.parametrize(
     ("points", "best", "tried"),
     [
-        ([0.5, -1], "kl<=0.4", [0, 1]),
-        pytest.param([-1, -1.2], "kl<=0.02", [0, 1], marks=pytest.mark.slow),
+        ([0.5, -1], "kl<=0.05", [0, 1]),
+        pytest.param([-1, -1.2], "kl<=0.005", [0, 1], marks=pytest.mark.slow),
         ([-2, 3], None, [0]),  # more pruned networks are not tried
-        pytest.param([-0.9], "kl<=0.02", [0], marks=pytest.mark.slow),
+        pytest.param([-0.9], "kl<=0.005", [0], marks=pytest.mark.slow),
         pytest.param([], None, [], marks=pytest.mark.slow),
     ],
 )
@@ -125,7 +125,7 @@ def test_the_most_pruned_network_within_the_bound(
     widths = json.loads((tmp_path / "out/steps/choice/exact-match-1/subnetwork.json").read_text())["widths"]
     name = f"{best.replace('<=', '-')}.json" if best else None
     subnetworks = tmp_path / "out/steps/search/subnetworks"
-    assert widths == json.loads((subnetworks / (name or "kl-0.02.json")).read_text())["widths"] or best is None
+    assert widths == json.loads((subnetworks / (name or "kl-0.005.json")).read_text())["widths"] or best is None
     ours = record.networks[-1]
     assert (ours.target, ours.folder) == (TARGET, "model")
     assert best or not any(part.kept < part.full for layer in ours.removed for part in layer)
@@ -286,7 +286,7 @@ def test_a_trial_is_trained_exported_and_scored(
 
     A later run with another metric, and with a bound on the KL of a network that was tried, has its adapters already.
     """
-    out, targets = tmp_path / "out", ["exact-match>=-100", "token-f1>=-100", "kl<=0.4"]
+    out, targets = tmp_path / "out", ["exact-match>=-100", "token-f1>=-100", "kl<=0.05"]
     record = compress(llama.base, data=data, output=out, **{**QUICK, "target": targets[0]})
 
     trials = record.trials["exact-match>=-100"]

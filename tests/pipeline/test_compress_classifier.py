@@ -153,7 +153,8 @@ def test_a_missed_bound(
     folder, outputs, _ = made
     name = "spearman" if outputs == 1 else "accuracy"
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(choice, "_try", lambda _plan, _bound, pick, *_: Trial(pick.expression, "tried", Interval(-15, -16, -14)))
+    lost = Interval(-15, -16, -14)
+    monkeypatch.setattr(choice, "_try", lambda _plan, _bound, pick, *_: Trial(pick.expression, "tried", lost))
     record = compress(tmp_path / "base", data=tmp_path / "data.jsonl", output=tmp_path / "out", target=f"{name}=-1", **QUICK)
     [chosen] = [each for each in record.networks if each.target == f"{name}>=-1"]
     exported = open_exported(tmp_path / "out" / str(chosen.folder))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import TinyModels, TinySource
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lonas_edge.network.super_network import load_super_network
 from lonas_edge.network.tokenizer import load_tokenizer
@@ -152,3 +153,21 @@ def test_warm_start_at_a_pick_with_blocks(share: float, tiny_models: TinyModels)
     under = [widths for widths in distinct(source.elasticity, groups) if cost(widths) <= bound]
     assert cost(chosen) <= bound
     assert sensitivity(chosen) == pytest.approx(min(map(sensitivity, under)), rel=1e-6)
+
+
+def test_too_few_evaluations(run_cli: Callable, deep: TinySource, tmp_path: Path) -> None:
+    """A greedy removal that is cut off gives an error, not the smallest network; more evaluations continue it."""
+    base, data, space, out = tmp_path / "base", tmp_path / "texts.jsonl", tmp_path / "space.json", tmp_path / "out"
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(deep.base, num_hidden_layers=5)).save_pretrained(base)
+    load_tokenizer(deep.base).save_pretrained(base)
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("the cat sat", "one plus two is three", "a dog")))
+    run_cli("space", "--model", base, "--depth", "attention,mlp", "--ratios", "1", "--output", space).ok()
+    command = ["search", base, "--nncf-config", space, "--data", data, "--output", out, "--cost", "macs", "--num-samples", 3]
+    refused = run_cli(*command, "--evals", 4, "--pick", "macs<=0.7x")
+    cut = json.loads((out / "search.json").read_text())["evaluations"]
+    costs = [evaluation["cost"] / cut[0]["cost"] for evaluation in cut]
+    assert refused.code == 1 and len(costs) == 4 and costs[1] < 0.7 < costs[3] < costs[2] < 1
+    assert f"No network meets macs<=0.7x; the closest is {costs[3]:.3g}x (evaluation 3)" in refused.err
+    run_cli(*command, "--evals", 40, "--pick", "macs<=0.7x").ok()
+    record = json.loads((out / "search.json").read_text())
+    assert record["evaluations"][:4] == cut and record["picks"][0]["evaluation"] == len(record["evaluations"]) - 1

@@ -61,7 +61,11 @@ def parse_picks(expressions: Sequence[str], measures: Sequence[str], option: str
 
 
 def resolve_picks(
-    picks: Iterable[Pick], evaluations: Sequence[Evaluation], costs: Mapping[str, CostFunction], maximal: Sequence[int]
+    picks: Iterable[Pick],
+    evaluations: Sequence[Evaluation],
+    costs: Mapping[str, CostFunction],
+    maximal: Sequence[int],
+    reached: Sequence[Evaluation] | None = None,
 ) -> tuple[tuple[Named, ...], list[str]]:
     """Find the best network under each bound: the best quality if a cost is bounded, the cheapest if a quality is.
 
@@ -70,24 +74,27 @@ def resolve_picks(
         evaluations: All evaluations.
         costs: Costs by name; other measures are the quality.
         maximal: Widths of the maximal network.
+        reached: Evaluations that may meet a bound on a cost; all if None.
 
     Returns:
         The networks, and an error for each pick that no network meets.
     """
     networks, errors = [], []
     for pick in picks:
+        offered = evaluations
         if cost := costs.get(pick.measure):
-            unpruned, figures = cost(maximal), [cost(evaluation.widths) for evaluation in evaluations]
+            offered = evaluations if reached is None else reached
+            unpruned, figures = cost(maximal), [cost(evaluation.widths) for evaluation in offered]
         else:
-            unpruned, figures = 0.0, [evaluation.quality for evaluation in evaluations]
-        met = [evaluation for evaluation, figure in zip(evaluations, figures, strict=True) if pick.meets(figure, unpruned)]
+            unpruned, figures = 0.0, [evaluation.quality for evaluation in offered]
+        met = [evaluation for evaluation, figure in zip(offered, figures, strict=True) if pick.meets(figure, unpruned)]
         if met:
             best = front(met)[-1 if cost else 0]
             networks.append(Named(f"pick:{pick.expression}", best.number, pick.file))
             continue
         least = min(figures)
         figure = f"{least / unpruned:.3g}x" if pick.relative else f"{least:.6g}"
-        closest = f"the closest is {figure} (evaluation {evaluations[figures.index(least)].number})"
+        closest = f"the closest is {figure} (evaluation {offered[figures.index(least)].number})"
         errors.append(f"No network meets {pick.expression}; {closest}. Relax the bound or raise --evals.")
     return tuple(networks), errors
 

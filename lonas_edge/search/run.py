@@ -142,11 +142,11 @@ class _Search:
         machine = self.latency.machine if self.latency else {}
         evaluations = worker.evaluations()
         record = make_record(plan, self.study.study_name, evaluations, table, dtype, machine)
-        # a greedy removal without evaluations left has not reached its bounds: the smallest network must not stand in
-        ended = not plan.only_greedy or propose(evaluations, set()) is None
-        maximal = plan.dimensions.maximal
-        offered = [each for each in evaluations if ended or each.widths == maximal or each.widths not in required]
-        picks, missed = resolve_picks(plan.picks, offered, costs, maximal)
+        maximal, reached = plan.dimensions.maximal, evaluations
+        if plan.only_greedy and propose(evaluations, set()):
+            # cut off by --evals before its bounds: the smallest network, evaluated at the start, must not stand in
+            reached = [each for each in evaluations if each.widths == maximal or each.widths not in required]
+        picks, missed = resolve_picks(plan.picks, evaluations, costs, maximal, reached)
         return replace(record, picks=picks, seconds=self.seconds), missed
 
     def _share(self, name: str, make: Callable[[], Any]) -> Any:

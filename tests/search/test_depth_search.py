@@ -163,11 +163,14 @@ def test_too_few_evaluations(run_cli: Callable, deep: TinySource, tmp_path: Path
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("the cat sat", "one plus two is three", "a dog")))
     run_cli("space", "--model", base, "--depth", "attention,mlp", "--ratios", "1", "--output", space).ok()
     command = ["search", base, "--nncf-config", space, "--data", data, "--output", out, "--cost", "macs", "--num-samples", 3]
-    refused = run_cli(*command, "--evals", 4, "--pick", "macs<=0.7x")
+    refused = run_cli(*command, "--evals", 4, "--pick", "macs<=0.7x", "--pick", "kl<=1000")
     cut = json.loads((out / "search.json").read_text())["evaluations"]
     costs = [evaluation["cost"] / cut[0]["cost"] for evaluation in cut]
     assert refused.code == 1 and len(costs) == 4 and costs[1] < 0.7 < costs[3] < costs[2] < 1
     assert f"No network meets macs<=0.7x; the closest is {costs[3]:.3g}x (evaluation 3)" in refused.err
+    assert json.loads((out / "search.json").read_text())["picks"] == [
+        {"name": "pick:kl<=1000", "evaluation": 1, "file": "kl-1000"}
+    ]
     run_cli(*command, "--evals", 40, "--pick", "macs<=0.7x").ok()
     record = json.loads((out / "search.json").read_text())
     assert record["evaluations"][:4] == cut and record["picks"][0]["evaluation"] == len(record["evaluations"]) - 1

@@ -453,7 +453,7 @@ def test_a_dry_run_writes_nothing(
     assert seconds["fine-tune"] == pytest.approx(25 * 0.1 + 14 * 16 * 0.01, abs=0.05)
     # 120,000 tokens of 12 per example are 625 steps of 0.2 s; four evaluations
     assert seconds[recover] == pytest.approx(625 * 0.2 + 4 * 16 * 0.01, abs=0.05)
-    assert seconds["search"] == pytest.approx(60 * 16 * 0.01 / 4)  # a removal of blocks ends early
+    assert seconds["search"] == pytest.approx(60 * 16 * 0.01 * 0.7, abs=0.05)  # 60 networks, as large searches took
     assert seconds["measure"] is None
     assert "--steps 625" in steps[4].command
     assert needed["memory_bytes"] == 1.5 * 10**9 and needed["disk_bytes"] > 0

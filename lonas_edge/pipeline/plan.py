@@ -27,7 +27,7 @@ from lonas_edge.training.schedule import Plateau
 NEW_RANK = TrainOptions().rank  # of the adapter that the recovery of a base trains
 SPACE_FILE, ADAPTERS = "space.json", "adapters"
 _EVALS_PER_STEP, _LEAST_EVALS = 4, 60  # a greedy removal evaluates three to six networks for each of its steps
-_SEARCH_SHARE = 0.7  # of the time of all evaluations, which a search of widths takes
+_BLOCKS_SHARE, _WIDTHS_SHARE = 0.25, 0.7  # of the time of all evaluations: what a greedy search takes
 _EVAL_STEPS, _EVALS = 8, 3  # steps at least between evaluations of the held-out loss, and how many of these at most
 _SAVE_SECONDS = 120  # between checkpoints: what a kill may cost
 _TOKENIZER = (
@@ -279,7 +279,9 @@ class Plan(Request):
         (results/decoder_compress.json). With widths, it took 0.65 and 0.72 of the time of all evaluations, the latency table
         included (results/orders_half_billion.json, snips_widths_half_billion.json).
         """
-        share = _SEARCH_SHARE if self.paths.space else 1
+        share = 1.0
+        if self.paths.space:
+            share = _WIDTHS_SHARE if len(width_ratios(self.source)) > 1 else _BLOCKS_SHARE
         return round(share * self.search_options.evals * self.search_options.num_samples * self.probe.evaluation, 1)
 
     @property

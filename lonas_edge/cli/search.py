@@ -71,9 +71,9 @@ def _print(record: "SearchRecord", output: Path) -> None:
     shown = console()
     shown.print(
         f"{output}: {len(record.evaluations)} networks evaluated, {len(record.front)} in the Pareto front; "
-        f"{sum(record.seconds.values()):.0f} s"
+        f"{record.seconds:.0f} s"
     )
-    if record.data.unseen is False:
+    if record.unseen is False:
         shown.print("The super-adapter was trained on this data. Unseen prompts give a better choice.", style="yellow")
     shown.print(f"{output / SUBNETWORKS}: the Pareto front and the picks, for --subnet")
     table(record).print(shown)

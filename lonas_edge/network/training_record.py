@@ -116,4 +116,3 @@ class TrainingRecord(Record):
     pipeline: str | None = None  # the hub's name of the model's task; None in records of older versions
     pooling: str | None = None  # of an embedding model, described
     classes: tuple[str, ...] = ()  # of a classifier's own data, in the order of its outputs
-    damaged_checkpoints: tuple[str, ...] = ()  # of older versions

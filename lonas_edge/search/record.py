@@ -29,17 +29,6 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The prompts that networks were scored on."""
-
-    name: str  # file name
-    sha256: str  # its hash
-    prompts: int  # number of prompts
-    template: str  # name of the template
-    unseen: bool | None  # whether the super-adapter was trained on another file; None if unknown
-
-
-@dataclass(frozen=True)
 class SearchRecord(Record):
     """Content of `search.json`."""
 
@@ -49,20 +38,20 @@ class SearchRecord(Record):
     study: str
     model: str  # name of the base model
     identity: dict[str, Any]  # settings and input hashes that a continued search must share
-    data: Scored
+    data: str  # file name of the prompts that networks were scored on
+    unseen: bool | None  # whether the super-adapter was trained on another file; None if unknown
     quality: str  # name of the quality, one of `QUALITIES`
     cost: str
     units: dict[str, str]  # units of both, by name
     settings: dict[str, Any]  # options of the last run
-    fixed: tuple[int, ...]  # indices of the groups that were not searched, at their widest
-    # the sensitivity table in nats: a row per group, a figure per width; empty rows for fixed groups
+    # the sensitivity table in nats: a row per group, a figure per width; empty rows for groups that were not searched
     sensitivity: tuple[tuple[float, ...], ...]
     evaluations: tuple[Evaluation, ...]  # all networks
     front: tuple[int, ...]  # the Pareto front: numbers of evaluations, the cheapest first
     named: tuple[Named, ...]  # evaluations with a name: the front, heuristic, maximal, minimal
     picks: tuple[Named, ...]  # the picks, by expression
     conditions: dict[str, Any]  # processor, versions, date
-    seconds: dict[str, float]  # duration of each step in the last run
+    seconds: float  # duration of the last run
 
 
 def front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:

@@ -13,7 +13,7 @@ from lonas_edge.search import SEARCH, SUBNETWORKS
 from lonas_edge.search.cost import COSTS, QUALITIES
 from lonas_edge.search.dimensions import Sensitivity
 from lonas_edge.search.plan import SearchPlan
-from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front
+from lonas_edge.search.record import Evaluation, Named, SearchRecord, front
 from lonas_edge.search.study import SAMPLER
 from lonas_edge.space.selection import SubnetworkRecord
 from lonas_edge.space.subnetwork import SearchOrigin, Subnetwork
@@ -35,7 +35,7 @@ def make_record(
     dtype: str,
     machine: Mapping[str, Any],
 ) -> SearchRecord:
-    """Make the record of the evaluations, without picks and durations.
+    """Make the record of the evaluations, without picks and duration.
 
     Args:
         plan: The search.
@@ -58,7 +58,8 @@ def make_record(
         study=study,
         model=plan.source.base.name,
         identity=plan.identity,
-        data=Scored(options.data.name, data, options.num_samples, plan.data.description, unseen),
+        data=options.data.name,
+        unseen=unseen,
         quality=options.quality,
         cost=plan.cost,
         units={options.quality: unit, plan.cost: COSTS[plan.cost].unit},
@@ -70,14 +71,13 @@ def make_record(
             "dtype": dtype,
             **asdict(options.cost_settings),
         },
-        fixed=tuple(index for index in range(len(plan.source.space.groups)) if index not in plan.dimensions.searched),
         sensitivity=tuple(tuple(row) for row in sensitivity),
         evaluations=tuple(evaluations),
         front=tuple(member.number for member in members),
         named=tuple(named),
         picks=(),
         conditions={**describe("CPU"), **machine, "versions": versions(_PACKAGES)},
-        seconds={},
+        seconds=0.0,
     )
 
 
@@ -98,7 +98,7 @@ def write_results(plan: SearchPlan, record: SearchRecord, folder: Path) -> None:
             proposed_by=evaluation.origin,
             evaluation=evaluation.number,
             evaluations=len(record.evaluations),
-            prompts=record.data.prompts,
+            prompts=record.identity["prompts"],
             super_adapter=record.identity["super_adapter"],
         )
         subnetwork = Subnetwork(plan.source.elasticity, evaluation.widths, f"search:{entry.name}", origin)

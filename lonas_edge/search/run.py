@@ -3,9 +3,8 @@
 import functools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -96,23 +95,20 @@ class _Search:
     study: optuna.Study
     progress: Progress
     batches: Sequence[Batch]
-    seconds: dict[str, float] = field(default_factory=dict)
     latency: LatencyTable | None = None
 
     def run(self) -> tuple[SearchRecord, list[str]]:
         """Take all steps; return the record, and an error for each pick that no network meets."""
         plan, options = self.plan, self.plan.options
-        with self._step("cost"):
-            cost = self._cost()
-            check_picks(plan.picks, plan.dimensions.named(), {plan.cost: cost})
+        start = time.perf_counter()
+        cost = self._cost()
+        check_picks(plan.picks, plan.dimensions.named(), {plan.cost: cost})
         dtype = str(self._share("dtype", faster_dtype))  # the same for all workers
-        with self._step("load"):
-            self.progress("Loading the super-network", None)
-            network = load_super_network(plan.source, DTYPES[dtype].torch)
-            self.progress("Scoring the unpruned network", None)
-            reference = network.reference(self.batches)
-        with self._step("sensitivity table"):
-            table: Sensitivity = self._share("sensitivity", lambda: self._sensitivity(network, "of each group"))
+        self.progress("Loading the super-network", None)
+        network = load_super_network(plan.source, DTYPES[dtype].torch)
+        self.progress("Scoring the unpruned network", None)
+        reference = network.reference(self.batches)
+        table: Sensitivity = self._share("sensitivity", lambda: self._sensitivity(network, "of each group"))
         costs = {**plan.counted_costs, plan.cost: cost}
         aims = {pick: costs[pick.measure] for pick in plan.picks if pick.measure in costs}
         propose, required = self._proposals(network, table, cost, aims), proposals.named_origins(plan.dimensions)
@@ -137,8 +133,7 @@ class _Search:
             done, members = len(evaluations), len(front(evaluations))
             self.progress(f"{done} of {worker.evals} networks, {members} in the Pareto front", done / worker.evals)
 
-        with self._step("evaluations"):
-            worker.run(measure, report)
+        worker.run(measure, report)
         machine = self.latency.machine if self.latency else {}
         evaluations = worker.evaluations()
         record = make_record(plan, self.study.study_name, evaluations, table, dtype, machine)
@@ -147,7 +142,7 @@ class _Search:
             # cut off by --evals before its bounds: the smallest network, evaluated at the start, must not stand in
             reached = [each for each in evaluations if each.widths == maximal or each.widths not in required]
         picks, missed = resolve_picks(plan.picks, evaluations, costs, maximal, reached)
-        return replace(record, picks=picks, seconds=self.seconds), missed
+        return replace(record, picks=picks, seconds=round(time.perf_counter() - start, 3)), missed
 
     def _share(self, name: str, make: Callable[[], Any]) -> Any:
         """Return the first stored JSON value of a name, which all workers of the study use."""
@@ -203,10 +198,3 @@ class _Search:
             return None
 
         return propose
-
-    @contextmanager
-    def _step(self, name: str) -> Iterator[None]:
-        """Count the seconds of a step."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)

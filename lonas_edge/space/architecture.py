@@ -4,7 +4,6 @@ import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from lonas_edge.errors import LonasEdgeError, raise_all
@@ -34,11 +33,10 @@ class Architecture:
         raise_all(f"{where}: {REMOVED} cannot be used:", [f"{path!r}: the model has no such block" for path in unknown])
         return architecture
 
-    def require(self, kind: ModelKind, what: str, said_by: Path | None = None) -> None:
-        """Raise if the feature `what` does not work on the kind of the model, which the file `said_by` defines."""
+    def require(self, kind: ModelKind, what: str) -> None:
+        """Raise if the feature `what` does not work on the kind of the model."""
         if self.family.kind != kind:
-            where = f" ({said_by})" if said_by else ""
-            raise LonasEdgeError(f"{what} works on a {kind.name}; {self.model_type} is a {self.family.kind.name}{where}")
+            raise LonasEdgeError(f"{what} works on a {kind.name}; {self.model_type} is a {self.family.kind.name}")
 
     @property
     def model_type(self) -> str:

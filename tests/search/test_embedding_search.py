@@ -67,7 +67,7 @@ def test_a_search(tiny_bert: TinyBert, run_cli: Callable, tmp_path: Path) -> Non
     options = ("--cost", "macs", "--num-samples", 16, "--evals", 12)
     run_cli("search", *source.arguments(), "--data", data, "--output", output, *options).ok()
     record, embedded = json.loads((output / "search.json").read_text()), Embedded(source, data)
-    assert record["data"]["template"] == "mean, normalized" and record["units"]["kl"] == "cosine distance"
+    assert record["identity"]["template"] == "mean, normalized" and record["units"]["kl"] == "cosine distance"
     assert len(record["evaluations"]) == 12
     for evaluation in record["evaluations"][:4]:
         assert evaluation["quality"] == pytest.approx(embedded.distance(evaluation["widths"]), rel=0.05, abs=1e-4)

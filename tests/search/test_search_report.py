@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from lonas_edge.search import results
-from lonas_edge.search.record import Evaluation, Named, Scored, SearchRecord, front
+from lonas_edge.search.record import Evaluation, Named, SearchRecord, front
 
 WIDTHS, GROUPS = (1536, 1344, 1152, 960, 768), 30
 
@@ -31,19 +31,19 @@ def made_up() -> SearchRecord:
         study="search",
         model="smollm2-135m",
         identity={},
-        data=Scored("train.json", "0" * 64, 64, "alpaca", True),
+        data="train.json",
+        unseen=True,
         quality="kl",
         cost="tpot",
         units={"kl": "nats", "tpot": "ms"},
         settings={"weight_format": "int8", "device": "CPU", "prompt_len": 256, "new_tokens": 64},
-        fixed=(),
         sensitivity=(),
         evaluations=tuple(evaluated),
         front=tuple(member.number for member in members),
         named=tuple(named),
         picks=(Named("pick:tpot<=0.85x", members[1].number, "a"), Named("pick:kl<=0.05", members[-1].number, "b")),
         conditions={"processor": "Intel(R) Xeon(R) Processor", "date": "2026-11-25"},
-        seconds={"evaluations": 300.0},
+        seconds=300.0,
     )
 
 

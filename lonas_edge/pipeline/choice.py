@@ -193,7 +193,7 @@ def _score(plan: Plan, bound: MetricBound, pick: Pick, source: Source, options: 
         if not quality[NAMES["int8"]].value:
             raise LonasEdgeError(
                 f"{plan.metric_of(bound)} of the unpruned model is 0 on the held-out examples, so a target in it bounds "
-                "nothing. Choose another --metric, train longer (--epochs), or bound the KL: --target kl=0.02."
+                "nothing. Choose another --metric, train longer (--epochs), or bound the KL: --target kl=0.005."
             )
         difference = quality[pick.file].difference
     else:

@@ -58,7 +58,7 @@ class CompressOptions(Options):
         metavar="EXPRESSION",
         repeat=True,
         help="Bound: exact-match=-1 (points below unpruned INT8; of classifiers accuracy=-1), tpot=0.7x, kl=0.1.",
-        unset="auto: one point where 50 answers are held out, else kl=0.02; of encoders kl=0.2, or a bound on MACs",
+        unset="auto: one point where 50 answers are held out, else kl=0.005; of encoders kl=0.2, or a bound on MACs",
     )
     weight_format: str | None = option(
         None,

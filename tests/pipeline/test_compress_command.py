@@ -446,8 +446,8 @@ def test_a_dry_run_writes_nothing(
     assert compress_model(options, announce=lambda *given: announced.append(given)) is None
     [(steps, needed)] = announced
     seconds = {step.name: step.estimate for step in steps}
-    recover = "recover kl<=0.02"  # `auto`
-    names = ["fine-tune", "space", "search", "baselines", recover, "export kl<=0.02", "draft", "measure"]
+    recover = "recover kl<=0.005"  # `auto`
+    names = ["fine-tune", "space", "search", "baselines", recover, "export kl<=0.005", "draft", "measure"]
     assert list(seconds) == names
     # at most five epochs of 80 examples in batches of 16 at 0.1 s; 16 held-out examples at 0.01 s, every second step
     assert seconds["fine-tune"] == pytest.approx(25 * 0.1 + 14 * 16 * 0.01, abs=0.05)

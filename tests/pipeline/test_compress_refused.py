@@ -42,7 +42,7 @@ def test_refused_targets(refused: Callable[..., str]) -> None:
         assert f"{text!r}: expected MEASURE=NUMBER (times in ms, sizes in bytes) or MEASURE=NUMBERx" in error
         assert "MEASURE is one of kl, tpot, ttft, " in error
     assert "bounds tpot and ttft; one run" in refused(target=["ttft<=0.8x", "tpot<=0.8x"])
-    assert "kl<=0.02: the same bound as kl<=0.02" in refused(target=["auto", "kl<=0.02"])
+    assert "kl<=0.005: the same bound as kl<=0.005" in refused(target=["auto", "kl<=0.005"])
 
 
 def test_refused_options(refused: Callable[..., str], tmp_path: Path) -> None:

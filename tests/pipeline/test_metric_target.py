@@ -393,13 +393,13 @@ def test_auto_bounds_the_metric_where_enough_answers_are_held_out(tmp_path: Path
     texts.write_text("\n".join(json.dumps({"text": f"text {number}"}) for number in range(600)))
     for data, eval_data, metric, expected in (
         (many, None, None, "exact-match>=-1"),
-        (few, None, None, "kl<=0.02"),
+        (few, None, None, "kl<=0.005"),
         (few, objects, None, "json>=-1"),
         (many, None, "token-f1", "token-f1>=-1"),
-        (many, None, "scores.py:own", "kl<=0.02"),
+        (many, None, "scores.py:own", "kl<=0.005"),
         (blank, None, None, "exact-match>=-1"),
-        (repeated, None, None, "kl<=0.02"),
-        (texts, None, None, "kl<=0.02"),
+        (repeated, None, None, "kl<=0.005"),
+        (texts, None, None, "kl<=0.005"),
     ):
         assert auto_target(LANGUAGE_MODEL, data, eval_data, metric) == expected
     assert auto_target(EMBEDDING_MODEL, texts, None, None) == "kl<=0.2"

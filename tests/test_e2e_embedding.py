@@ -90,7 +90,7 @@ def test_compress(minilm: Path, tmp_path: Path) -> None:
     done = subprocess.run([*map(str, program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out/compress.json").read_text())
-    first, _, ours = record["networks"]
+    first, *_, ours = record["networks"]  # without AMX, the stock file also with an activation group
     assert sum(all(part["kept"] == 0 for part in layer) for layer in ours["removed"]) == 2
     assert ours["file_bytes"] < 0.9 * first["file_bytes"] and ours["latency"]["latency"]["samples"]
     held_out = [json.loads(line)["text"] for line in (tmp_path / "out/steps/data/held_out.jsonl").read_text().splitlines()]

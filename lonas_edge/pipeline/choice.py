@@ -30,7 +30,9 @@ from lonas_edge.pipeline.targets import MetricBound
 from lonas_edge.pipeline.training import train_or_continue
 from lonas_edge.progress import Progress
 from lonas_edge.schema import Record
+from lonas_edge.search import SEARCH as SEARCH_FILE
 from lonas_edge.search.picks import Pick
+from lonas_edge.search.record import SearchRecord
 from lonas_edge.space.selection import SubnetworkRecord
 from lonas_edge.space.subnetwork import Subnetwork
 
@@ -39,6 +41,7 @@ UNPRUNED = Pick("unpruned", "unpruned", 0.0)
 HEAD_FORMAT = "int4"
 ROUNDED = Pick("gptq", "gptq", 0.0)  # the unpruned network by GPTQ, without a recovery
 HEAD = Pick("int4-head", "int4-head", 0.0)  # the chosen network with an INT4 head
+LEAST_SAVING = 0.05  # share of the cost that a candidate must save: docs/benchmarks/compress.md
 
 
 @dataclass(frozen=True)
@@ -162,12 +165,18 @@ def _known_trials(plan: Plan, bound: MetricBound) -> dict[str, Trial]:
 
 
 def _candidates(plan: Plan) -> list[tuple[Pick, Subnetwork]]:
-    """The networks to try, each once, the least pruned first; the unpruned one, too, where it is not the baseline itself."""
+    """The networks to try, each once, the least pruned first; the unpruned one, too, where it is not the baseline itself.
+
+    One that saves hardly anything by the search is not worth its recovery, and may still cost accuracy.
+    """
+    search = SearchRecord.read(plan.paths.work / "search" / SEARCH_FILE)
+    costs = {each.file: search.evaluations[each.evaluation].cost / search.unpruned_cost for each in search.picks}
     maximal = plan.start.select("maximal")
     candidates = {maximal.canonical: (UNPRUNED, maximal)}
     for pick in plan.candidates:
         network = plan.network(pick)
-        candidates.setdefault(network.canonical, (pick, network))
+        if costs[pick.file] <= 1 - LEAST_SAVING:
+            candidates.setdefault(network.canonical, (pick, network))
     return list(candidates.values())[0 if plan.tries_unpruned else 1 :]
 
 

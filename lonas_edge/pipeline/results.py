@@ -192,7 +192,6 @@ def _curves(plan: Plan) -> tuple[Curve, ...]:
 
 def _candidates(plan: Plan, search: SearchRecord, choices: Mapping[str, ChoiceRecord]) -> tuple[Candidate, ...]:
     """The networks that the search evaluated, with the targets that they were picked for."""
-    unpruned = next(search.evaluations[entry.evaluation].cost for entry in search.named if entry.name == "maximal")
     targets: dict[str, str] = {}  # by the expression of the search's pick
     for target, pick in plan.picks.items():
         expression = (choices[target].chosen if target in choices else None) or pick.expression
@@ -202,6 +201,6 @@ def _candidates(plan: Plan, search: SearchRecord, choices: Mapping[str, ChoiceRe
         expression = entry.name.removeprefix("pick:")
         picked[entry.evaluation] = (*picked.get(entry.evaluation, ()), targets.get(expression, expression))
     return tuple(
-        Candidate(each.cost / unpruned, each.quality, each.number in search.front, picked.get(each.number, ()))
+        Candidate(each.cost / search.unpruned_cost, each.quality, each.number in search.front, picked.get(each.number, ()))
         for each in search.evaluations
     )

@@ -154,11 +154,10 @@ def _refuse_destroyed(plan: Plan, target: str) -> None:
     """Refuse a network that is too far from the unpruned one, and name the closest one and other means."""
     record = SearchRecord.read(plan.paths.work / "search" / SEARCH_FILE)
     [number] = [each.evaluation for each in record.picks if each.file == plan.picks[target].file]
-    [maximal] = [each.evaluation for each in record.named if each.name == "maximal"]
-    distance, whole = record.evaluations[number].quality, record.evaluations[maximal].cost
+    distance = record.evaluations[number].quality
     if distance <= FURTHEST:
         return
-    closest = min(each.cost for each in record.evaluations if each.quality <= FURTHEST) / whole
+    closest = min(each.cost for each in record.evaluations if each.quality <= FURTHEST) / record.unpruned_cost
     config, total = plan.start.architecture.config, plan.start.sizes(plan.start.unpruned).bytes[str(plan.options.weight_format)]
     share = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2) / total  # in INT8
     trim = "" if plan.paths.trims else f"a trimmed vocabulary, which has {share:.0%} of the bytes, or "

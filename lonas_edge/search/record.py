@@ -53,6 +53,11 @@ class SearchRecord(Record):
     conditions: dict[str, Any]  # processor, versions, date
     seconds: float  # duration of the last run
 
+    @property
+    def unpruned_cost(self) -> float:
+        """The cost of the unpruned network, in the cost's unit."""
+        return next(self.evaluations[each.evaluation].cost for each in self.named if each.name == "maximal")
+
 
 def front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """Find the Pareto front, the cheapest first."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from device import Device
 from pipeline_runs import QUICK, make_quick, plan_steps, write_data
 from safetensors.torch import load_file
 from tiny_models import TinyModels, TinySource
@@ -305,6 +306,17 @@ def test_a_trial_is_trained_exported_and_scored(
     assert [each.pick for each in again.trials["token-f1>=-100"]] == [each.pick for each in trials]
     [first, *others] = [load_file(path / "adapter_model.safetensors") for path in (out / "steps/recovered").iterdir()]
     assert all(torch.equal(tensor, other[name]) for other in others for name, tensor in first.items())
+
+
+def test_a_candidate_that_saves_hardly_anything_is_not_tried(
+    llama: TinySource, tmp_path: Path, data: Path, quick: None, trainings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On this device, each group costs a hundredth of the rest. The search finds networks, but none is recovered."""
+    Device(lambda widths: 100.0 + sum(width > 0 for width in widths)).install(monkeypatch, tmp_path / "cache")
+    record = compress(llama.base, data=data, output=tmp_path / "out", **{**QUICK, "target": "exact-match>=-100"})
+    assert any(0.95 < each.cost < 1 and each.picks for each in record.candidates)
+    assert (record.trials["exact-match>=-100"], len(trainings)) == ((), 1)
+    assert record.networks[-1].name == "unpruned INT8 (exact-match>=-100)"
 
 
 def test_an_interrupted_choice_continues(

@@ -79,7 +79,7 @@ class BenchRecord(Record):
     """A benchmark."""
 
     NAME = "bench"
-    VERSION = 3
+    VERSION = 1
     AGAIN = "Run `lonas-edge bench` again."
 
     model: Mapping[str, Any]  # base, adapter and sub-network, from `lonas_edge.json`

@@ -30,7 +30,7 @@ class EvalRecord(Record):
     """An evaluation, `eval.json`. The other targets are compared with the first. A notebook shows its report."""
 
     NAME = "eval"
-    VERSION = 2
+    VERSION = 1
     AGAIN = "Run `lonas-edge eval` again."
 
     protocol: str  # name of the protocol

@@ -49,7 +49,7 @@ class ChoiceRecord(Record):
     """How the network of a target in a metric was chosen."""
 
     NAME: ClassVar = "compress-choice"
-    VERSION: ClassVar = 2
+    VERSION: ClassVar = 1
     AGAIN: ClassVar = "Run `lonas-edge compress --overwrite`."
 
     chosen: str | None  # the pick, `UNPRUNED` or `ROUNDED`; None for the unpruned model in INT8

@@ -34,7 +34,7 @@ class Probe(Record):
     """Timed training steps."""
 
     NAME: ClassVar = "compress-probe"
-    VERSION: ClassVar = 2
+    VERSION: ClassVar = 1
     AGAIN: ClassVar = "Delete it."
 
     precision: str  # the faster one on this machine, or that of an earlier run

@@ -33,7 +33,7 @@ class SearchRecord(Record):
     """Content of `search.json`."""
 
     NAME: ClassVar[str] = "search"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 1
     AGAIN: ClassVar[str] = "Search again with --overwrite."
     study: str
     model: str  # name of the base model

@@ -78,7 +78,7 @@ def test_a_classifier_has_one_metric() -> None:
 def test_files(made: BenchRecord, tmp_path: Path) -> None:
     write(made, tmp_path)
     content = json.loads((tmp_path / "bench.json").read_text())
-    assert content["schema"] == "lonas-edge/bench/3"
+    assert content["schema"] == "lonas-edge/bench/1"
     assert BenchRecord.read(tmp_path / "bench.json") == made
     assert len(content["samples"]) == 24 and len(content["samples"][0]["timing"]["token_times"]) == 11
     markdown = (tmp_path / "bench.md").read_text()
